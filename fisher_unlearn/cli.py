@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['app', 'Root', 'Runs', 'main', 'data', 'unlearn', 'find_notebook', 'execute', 'quickstart']
 
-# %% ../nbs/60_cli.ipynb #c7acb226
+# %% ../nbs/60_cli.ipynb #67456d63
 import os, sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import nbformat
 import pandas as pd
@@ -43,37 +43,37 @@ def _one_line() -> Iterator[None]:
         typer.echo(f"fisher-unlearn: {error}", err=True)
         raise typer.Exit(2) from error
 
-# %% ../nbs/60_cli.ipynb #1b4e37b2
-Root = Annotated[Optional[Path], typer.Option(help="Folder of the data sets. [default: $FISHER_UNLEARN_DATA, else data]", show_default=False)]
-Runs = Annotated[Optional[Path], typer.Option(help="Folder of records and checkpoints. [default: $FISHER_UNLEARN_RUNS, else runs]", show_default=False)]
+# %% ../nbs/60_cli.ipynb #9d2bdfec
+Root = Annotated[Path | None, typer.Option(help="Folder of the data sets. [default: $FISHER_UNLEARN_DATA, else data]", show_default=False)]
+Runs = Annotated[Path | None, typer.Option(help="Folder of records and checkpoints. [default: $FISHER_UNLEARN_RUNS, else runs]", show_default=False)]
 
 @app.command()
 def data(root: Root = None) -> None:
     "Say which data sets are found where."
     print(find_data(root).to_string(index=False))
 
-# %% ../nbs/60_cli.ipynb #3f18a8ef
+# %% ../nbs/60_cli.ipynb #0ce0da0a
 def _option(text: str, *names: str) -> Any:
     return typer.Option(*names, help=text, show_default=False)
 
 @app.command()
 def unlearn(profile: Annotated[str, typer.Option(help="quick (seconds), cpu (hours on two cores) or paper (a GPU).")] = "quick",
-            dataset: Annotated[Optional[str], _option("digits, mnist, cifar10, cifar100 or tinyimagenet.")] = None,
-            subset: Annotated[Optional[int], _option("Training images to draw by seed.")] = None,
-            network: Annotated[Optional[str], _option("resnet20, resnet50 (6n+2), vgg16, googlenet or densenet.")] = None,
-            seed: Annotated[Optional[int], _option("Seed of weights and order of images.")] = None,
-            epochs: Annotated[Optional[int], _option("Epochs of training; the schedule is scaled to them.")] = None,
-            classes: Annotated[Optional[str], _option("Classes to forget, by index or name, with commas between.")] = None,
-            samples: Annotated[Optional[str], _option("Training images to forget instead of classes, by position, with commas between.")] = None,
-            method: Annotated[Optional[str], _option("retrain, finetune, mask_classifier or fisher_mask.")] = None,
-            preset: Annotated[Optional[str], _option("paper (its text) or authors_code.")] = None,
-            ratio: Annotated[Optional[float], _option("Share of the units to mask, from 0 to below 1.")] = None,
-            unit: Annotated[Optional[str], _option("weight, kernel or channel.")] = None,
-            fisher_labels: Annotated[Optional[str], _option("true, sampled or expected.")] = None,
-            fisher_per: Annotated[Optional[str], _option("sample or batch.")] = None,
-            remain_weight: Annotated[Optional[float], _option("Weight of the remain set's mean Fisher.")] = None,
-            fine_tune_epochs: Annotated[Optional[int], _option("Epochs in which the schedule is replayed; 0 for none.")] = None,
-            device: Annotated[Optional[str], _option("auto, cpu or cuda.")] = None,
+            dataset: Annotated[str | None, _option("digits, mnist, cifar10, cifar100 or tinyimagenet.")] = None,
+            subset: Annotated[int | None, _option("Training images to draw by seed.")] = None,
+            network: Annotated[str | None, _option("resnet20, resnet50 (6n+2), vgg16, googlenet or densenet.")] = None,
+            seed: Annotated[int | None, _option("Seed of weights and order of images.")] = None,
+            epochs: Annotated[int | None, _option("Epochs of training; the schedule is scaled to them.")] = None,
+            classes: Annotated[str | None, _option("Classes to forget, by index or name, with commas between.")] = None,
+            samples: Annotated[str | None, _option("Training images to forget instead of classes, by position, with commas between.")] = None,
+            method: Annotated[str | None, _option("retrain, finetune, mask_classifier or fisher_mask.")] = None,
+            preset: Annotated[str | None, _option("paper (its text) or authors_code.")] = None,
+            ratio: Annotated[float | None, _option("Share of the units to mask, from 0 to below 1.")] = None,
+            unit: Annotated[str | None, _option("weight, kernel or channel.")] = None,
+            fisher_labels: Annotated[str | None, _option("true, sampled or expected.")] = None,
+            fisher_per: Annotated[str | None, _option("sample or batch.")] = None,
+            remain_weight: Annotated[float | None, _option("Weight of the remain set's mean Fisher.")] = None,
+            fine_tune_epochs: Annotated[int | None, _option("Epochs in which the schedule is replayed; 0 for none.")] = None,
+            device: Annotated[str | None, _option("auto, cpu or cuda.")] = None,
             runs: Runs = None, root: Root = None) -> None:
     "Train a model (or find it trained), make it forget, and record what happened."
     given = {name: value for name, value in locals().items() if name not in ("profile", "runs", "root")}
@@ -102,16 +102,16 @@ def execute(notebook: Path, output: Path, parameters: dict[str, Any]) -> None:
     nbformat.write(executed, partial)
     os.replace(partial, output)
 
-# %% ../nbs/60_cli.ipynb #ce950241
+# %% ../nbs/60_cli.ipynb #f12ee33b
 @app.command()
 def quickstart(profile: Annotated[str, typer.Option(help="quick (seconds), cpu (an hour or more on two cores) or paper (a GPU).")] = "quick",
-               dataset: Annotated[Optional[str], _option("digits, mnist, cifar10, cifar100 or tinyimagenet.")] = None,
-               network: Annotated[Optional[str], _option("resnet20, resnet50 (6n+2), vgg16, googlenet or densenet.")] = None,
-               seed: Annotated[Optional[int], _option("Seed of weights and order of images.")] = None,
-               epochs: Annotated[Optional[int], _option("Epochs of training; the schedule is scaled to them.")] = None,
-               ratio: Annotated[Optional[float], _option("Share of the units to mask, from 0 to below 1.")] = None,
-               fine_tune_epochs: Annotated[Optional[int], _option("Epochs in which the schedule is replayed.")] = None,
-               device: Annotated[Optional[str], _option("auto, cpu or cuda.")] = None,
+               dataset: Annotated[str | None, _option("digits, mnist, cifar10, cifar100 or tinyimagenet.")] = None,
+               network: Annotated[str | None, _option("resnet20, resnet50 (6n+2), vgg16, googlenet or densenet.")] = None,
+               seed: Annotated[int | None, _option("Seed of weights and order of images.")] = None,
+               epochs: Annotated[int | None, _option("Epochs of training; the schedule is scaled to them.")] = None,
+               ratio: Annotated[float | None, _option("Share of the units to mask, from 0 to below 1.")] = None,
+               fine_tune_epochs: Annotated[int | None, _option("Epochs in which the schedule is replayed.")] = None,
+               device: Annotated[str | None, _option("auto, cpu or cuda.")] = None,
                runs: Runs = None, root: Root = None,
                figures: Annotated[Path, typer.Option(help="Folder of the results; a folder for the profile is made in it.")] = Path("figures")) -> None:
     "Train, retrain, and compare the ways to forget a class: a table, a figure, the records and the executed notebook."

@@ -6,7 +6,7 @@
 __all__ = ['DATASETS', 'Arrays', 'TINY_URL', 'TINY_MD5', 'NAMES', 'choose', 'writable_folder', 'Samples', 'check_images', 'fit',
            'Batches', 'check_repeatable', 'ImageData', 'digest', 'data_root', 'load_images', 'find_data']
 
-# %% ../nbs/00_data.ipynb #640a29ce
+# %% ../nbs/00_data.ipynb #595d342c
 import difflib, hashlib, json, os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
+from torchvision.datasets.folder import default_loader
 from torchvision.datasets.utils import check_integrity, download_and_extract_archive
 from torchvision.transforms.v2 import functional as vision
 
@@ -212,7 +213,7 @@ def _check_mnist(raw: Path) -> None:
         if (raw / name).exists() and not check_integrity(raw / name, md5):
             raise ValueError(f"{raw / name} is damaged (its MD5 sum is not {md5}): delete the folder {raw} and load mnist again.")
 
-# %% ../nbs/00_data.ipynb #75bb63aa
+# %% ../nbs/00_data.ipynb #5f46b87b
 TINY_URL, TINY_MD5 = "http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de"
 
 def _tiny_imagenet(root: Path, download: bool) -> tuple[Arrays, list[str], str]:
@@ -224,7 +225,7 @@ def _tiny_imagenet(root: Path, download: bool) -> tuple[Arrays, list[str], str]:
     train = [(path, k) for k, wnid in enumerate(wnids) for path in sorted((folder / "train" / wnid / "images").glob("*.JPEG"))]
     test = [(folder / "val" / "images" / image, wnids.index(wnid)) for image, wnid in truth if wnid in wnids]
     words = dict(line.split("\t", 1) for line in (folder / "words.txt").read_text().splitlines())
-    read = lambda rows: torch.stack([torchvision.io.decode_image(str(path), torchvision.io.ImageReadMode.RGB) for path, _ in rows])
+    read = lambda rows: torch.stack([vision.pil_to_tensor(default_loader(str(path))) for path, _ in rows])
     labels = lambda rows: torch.tensor([k for _, k in rows])
     source = f"Tiny-ImageNet-200 from {TINY_URL}, {len(wnids)} classes, official validation images as test set"
     return (read(train), labels(train), read(test), labels(test)), [words.get(w, w) for w in wnids], source

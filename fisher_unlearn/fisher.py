@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Labels', 'Per', 'Reduction', 'naive_diag_fisher', 'diag_fisher', 'rebatch']
 
-# %% ../nbs/10_fisher.ipynb #41fcab20
+# %% ../nbs/10_fisher.ipynb #f6b98ea8
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -51,8 +51,8 @@ def _naive_slopes(model, weights, inputs, targets, group, labels) -> Iterator[tu
                 if g is not None: slope += g / len(group)
         yield (1 if y is None else probability[y]), slopes
 
-# %% ../nbs/10_fisher.ipynb #33b62b80
-def _squares_per_sample(model: nn.Module, weights: dict[str, Tensor], inputs: Tensor, choices: list[tuple[Tensor, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+# %% ../nbs/10_fisher.ipynb #fed141fe
+def _squares_per_sample(model: nn.Module, weights: Mapping[str, Tensor], inputs: Tensor, choices: list[tuple[Tensor, Tensor]]) -> Iterator[tuple[str, Tensor]]:
     "Σᵢ shareᵢ · g(xᵢ, yᵢ)² of each weight, for each choice of labels."
     fixed = {n: t.detach() for n, t in (*model.named_parameters(), *model.named_buffers()) if n not in weights}
     def surprise(weights, x, y): return F.cross_entropy(functional_call(model, {**fixed, **weights}, (x[None],)), y[None])
@@ -64,8 +64,8 @@ def _squares_per_sample(model: nn.Module, weights: dict[str, Tensor], inputs: Te
             for name, g in slopes(detached, inputs[part], targets[part]).items():
                 yield name, torch.tensordot(shares[part], g.square(), 1)
 
-# %% ../nbs/10_fisher.ipynb #a4bb4023
-def _squares_per_batch(model: nn.Module, weights: dict[str, Tensor], inputs: Tensor, choices: list[tuple[Tensor, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+# %% ../nbs/10_fisher.ipynb #f6e33bb0
+def _squares_per_batch(model: nn.Module, weights: Mapping[str, Tensor], inputs: Tensor, choices: list[tuple[Tensor, Tensor]]) -> Iterator[tuple[str, Tensor]]:
     "Mean share · (mean over i of g(xᵢ, yᵢ))² of each weight, for each choice of labels."
     with torch.enable_grad(): logits = model(inputs)
     for shares, targets in choices:
@@ -92,7 +92,7 @@ def _untouched(model: nn.Module) -> Iterator[None]:
         finally:
             for n, b in model.named_buffers(): b.copy_(found[n])
 
-# %% ../nbs/10_fisher.ipynb #100ce545
+# %% ../nbs/10_fisher.ipynb #5d7307eb
 def diag_fisher(model: nn.Module,   # returns logits (n, C)
                 batches: Loader,    # normalised (inputs, labels), readable again and again
                 labels: Labels = "true",        # "true" (empirical Fisher), "sampled" from the model, or "expected" over all classes
@@ -107,7 +107,7 @@ def diag_fisher(model: nn.Module,   # returns logits (n, C)
     labels="expected", per="batch", reduction="mean" on `rebatch(batches, 128)`. Raises `ValueError` for bad batches,
     labels or choices, `FloatingPointError` naming the parameter if a value is not finite."""
     for name, value, valid in (("labels", labels, Labels), ("per", per, Per), ("reduction", reduction, Reduction)):
-        if value not in valid.__args__: raise ValueError(f"`{name}` is {value!r}: it must be one of {', '.join(map(repr, valid.__args__))}.")
+        if value not in get_args(valid): raise ValueError(f"`{name}` is {value!r}: it must be one of {', '.join(map(repr, get_args(valid)))}.")
     check_repeatable(batches, "batches")
     classes = check_batch(model, *next(iter(batches)))
     weights = {n: p for n, p in model.named_parameters() if p.requires_grad}

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['ForgetRequest', 'forget_classes', 'forget_class', 'forget_samples']
 
-# %% ../nbs/01_forget.ipynb #897391f4
+# %% ../nbs/01_forget.ipynb #f16cbe40
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .data import ImageData, Samples, choose, digest, load_images
+from .data import ImageData, Samples, choose, digest
 
 # %% ../nbs/01_forget.ipynb #949aea21
 @dataclass(frozen=True, eq=False)

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Unit', 'Mask', 'Pool', 'candidates', 'quota', 'unit_scores', 'select_top', 'zero_', 'masked_units', 'masked_rows']
 
-# %% ../nbs/20_masking.ipynb #746d2cff
+# %% ../nbs/20_masking.ipynb #6afe116c
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -39,14 +39,14 @@ class Pool:
     def __len__(self) -> int:
         return sum(self.sizes.values())
 
-# %% ../nbs/20_masking.ipynb #0ae4fa5e
+# %% ../nbs/20_masking.ipynb #b18921be
 def candidates(model: nn.Module,
                unit: Unit = "weight",                # "weight", "kernel" or "channel"
                classifier: bool = False,             # is the final classifier in the pool?
                classifier_name: str | None = None,   # its name, where `find_classifier` can't tell
                ) -> Pool:
     "The weights of all convolutions and linear layers, in units; `ValueError` if there are none."
-    if unit not in Unit.__args__: raise ValueError(f"`unit` is {unit!r}: it must be one of {', '.join(map(repr, Unit.__args__))}.")
+    if unit not in get_args(Unit): raise ValueError(f"`unit` is {unit!r}: it must be one of {', '.join(map(repr, get_args(Unit)))}.")
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
     spared = None if classifier else find_classifier(model, classifier_name)
     layers = {f"{n}." if n else "": m for n, m in model.named_modules() if isinstance(m, kinds) and n != spared}

@@ -173,10 +173,11 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items(): module.training = training
 
-# %% ../nbs/02_models.ipynb #454405b4
+# %% ../nbs/02_models.ipynb #b6196c10
 def device_of(model: nn.Module) -> torch.device:
-    "The device of a model's first parameter."
-    return next(model.parameters()).device
+    "The device of a model's parameters; `ValueError` if it has none."
+    for parameter in model.parameters(): return parameter.device
+    raise ValueError("the model has no parameters: there is nothing to train or to forget with.")
 
 @torch.inference_mode()
 def check_batch(model: nn.Module, inputs: Tensor, labels: Tensor, name: str = "batches") -> int:

@@ -6,7 +6,7 @@
 __all__ = ['RECIPE', 'PARAMETERS', 'RunSettings', 'training_key', 'run_key', 'profiles', 'resolve', 'provenance', 'runs_root',
            'write_record', 'read_record']
 
-# %% ../nbs/50_records.ipynb #687085a1
+# %% ../nbs/50_records.ipynb #5364abe0
 import hashlib, importlib.resources, json, os, platform, subprocess
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -19,11 +19,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 import fisher_unlearn
-from .data import DATASETS, choose, writable_folder
+from .data import DATASETS, choose
 from .fisher import Labels, Per
 from .masking import Unit
 from .models import NETWORKS
-from .schedule import Schedule
 from .train import TrainSettings
 from .unlearn import METHODS, PRESETS, method_options
 
@@ -128,7 +127,7 @@ def resolve(profile: str = "quick",  # "quick", "cpu" or "paper"
     values |= sets[name]
     return _settings(values | _scaled(values, given) | given | {"device": _device(given.get("device", "auto"))})
 
-# %% ../nbs/50_records.ipynb #da42f013
+# %% ../nbs/50_records.ipynb #eb31d7b6
 def _scaled(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     "Drops and warm-up in proportion, if only the number of epochs was given; drops that fall on neither side are left out."
     epochs = given.get("epochs", values["epochs"])
@@ -147,7 +146,7 @@ def _settings(values: dict[str, Any]) -> RunSettings:
     "Flat values as `RunSettings`; the first thing that is wrong with them in one sentence."
     schedule = {n: values[n] for n in _SCHEDULE if n in values}
     train = {n: values[n] for n in _TRAIN if n in values} | {"schedule": schedule}
-    try: return RunSettings(**{n: v for n, v in values.items() if n in RunSettings.model_fields}, train=train)
+    try: return RunSettings.model_validate({n: v for n, v in values.items() if n in RunSettings.model_fields} | {"train": train})
     except ValidationError as error:
         first = error.errors()[0]
         where, message = ".".join(str(part) for part in first["loc"][:3]), first["msg"].removeprefix("Value error, ")

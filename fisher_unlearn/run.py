@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['images_of', 'request_of', 'model_of', 'threads', 'train_original', 'run']
 
-# %% ../nbs/50a_run.ipynb #41417b20
+# %% ../nbs/50a_run.ipynb #17296cfd
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +17,12 @@ import pandas as pd
 import torch
 from torch import nn
 
-from .data import ImageData, data_root, load_images, writable_folder
+from .data import ImageData, load_images, writable_folder
 from .forget import ForgetRequest, forget_classes, forget_samples
 from .masking import masked_rows
 from .models import build_model, find_classifier, min_size
-from .records import RunSettings, provenance, read_record, resolve, run_key, runs_root, training_key, write_record
-from .train import load_weights, save_weights, train_model
+from .records import RunSettings, provenance, read_record, run_key, runs_root, training_key, write_record
+from .train import Progress, load_weights, save_weights, train_model
 from .unlearn import Unlearned, unlearn
 
 # %% ../nbs/50a_run.ipynb #b642d87a
@@ -51,18 +51,17 @@ def threads(n: int) -> Iterator[None]:
     try: yield
     finally: torch.set_num_threads(found)
 
-# %% ../nbs/50a_run.ipynb #4d62f4f1
-def train_original(settings: RunSettings, images: ImageData, runs: str | Path | None = None, progress: str = "lines") -> tuple[nn.Module, dict[str, Any]]:
+# %% ../nbs/50a_run.ipynb #732c485d
+def train_original(settings: RunSettings, images: ImageData, runs: str | Path | None = None, progress: Progress = "lines") -> tuple[nn.Module, dict[str, Any]]:
     "w* and its record: read if it is done, else trained from where it stopped."
     key = training_key(settings)
     folder, model = writable_folder(runs_root(runs) / f"train-{key}"), model_of(settings, images)
-    record = read_record(folder / "record.json")
-    if record is None:
+    if (record := read_record(folder / "record.json")) is None:
         test = {"test": images.test.batches(500, settings.device)}
         history = train_model(model, images.train, replace(settings.train, seed=settings.seed), test, folder / "progress.safetensors", progress)
         save_weights(model, folder / "weights.safetensors")
         record = write_record(folder / "record.json", _record(key, settings, images, history=_rows(history)))
-        (folder / "progress.safetensors").unlink()
+    (folder / "progress.safetensors").unlink(missing_ok=True)
     _check_data(record, images, folder)
     load_weights(model, folder / "weights.safetensors")
     return model, record
@@ -83,31 +82,34 @@ def _check_data(record: dict[str, Any], images: ImageData, folder: Path) -> None
     if record["data"]["digest"] != images.digest:
         raise ValueError(f"{folder} was made from other {images.name} images (digest {record['data']['digest'][:12]}…, not {images.digest[:12]}…): choose another folder of runs.")
 
-# %% ../nbs/50a_run.ipynb #51232fff
+# %% ../nbs/50a_run.ipynb #f2056936
 def run(settings: RunSettings,
         runs: str | Path | None = None,  # folder of runs; None: `$FISHER_UNLEARN_RUNS`, else `runs`
         root: str | Path | None = None,  # folder of data sets, as in `load_images`
-        progress: str = "lines",         # as in `train_model`
+        progress: Progress = "lines",         # as in `train_model`
         ) -> dict[str, Any]:             # the record
     "Do one run, or read its record if it is done."
-    key = run_key(settings)
-    folder = writable_folder(runs_root(runs) / key)
-    if (record := read_record(folder / "record.json")) is not None: return record
-    with threads(settings.threads):
-        images = images_of(settings, root)
-        request = request_of(settings, images)
-        original = model_of(settings, images) if settings.method == "retrain" else train_original(settings, images, runs, progress)[0]
-        result = _unlearned(settings, images, request, original, folder / "progress.safetensors", progress)
-        save_weights(result.model, folder / "weights.safetensors")
-    record = _record(key, settings, images, training=None if settings.method == "retrain" else training_key(settings),
-                     request={"kind": request.kind, "classes": request.classes, "forget": len(request.forget), "remain": len(request.remain), "digest": request.digest},
-                     changed=_rows(result.changed), note=result.note, masked_rows=_classifier_rows(result), history=_rows(result.history), seconds=result.seconds)
-    record = write_record(folder / "record.json", record)
+    folder = writable_folder(runs_root(runs) / run_key(settings))
+    if (record := read_record(folder / "record.json")) is None:
+        with threads(settings.threads): record = write_record(folder / "record.json", _done(settings, folder, runs, root, progress))
     (folder / "progress.safetensors").unlink(missing_ok=True)
     return record
 
-# %% ../nbs/50a_run.ipynb #3559c8f3
-def _unlearned(settings: RunSettings, images: ImageData, request: ForgetRequest, model: nn.Module, checkpoint: Path, progress: str) -> Unlearned:
+# %% ../nbs/50a_run.ipynb #f99f03da
+def _done(settings: RunSettings, folder: Path, runs: str | Path | None, root: str | Path | None, progress: Progress) -> dict[str, Any]:
+    "Everything that a run does before its record is written; returns the record."
+    images = images_of(settings, root)
+    request = request_of(settings, images)
+    fresh = settings.method == "retrain"
+    original = model_of(settings, images) if fresh else train_original(settings, images, runs, progress)[0]
+    result = _unlearned(settings, images, request, original, folder / "progress.safetensors", progress)
+    save_weights(result.model, folder / "weights.safetensors")
+    asked = {"kind": request.kind, "classes": request.classes, "forget": len(request.forget), "remain": len(request.remain), "digest": request.digest}
+    return _record(run_key(settings), settings, images, training=None if fresh else training_key(settings), request=asked, changed=_rows(result.changed),
+                   note=result.note, masked_rows=_classifier_rows(result), history=_rows(result.history), seconds=result.seconds)
+
+# %% ../nbs/50a_run.ipynb #2b1b0780
+def _unlearned(settings: RunSettings, images: ImageData, request: ForgetRequest, model: nn.Module, checkpoint: Path, progress: Progress) -> Unlearned:
     "The method of the settings, with fine-tuning (for `retrain`: the full training) and measurement."
     device = settings.device
     forget, remain = (part.batches(settings.train.batch_size, device) for part in (request.forget, request.remain))

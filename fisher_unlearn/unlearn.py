@@ -6,24 +6,23 @@
 __all__ = ['PRESETS', 'METHODS', 'MethodOptions', 'method_options', 'finetune', 'retrain', 'mask_classifier', 'fisher_mask',
            'fisher_scores', 'Unlearned', 'unlearn']
 
-# %% ../nbs/30_unlearn.ipynb #c83a1a09
+# %% ../nbs/30_unlearn.ipynb #3c88f70f
 import copy, time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from .data import check_repeatable, choose, load_images
-from .fisher import Labels, Per, diag_fisher, rebatch
-from .forget import forget_class
+from .data import check_repeatable, choose
+from .fisher import Labels, Per, Reduction, diag_fisher, rebatch
 from .masking import Mask, Unit, candidates, select_top, zero_
 from .metrics import Loader, evaluate, unlearn_score
-from .models import build_model, check_batch, find_classifier
-from .schedule import Schedule
-from .train import TrainSettings, train_model
+from .models import check_batch, find_classifier
+from .train import Progress, TrainSettings, train_model
 
 # %% ../nbs/30_unlearn.ipynb #0a07ab9f
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def _classes(forget: Loader, options: MethodOptions, num_classes: int) -> tuple[
     if options.classes is None and len(found) > 1: raise ValueError(f"the forget set has the labels {list(found)}: say which classes to forget with `classes=`.")
     return found
 
-# %% ../nbs/30_unlearn.ipynb #3402be80
+# %% ../nbs/30_unlearn.ipynb #8499da48
 def fisher_mask(model: nn.Module, forget: Loader, remain: Loader | None, options: MethodOptions) -> Mask:
     "Zero the units with the highest Fisher score (FisherMask, paper, 'Masking with Fisher Information')."
     pool = candidates(model, options.unit, options.classifier_in_pool, options.classifier)
@@ -92,7 +91,7 @@ def fisher_mask(model: nn.Module, forget: Loader, remain: Loader | None, options
 
 def fisher_scores(model: nn.Module, forget: Loader, remain: Loader | None, options: MethodOptions) -> dict[str, Tensor]:
     "F_f/n_f − λ F_r/n_r for each parameter (up to a constant factor if λ is None); F_f alone without a remain set."
-    reduction = "sum" if options.remain_weight is None else "mean"
+    reduction: Reduction = "sum" if options.remain_weight is None else "mean"
     weight = 1.0 if options.remain_weight is None else options.remain_weight
     sets = [rebatch(b, 128) if options.fisher_per == "batch" else b for b in (forget, remain) if b is not None]
     scores, *others = [diag_fisher(model, b, options.fisher_labels, options.fisher_per, reduction, progress=options.progress) for b in sets]
@@ -120,7 +119,7 @@ class Unlearned:
         total = self.changed[["changed", "masked"]].sum()
         return f"The method changed {total.changed:,} entries in {len(self.changed)} tensors, {total.masked:,} of them by its mask."
 
-# %% ../nbs/30_unlearn.ipynb #ad4f62e9
+# %% ../nbs/30_unlearn.ipynb #663f290a
 def unlearn(model: nn.Module,          # a trained classifier; it is not changed
             forget: Loader,            # the forget set, normalised (inputs, labels), readable again and again
             remain: Loader | None,     # the remain set; None if there is none left, and then there is no fine-tuning
@@ -129,8 +128,8 @@ def unlearn(model: nn.Module,          # a trained classifier; it is not changed
             fine_tune: TrainSettings | None = None,   # such as `settings.replayed(5)`; None: the masked model is the result
             evaluate: Mapping[str, Loader] | None = None,  # sets to measure; "remain" and "forget" also give the unlearn score
             seed: int = 666,                          # of the order of images in fine-tuning
-            checkpoint: Any = None,                   # file from which fine-tuning resumes
-            progress: str = "auto",                   # as in `train_model`
+            checkpoint: str | Path | None = None,     # file from which fine-tuning resumes
+            progress: Progress = "auto",              # as in `train_model`
             **options: Any                            # fields of `MethodOptions` that differ from the preset
             ) -> Unlearned:
     """Make a copy of a model forget: change it by a method, fine-tune it on the remain set, and measure it before and after.
@@ -149,8 +148,9 @@ def unlearn(model: nn.Module,          # a trained classifier; it is not changed
     history, spent = _fine_tuned(changed, remain, fine_tune and replace(fine_tune, select="last", seed=seed), sets, checkpoint, progress)
     return Unlearned(changed.eval(), mask, what, history, seconds | spent, chosen)
 
-# %% ../nbs/30_unlearn.ipynb #78134ad5
-def _fine_tuned(model: nn.Module, remain: Loader | None, settings: TrainSettings | None, sets: dict[str, Loader], checkpoint: Any, progress: Any) -> tuple[pd.DataFrame, dict[str, float]]:
+# %% ../nbs/30_unlearn.ipynb #124a7d3a
+def _fine_tuned(model: nn.Module, remain: Loader | None, settings: TrainSettings | None, sets: dict[str, Loader],
+                checkpoint: str | Path | None, progress: Progress) -> tuple[pd.DataFrame, dict[str, float]]:
     "Measure, fine-tune and measure after each epoch: the history from epoch 0 on, and the seconds."
     start = time.perf_counter()
     history = pd.DataFrame([{"epoch": 0, **evaluate(model, sets)}])

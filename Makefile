@@ -1,0 +1,52 @@
+# Everything starts from Python 3.11 or newer and make; the environment is made on first use.
+SHELL   := /bin/bash
+PYTHON  ?= $(shell command -v python3.11 || command -v python3)
+BIN     := .venv/bin
+READY   := .venv/.installed
+DATASET ?= digits
+PROFILE ?= $(if $(filter digits,$(DATASET)),quick,cpu)
+NOTEBOOKS = nbs/*.ipynb nbs/experiments/*.ipynb
+
+.PHONY: help reproduce test test-slow sync notebooks lint readme
+
+help:
+	@echo "make reproduce [DATASET=mnist] [PROFILE=cpu]  train, retrain and forget a class, on digits in two minutes"
+	@echo "make test                                     notebooks, tests, sync, lint and types"
+	@echo "make test-slow                                the tests that take longer"
+	@echo "make readme                                   README.md from nbs/index.ipynb"
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+reproduce: $(READY)
+	$(BIN)/fisher-unlearn quickstart --profile $(PROFILE) --dataset $(DATASET)
+
+test: sync lint notebooks
+	$(BIN)/pytest -q -m "not slow"
+
+test-slow: $(READY)
+	$(BIN)/pytest -q -m slow
+
+# Cleaning, exporting and rendering again must change nothing.
+sync: $(READY)
+	@sums() { cat $(NOTEBOOKS) fisher_unlearn/*.py README.md | sha256sum; }; before=$$(sums); \
+	$(BIN)/nbdev_clean && $(BIN)/nbdev_export && $(MAKE) --no-print-directory readme && \
+	if [ "$$before" != "$$(sums)" ]; then echo "Notebooks, package and README.md were out of step; they are not any more: commit them."; git status --short; exit 1; fi
+	@echo "Notebooks, package and README.md agree."
+
+# nbdev_test passes if it finds nothing to test, so what was tested is counted.
+notebooks: $(READY)
+	@export FISHER_UNLEARN_RUNS=$$(mktemp -d) FISHER_UNLEARN_FIGURES=$$(mktemp -d) OMP_NUM_THREADS=1; \
+	timeout 12m $(BIN)/nbdev_test --n_workers 2 --do_print > .notebooks.log 2>&1; status=$$?; cat .notebooks.log; \
+	[ $$status -eq 0 ] || exit 1; found=$$(ls $(NOTEBOOKS) | wc -l); tested=$$(grep -c '^- Completed' .notebooks.log); \
+	echo "$$tested of $$found notebooks tested"; [ $$tested -eq $$found ]
+
+lint: $(READY)
+	$(BIN)/ruff check fisher_unlearn nbs tests
+	$(BIN)/mypy fisher_unlearn
+
+readme: $(READY)
+	@$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --stdout --RegexRemovePreprocessor.patterns='#\| hide' nbs/index.ipynb \
+	  | sed 's#](\.\./#](#g; s#^    *$$##' | cat -s > README.md.part && mv README.md.part README.md

@@ -1,0 +1,40 @@
+"""Small real data and a small trained network, made once for all tests."""
+import pytest
+import torch
+
+from fisher_unlearn.data import load_images
+from fisher_unlearn.forget import forget_class
+from fisher_unlearn.models import build_model
+from fisher_unlearn.schedule import Schedule
+from fisher_unlearn.train import TrainSettings, train_model
+
+
+@pytest.fixture(scope="session")
+def digits():
+    return load_images("digits")
+
+
+@pytest.fixture(scope="session")
+def settings():
+    return TrainSettings(Schedule(epochs=4, drops=(2,)), select="last")
+
+
+@pytest.fixture(scope="session")
+def original(digits, settings):
+    model = build_model("resnet20", 10, 1, seed=0)
+    train_model(model, digits.train, settings, progress="none")
+    return model
+
+
+@pytest.fixture(scope="session")
+def request_zero(digits):
+    return forget_class(digits, 0)
+
+
+@pytest.fixture(autouse=True)
+def no_global_state_left():
+    "No test, and nothing that it calls, may change torch's generator or thread count."
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    yield
+    assert torch.get_num_threads() == threads
+    torch.set_rng_state(state)

@@ -1,0 +1,136 @@
+"""The notebooks themselves: their structure, their order, and that the executed quickstart says what its records say."""
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import papermill
+import pytest
+from typer.testing import CliRunner
+
+import fisher_unlearn
+from fisher_unlearn.cli import app, find_notebook
+from fisher_unlearn.records import PARAMETERS
+
+ROOT = Path(fisher_unlearn.__file__).parent.parent
+CHAPTERS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+EXPERIMENTS = sorted((ROOT / "nbs" / "experiments").glob("*.ipynb"))
+NOTEBOOKS = [*CHAPTERS, ROOT / "nbs" / "index.ipynb", *EXPERIMENTS]
+by_name = {"ids": lambda path: path.stem}
+
+
+def test_there_is_something_to_test():
+    assert len(CHAPTERS) >= 12 and len(EXPERIMENTS) >= 1
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, **by_name)
+def test_every_notebook_is_valid_small_and_names_no_place(path):
+    nb = nbformat.read(path, 4)
+    nbformat.validate(nb)
+    assert path.stat().st_size < 300_000 and len(nb.cells) <= 60
+    assert not re.search(r"/(home|root|tmp|work|Users)/", path.read_text())
+
+
+@pytest.mark.parametrize("path", CHAPTERS, **by_name)
+def test_a_chapter_opens_with_its_question_and_closes_with_what_we_know(path):
+    cells = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "markdown"]
+    assert re.match(r"# .+\n\n> .+\?", cells[0]) and "## What we now know" in {line for c in cells[-2:] for line in c.splitlines()}
+
+
+@pytest.mark.parametrize("path", CHAPTERS, **by_name)
+def test_a_chapter_imports_only_chapters_before_it(path):
+    order = [re.sub(r"^\w+?_", "", p.stem) for p in CHAPTERS]
+    name = re.sub(r"^\w+?_", "", path.stem)
+    tree = ast.parse((ROOT / "fisher_unlearn" / f"{name}.py").read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fisher_unlearn."):
+            assert order.index(node.module.split(".")[1]) < order.index(name), node.module
+
+
+@pytest.mark.parametrize("path", CHAPTERS, **by_name)
+def test_public_functions_say_what_they_do_and_take(path):
+    name = re.sub(r"^\w+?_", "", path.stem)
+    tree = ast.parse((ROOT / "fisher_unlearn" / f"{name}.py").read_text())
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"): assert ast.get_docstring(node), node.name
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"): assert all(a.annotation for a in node.args.args), node.name
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, **by_name)
+def test_an_experiment_has_one_parameters_cell_and_only_known_names(path):
+    cells = [c for c in nbformat.read(path, 4).cells if "parameters" in c.metadata.get("tags", [])]
+    assert len(cells) == 1 and "#|" not in "".join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code")
+    known = papermill.inspect_notebook(str(path))
+    assert set(known) <= {*PARAMETERS, "profile", "runs", "figures", "root"} and all(p["help"] for p in known.values())
+    assert known["profile"]["default"] == '"quick"' and {p["default"] for n, p in known.items() if n != "profile"} == {"None"}
+
+
+def test_the_package_carries_its_version_and_types():
+    assert (ROOT / "fisher_unlearn" / "py.typed").exists()
+    text = (ROOT / "settings.ini").read_text() + (ROOT / "CITATION.cff").read_text()
+    assert text.count(fisher_unlearn.__version__) >= 2
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory):
+    "The quickstart, executed by the command on a shorter schedule."
+    base = tmp_path_factory.mktemp("quickstart")
+    done = CliRunner().invoke(app, ["quickstart", "--epochs", "4", "--fine-tune-epochs", "2", "--runs", str(base / "runs"), "--figures", str(base / "figures")])
+    assert done.exit_code == 0, done.output
+    return base, done.output
+
+
+def test_quickstart_leaves_table_figure_records_and_a_clean_notebook(quickstart):
+    base, output = quickstart
+    folder, stem = base / "figures" / "quick", "quickstart_digits_resnet20"
+    assert all((folder / f"{stem}.{kind}").stat().st_size > 0 for kind in ("csv", "md", "png", "ipynb")) and len(list((folder / "records").iterdir())) == 6
+    assert all(f"{stem}.{kind}" in output for kind in ("csv", "png", "ipynb")) and "| Retrain" in output
+    nb = nbformat.read(folder / f"{stem}.ipynb", 4)
+    assert nb.metadata.papermill.exception is None and not list(folder.glob("*.partial.*"))
+    assert nb.metadata.papermill.input_path == "quickstart.ipynb" and (folder / f"{stem}.ipynb").stat().st_size < 300_000
+
+
+def test_quickstarts_table_says_what_its_records_say(quickstart):
+    folder = quickstart[0] / "figures" / "quick"
+    table = pd.read_csv(folder / "quickstart_digits_resnet20.csv", index_col="method")
+    records = [json.loads(p.read_text()) for p in (folder / "records").glob("[!t]*.json")]
+    named = {(r["settings"]["method"], r["settings"]["preset"]): r["history"] for r in records}
+    for row, case in {"Finetune": ("finetune", "paper"), "FisherMask (authors_code)": ("fisher_mask", "authors_code")}.items():
+        history = named[case]
+        scores = [h["remain_acc"] / (1 + h["forget_acc"] / 100) for h in history]
+        best = max(range(1, len(history)), key=lambda e: (scores[e], -e))
+        wanted = [history[0]["remain_acc"], history[0]["forget_acc"], history[best]["forget_acc"], scores[best], best, history[-1]["remain_acc"]]
+        assert table.loc[row, ["remain before", "forget before", "forget best", "score best", "epoch best", "remain last"]].tolist() == pytest.approx(wanted, abs=1e-3)
+    retrain = max(named["retrain", "paper"][1:], key=lambda h: h["accuracy"])
+    assert table.loc["Retrain", "remain best"] == pytest.approx(retrain["remain_acc"], abs=1e-3)
+
+
+def test_a_second_start_reads_the_records(quickstart):
+    base, _ = quickstart
+    stamps = {p: p.stat().st_mtime_ns for p in (base / "runs").rglob("record.json")}
+    done = CliRunner().invoke(app, ["quickstart", "--epochs", "4", "--fine-tune-epochs", "2", "--runs", str(base / "runs"), "--figures", str(base / "figures")])
+    assert done.exit_code == 0 and stamps == {p: p.stat().st_mtime_ns for p in (base / "runs").rglob("record.json")}
+
+
+def test_a_notebook_that_fails_ends_in_one_line_and_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("FISHER_UNLEARN_DATA", str(tmp_path))
+    done = CliRunner().invoke(app, ["quickstart", "--epochs", "1", "--seed", "7", "--runs", str(tmp_path / "runs"), "--figures", str(tmp_path / "figures"), "--ratio", "0.99999"])
+    assert done.exit_code in (0, 2)
+    with pytest.raises(FileNotFoundError, match="neither in the package"): find_notebook("none")
+
+
+@pytest.mark.slow
+def test_a_wheel_runs_the_quickstart_outside_a_checkout(tmp_path):
+    "The wheel is unpacked and put before the checkout on the path: notebooks and profiles must come with it."
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)], check=True)
+    wheel, = tmp_path.glob("*.whl")
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path / "site"), str(wheel)], check=True)
+    code = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); import fisher_unlearn; from fisher_unlearn.cli import app; assert 'site' in fisher_unlearn.__file__; app()"
+    done = subprocess.run([sys.executable, "-c", code, "quickstart", "--epochs", "2", "--fine-tune-epochs", "1"], cwd=tmp_path, capture_output=True, text=True,
+                          env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "figures" / "quick" / "quickstart_digits_resnet20.ipynb").exists() and (tmp_path / "runs").is_dir()

@@ -1,0 +1,205 @@
+"""Settings, keys and records; one run from settings; the command line."""
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from fisher_unlearn.cli import app
+from fisher_unlearn.data import DATASETS
+from fisher_unlearn.models import build_model
+from fisher_unlearn.records import PARAMETERS, RunSettings, profiles, provenance, read_record, resolve, run_key, training_key, write_record
+from fisher_unlearn.run import run
+from fisher_unlearn.train import load_weights
+
+SHORT = {"epochs": 2, "fine_tune_epochs": 1}
+
+
+@pytest.mark.parametrize("profile", ["quick", "cpu", "paper"])
+def test_every_profile_resolves_for_every_data_set_it_names(profile):
+    for dataset in profiles()[profile]["datasets"]:
+        for preset in ("paper", "authors_code"): resolve(profile, dataset=dataset, preset=preset, device="cpu")
+
+
+def test_the_paper_profile_is_the_protocol():
+    schedule = {name: resolve("paper", dataset=name).train.schedule for name in profiles()["paper"]["datasets"]}
+    assert {name: (s.lr, s.epochs, s.drops, s.warmup) for name, s in schedule.items()} == {
+        "mnist": (.1, 30, (), 0), "cifar10": (.1, 160, (80, 120), 0), "cifar100": (.1, 160, (80, 120), 0), "tinyimagenet": (.1, 160, (80, 120), 20)}
+    assert {name: (r.ratio, r.network, r.train.batch_size, r.fine_tune_epochs, r.train.momentum, r.train.weight_decay) for name in schedule for r in [resolve("paper", dataset=name)]} == {
+        "mnist": (.04, "resnet20", 128, 5, .9, 1e-4), "cifar10": (.02, "resnet20", 128, 5, .9, 1e-4),
+        "cifar100": (.02, "resnet50", 128, 5, .9, 1e-4), "tinyimagenet": (.02, "resnet50", 32, 5, .9, 1e-4)}
+
+
+def test_none_means_the_profiles_value_and_drops_scale_with_epochs():
+    assert resolve("quick", dataset=None, seed=None) == resolve("quick")
+    assert resolve("paper", dataset="cifar10", epochs=16).train.schedule.drops == (8, 12)
+    assert resolve("paper", dataset="tinyimagenet", epochs=16).train.schedule.warmup == 2
+    assert resolve("paper", dataset="cifar10", epochs=1).train.schedule.drops == ()
+    assert resolve("paper", dataset="cifar10", epochs=16, drops=[3]).train.schedule.drops == (3,)
+
+
+@pytest.mark.parametrize("bad, message", [
+    ({"profile": "paperr"}, "unknown profile 'paperr': did you mean 'paper'"), ({"epoch": 3}, "unknown parameter 'epoch': did you mean 'epochs'"),
+    ({"dataset": "cifra10"}, "did you mean 'cifar10'"), ({"dataset": "tinyimagenet"}, "has no settings for tinyimagenet"), ({"network": "resnet"}, "did you mean 'resnet"),
+    ({"method": "fisher"}, "did you mean 'fisher_mask'"), ({"preset": "papers"}, "did you mean 'paper'"), ({"ratio": 1}, r"must be in \[0, 1\)"),
+    ({"ratio": "x"}, "`ratio` is 'x'"), ({"epochs": "ten"}, "`train.schedule.epochs` is 'ten'"), ({"epochs": 0}, "`epochs`"), ({"seed": -1}, "`seed`"), ({"seed": 1.5}, "`seed` is 1.5"),
+    ({"unit": "layer"}, "`unit` is 'layer'"), ({"device": "gpu"}, "unknown device 'gpu'"), ({"threads": 0}, "`threads` is 0"), ({"samples": [1]}, "`samples` must be given if"),
+    ({"request": "samples"}, "`samples` must be given if"), ({"drops": [50]}, "`drops` of the schedule"), ({"batch_size": 0}, "`batch_size`"), ({"select": "first"}, "`train.select` is 'first'"),
+])
+def test_bad_parameters_are_one_sentence(bad, message):
+    with pytest.raises(ValueError, match=message) as error: resolve(**bad)
+    assert "\n" not in str(error.value) and error.type is ValueError
+
+
+@given(st.text(min_size=1).filter(lambda s: s not in PARAMETERS and s != "profile"), st.integers())
+@settings(max_examples=50)
+def test_no_unknown_name_is_ever_accepted(name, value):
+    with pytest.raises(ValueError, match="unknown parameter"): resolve("quick", **{name: value})
+
+
+def test_unknown_names_are_refused_at_every_depth():
+    for bad in ({"sed": 1}, {"train": {"epoch": 1}}, {"train": {"schedule": {"rate": 1}}}):
+        with pytest.raises(ValueError): RunSettings(**bad)
+
+
+def test_keys_change_with_what_can_change_a_result_and_with_nothing_else():
+    base = resolve("quick")
+    different = [{"seed": 1}, {"epochs": 3}, {"classes": [1]}, {"ratio": .1}, {"preset": "authors_code"}, {"unit": "kernel"}, {"fine_tune_epochs": 2}, {"threads": 1},
+                 {"layout": "contiguous"}, {"network": "densenet"}, {"method": "finetune"}, {"subset": 100}, {"remain_weight": 2.}, {"weight_decay": 0.}, {"select": "last"}]
+    keys = [run_key(base), *(run_key(resolve("quick", **d)) for d in different)]
+    assert len(set(keys)) == len(keys)
+    for d in ({"unit": "weight"}, {"fisher_per": "sample"}, {"classes": ["0"]}, {"device": "cpu"}): assert run_key(resolve("quick", **d)) == keys[0]
+    assert run_key(resolve("quick", method="retrain", ratio=.3)) == run_key(resolve("quick", method="retrain", preset="authors_code"))
+    shared = {training_key(resolve("quick", **d)) for d in ({}, {"classes": [1]}, {"ratio": .1}, {"method": "finetune"}, {"fine_tune_epochs": 2}, {"preset": "authors_code"})}
+    assert len(shared) == 1 and training_key(resolve("quick", seed=1)) not in shared
+
+
+def test_settings_survive_json():
+    for dataset in ("digits", "mnist"):
+        base = resolve("cpu", dataset=dataset, classes=["1", 2])
+        assert RunSettings(**json.loads(json.dumps(base.model_dump()))) == base
+
+
+def test_provenance_says_what_is_needed_and_names_no_place():
+    found = provenance()
+    assert found["torch"] == torch.__version__ and found["device"] == "cpu" and found["cores"] == os.cpu_count()
+    assert not any(os.sep in str(v) or str(v) == os.uname().nodename for k, v in found.items() if k != "processor")
+
+
+def test_record_files_are_whole_or_refused(tmp_path):
+    path = tmp_path / "record.json"
+    assert read_record(path) is None
+    assert write_record(path, {"key": "a", "rows": (1, 2)}) == read_record(path) == {"key": "a", "rows": [1, 2]}
+    for junk in ("{", "[]", "{}", '"x"', "\x00"):
+        path.write_text(junk)
+        with pytest.raises(ValueError, match="is not a record"): read_record(path)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+def test_a_run_leaves_a_whole_record_and_is_not_done_twice(runs):
+    chosen = resolve("quick", method="fisher_mask", preset="authors_code", **SHORT)
+    record = run(chosen, runs, progress="none")
+    assert {"key", "settings", "data", "provenance", "training", "request", "changed", "note", "masked_rows", "history", "seconds"} == set(record)
+    assert [row["epoch"] for row in record["history"]] == [0, 1] and record["request"]["forget"] == 128
+    assert sum(record["masked_rows"]) + sum(r["masked"] for r in record["changed"] if "classifier" not in r["name"]) == sum(r["masked"] for r in record["changed"])
+    stamp = (runs / record["key"] / "record.json").stat().st_mtime_ns
+    assert run(chosen, runs) == record and (runs / record["key"] / "record.json").stat().st_mtime_ns == stamp
+    load_weights(build_model("resnet20", 10, 1), runs / record["key"] / "weights.safetensors")
+
+
+def test_methods_share_one_original_and_a_record_repeats_exactly(runs, tmp_path):
+    records = [run(resolve("quick", method=m, **SHORT), runs, progress="none") for m in ("finetune", "mask_classifier")]
+    assert len({r["training"] for r in records}) == 1 and len(list(runs.glob("train-*"))) == 1
+    again = run(resolve("quick", method="mask_classifier", **SHORT), tmp_path, progress="none")
+    timeless = lambda r: {k: v if k != "history" else [{c: x for c, x in row.items() if c != "seconds"} for row in v] for k, v in r.items() if k != "seconds"}
+    assert timeless(again) == timeless(records[1])
+    weights = [(folder / again["key"] / "weights.safetensors").read_bytes() for folder in (runs, tmp_path)]
+    assert weights[0] == weights[1]
+
+
+def test_samples_can_be_forgotten_from_settings(runs):
+    record = run(resolve("quick", request="samples", samples=[1, 5, 9], **SHORT), runs, progress="none")
+    assert record["request"]["kind"] == "samples" and record["request"]["forget"] == 3
+
+
+def test_a_small_image_is_padded_for_a_network_that_needs_it_and_it_is_said(runs, capsys):
+    record = run(resolve("quick", network="vgg16", method="mask_classifier", subset=40, epochs=1, fine_tune_epochs=0), runs, progress="none")
+    assert record["data"]["size"] == 32 and "padded with zeros" in capsys.readouterr().out
+
+
+def test_a_record_of_other_images_is_refused(runs):
+    chosen = resolve("quick", method="finetune", **SHORT)
+    path = runs / f"train-{training_key(chosen)}" / "record.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"data": record["data"] | {"digest": "0" * 64}}))
+    with pytest.raises(ValueError, match="made from other digits images"): run(resolve("quick", method="finetune", ratio=.02, epochs=2, fine_tune_epochs=0), runs)
+    path.write_text(json.dumps(record))
+
+
+def test_a_diverging_run_leaves_no_record(tmp_path):
+    chosen = resolve("quick", method="finetune", lr=1e30, **SHORT)
+    with pytest.raises(FloatingPointError, match="training diverged"): run(chosen, tmp_path, progress="none")
+    assert not list(tmp_path.rglob("record.json"))
+
+
+def command(*words):
+    return CliRunner().invoke(app, words)
+
+
+@pytest.mark.parametrize("words, message", [
+    (["unlearn", "--dataset", "mnits"], "did you mean 'mnist'"), (["unlearn", "--ratio", "1.5"], "must be in [0, 1)"), (["unlearn", "--classes", "12", "--epochs", "1"], "class 12 does not exist"),
+    (["unlearn", "--profile", "fast"], "unknown profile"), (["quickstart", "--network", "resnet18"], "did you mean 'resnet"), (["quickstart", "--dataset", "cifar10", "--root", "/proc/none"], "cannot write"),
+    (["unlearn", "--runs", "/proc/none"], "cannot write in the folder"), (["quickstart", "--figures", "/proc/none"], "cannot write in the folder"),
+])
+def test_the_command_refuses_in_one_line(words, message, tmp_path):
+    extra = [] if "--runs" in words else ["--runs", str(tmp_path / "r")]
+    extra += ["--figures", str(tmp_path / "f")] if words[0] == "quickstart" and "--figures" not in words else []
+    done = command(*words, *extra)
+    assert done.exit_code == 2 and message in done.output and done.output.startswith("fisher-unlearn: ") and done.output.count("\n") == 1
+    assert not list(tmp_path.rglob("record.json"))
+
+
+def test_help_names_every_option():
+    for words in ([], ["unlearn"], ["quickstart"], ["data"]): assert command(*words, "--help").exit_code == 0
+    text = command("unlearn", "--help").output
+    assert all(name in text for name in ("authors_code", "fisher_mask", "--remain-weight", "digits, mnist"))
+    assert command("data", "--root", "none").output.count("missing") == len(DATASETS) - 1
+
+
+def test_unlearn_prints_the_history_and_where_the_record_is(tmp_path):
+    done = command("unlearn", "--method", "mask_classifier", "--epochs", "1", "--fine-tune-epochs", "1", "--classes", "3,4", "--runs", str(tmp_path))
+    assert done.exit_code == 0 and "130 of them by its mask" in done.output and "unlearn_score" in done.output
+    assert any(str(path.parent) in done.output.replace("\n", "") for path in tmp_path.rglob("record.json"))
+
+
+@pytest.mark.slow
+def test_a_killed_command_goes_on_and_ends_like_one_never_killed(tmp_path):
+    "SIGKILL at most half a second after each line that it prints, so in training, scoring and fine-tuning, until it is done."
+    start = [sys.executable, "-c", "from fisher_unlearn.cli import app; app()", "unlearn", "--epochs", "6", "--fine-tune-epochs", "3", "--runs"]
+    assert subprocess.run([*start, str(tmp_path / "whole")], capture_output=True).returncode == 0
+    kills, wait = 0, random.Random(0)
+    while True:
+        process = subprocess.Popen([*start, str(tmp_path / "killed")], stdout=subprocess.PIPE, text=True, start_new_session=True)
+        if not process.stdout.readline().startswith("epoch"): break
+        time.sleep(wait.uniform(0, .5))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.stdout.close()
+        kills += process.wait() == -signal.SIGKILL
+        for path in (tmp_path / "killed").rglob("record.json"): assert read_record(path)
+    process.stdout.close()
+    assert process.wait() == 0 and kills >= 6
+    files = [sorted(str(p.relative_to(tmp_path / run)) for p in (tmp_path / run).rglob("*") if p.is_file()) for run in ("whole", "killed")]
+    assert files[0] == files[1] and not any(f.endswith(".part") for f in files[0])
+    for name in (f for f in files[0] if f.endswith(".safetensors")): assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()

@@ -1,0 +1,245 @@
+"""The loop against plain PyTorch, resuming after a real SIGKILL, and files that must not be trusted."""
+import copy
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fisher_unlearn.data import Batches
+from fisher_unlearn.models import build_model
+from fisher_unlearn.schedule import Schedule
+from fisher_unlearn.train import TrainSettings, _epoch, _bar, epoch_seed, load_weights, read_tensors, save_weights, train_model
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_the_loop_is_plain_sgd(digits, layout):
+    settings = TrainSettings(Schedule(epochs=2, drops=(1,)), select="last", layout=layout)
+    ours = build_model("resnet20", 10, 1, seed=3)
+    plain, batches = copy.deepcopy(ours), digits.train.batches(128)
+    history = train_model(ours, digits.train, settings, progress="none")
+
+    if layout == "channels_last": plain.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(plain.parameters(), .1, momentum=.9, weight_decay=1e-4)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1], .1)
+    losses = []
+    for epoch in range(2):
+        order = torch.randperm(len(digits.train), generator=torch.Generator().manual_seed(epoch_seed(666, epoch)))
+        inputs, labels, total = torch.cat([x for x, _ in batches])[order], digits.train.labels[order], 0
+        for x, y in zip(inputs.split(128), labels.split(128)):
+            x = x.contiguous(memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format)
+            loss = F.cross_entropy(plain(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(y)
+        scheduler.step()
+        losses.append(total / len(labels))
+    assert same(ours, plain) and history.train_loss.tolist() == pytest.approx(losses, rel=1e-5)
+    assert history.lr.tolist() == pytest.approx([.1, .01])
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(digits, original, settings):
+    again, other = build_model("resnet20", 10, 1, seed=0), build_model("resnet20", 10, 1, seed=0)
+    train_model(again, digits.train, settings, progress="none")
+    train_model(other, digits.train, replace(settings, seed=1), progress="none")
+    assert same(again, original) and not same(other, original)
+
+
+def test_a_loader_of_the_users_is_deterministic_too(digits, settings):
+    x, y = (torch.cat(part) for part in zip(*digits.train.batches(500)))
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), 128, shuffle=True)
+    a, b = (build_model("resnet20", 10, 1, seed=0) for _ in range(2))
+    for model in (a, b): train_model(model, loader, replace(settings, schedule=Schedule(epochs=1, drops=())), progress="none")
+    assert same(a, b)
+
+
+class Scripted(nn.Module):
+    "A model whose test accuracy after each epoch is scripted, to see which epoch is selected."
+    def __init__(self, right):
+        super().__init__()
+        self.right, self.w = right, nn.Parameter(torch.zeros(1))
+        self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x):
+        if self.training: self.epoch += 1
+        hits = self.right[min(int(self.epoch), len(self.right)) - 1] if self.epoch else 0
+        logits = torch.zeros(len(x), 2)
+        logits[:hits, 0], logits[hits:, 1] = 1, 1
+        return logits + self.w
+
+
+def test_the_first_best_epoch_is_selected_and_marked():
+    batches = [(torch.zeros(10, 1), torch.zeros(10, dtype=torch.int64))]
+    settings = TrainSettings(Schedule(epochs=5, drops=()))
+    model = Scripted([3, 7, 5, 7, 6])
+    history = train_model(model, batches, settings, {"test": batches}, progress="none")
+    assert history.accuracy.tolist() == [30, 70, 50, 70, 60] and history.selected.tolist() == [False, True, False, False, False] and model.epoch == 2
+    last = Scripted([3, 7, 5])
+    history = train_model(last, batches, replace(settings, select="last"), {"test": batches}, progress="none")
+    assert history.selected.tolist() == [False] * 4 + [True] and last.epoch == 5
+
+
+def test_validation_is_held_out_of_the_training_set(digits, monkeypatch):
+    seen = []
+    shuffled = Batches.shuffled
+    monkeypatch.setattr(Batches, "shuffled", lambda self, g: (seen.append(self), shuffled(self, g))[1])
+    settings = TrainSettings(Schedule(epochs=3, drops=()), select="validation", holdout=.2)
+    history = train_model(build_model("resnet20", 10, 1, seed=0), digits.train, settings, progress="none")
+    assert len(seen[0].labels) == 1297 - 259 and history.selected.sum() == 1
+    assert history.validation_acc[history.selected].item() == history.validation_acc.max()
+    with pytest.raises(ValueError, match="needs `Samples`"): train_model(build_model("resnet20", 10, 1), digits.train.batches(128), settings)
+
+
+def test_an_epoch_reads_nothing_back_from_the_device(digits, settings, monkeypatch):
+    "On a GPU each of these calls would wait for it: there may be a fixed number in an epoch, and none for a step."
+    counts = {}
+    for name in ("item", "cpu", "numpy", "tolist", "__bool__", "__float__", "__int__"):
+        old = getattr(torch.Tensor, name)
+        def counting(self, *args, _name=name, _old=old, **kwargs):
+            counts[_name] = counts.get(_name, 0) + 1
+            return _old(self, *args, **kwargs)
+        monkeypatch.setattr(torch.Tensor, name, counting)
+    model, found = build_model("resnet20", 10, 1, seed=0), []
+    for size in (128, 32):
+        batches = digits.train.batches(size)
+        optimizer = torch.optim.SGD(model.parameters(), .01, momentum=.9)
+        counts.clear()
+        with _bar("none", 0, 0) as bar: _epoch(model, batches, optimizer, settings, 0, len(batches), bar)
+        found.append(sum(counts.values()))
+    assert found[0] == found[1] <= 3
+
+
+RUN = """
+import sys, torch
+from fisher_unlearn.data import Batches, load_images
+from fisher_unlearn.models import build_model
+from fisher_unlearn.schedule import Schedule
+from fisher_unlearn.train import TrainSettings, save_weights, train_model
+
+class Loud(Batches):
+    def shuffled(self, generator):
+        for batch in super().shuffled(generator):
+            print("step", flush=True)
+            yield batch
+
+torch.set_num_threads(1)
+folder, images = sys.argv[1], load_images("digits")
+model = build_model("resnet20", 10, 1, seed=0)
+history = train_model(model, Loud(images.train, 128, "cpu"), TrainSettings(Schedule(epochs=6, drops=(3,))), {"test": images.test.batches(500)},
+                      folder + "/progress.safetensors", progress="none")
+history.drop(columns="seconds").to_json(folder + "/history.json")
+save_weights(model, folder + "/weights.safetensors")
+"""
+
+
+def killed_run(folder, steps):
+    "Start the run in a process of its own and kill it with SIGKILL at a step, or let it end."
+    folder.mkdir(exist_ok=True)
+    process = subprocess.Popen([sys.executable, "-c", RUN, str(folder)], stdout=subprocess.PIPE, text=True)
+    for number, _ in enumerate(process.stdout, start=1):
+        if number == steps:
+            os.kill(process.pid, signal.SIGKILL)
+            break
+    process.stdout.close()
+    return process.wait()
+
+
+def test_a_killed_run_ends_like_one_never_killed(tmp_path):
+    "11 steps are an epoch: killed in the middle of epoch 1, with nothing saved yet, and of epochs 3 and 5."
+    assert killed_run(tmp_path / "whole", None) == 0
+    for steps in (5, 27, 27): assert killed_run(tmp_path / "killed", steps) == -signal.SIGKILL
+    done = json.loads(read_tensors(tmp_path / "killed" / "progress.safetensors")[1]["rows"])
+    assert [row["epoch"] for row in done] == [1, 2, 3, 4]
+    assert killed_run(tmp_path / "killed", None) == 0
+    for name in ("weights.safetensors", "history.json"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+    whole, killed = (read_tensors(tmp_path / run / "progress.safetensors")[0] for run in ("whole", "killed"))
+    assert set(whole) == set(killed) and all(torch.equal(whole[k], killed[k]) for k in whole)
+    assert any(k.startswith("best:") for k in whole) and any(k.startswith("momentum:") for k in whole)
+
+
+def test_divergence_stops_the_run_and_keeps_what_was_good(digits, tmp_path):
+    settings = TrainSettings(Schedule(lr=1e30, epochs=2, drops=()), select="last")
+    with pytest.raises(FloatingPointError, match="training diverged in epoch 1"):
+        train_model(build_model("resnet20", 10, 1, seed=0), digits.train, settings, checkpoint=tmp_path / "p.safetensors", progress="none")
+    assert not (tmp_path / "p.safetensors").exists()
+
+
+class Trap:
+    def __reduce__(self): return os.system, ("touch trapped",)
+
+
+def test_files_that_are_not_whole_weights_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = build_model("resnet20", 10, 1, seed=0)
+    save_weights(model, "good.safetensors")
+    good = (tmp_path / "good.safetensors").read_bytes()
+    (tmp_path / "pickle.pt").write_bytes(pickle.dumps(Trap()))
+    torch.save({"x": Trap()}, "zip.pt")
+    cases = {"pickle.pt": "never opened", "zip.pt": "never opened", "half": "truncated or damaged", "empty": "truncated or damaged", "junk": "truncated or damaged"}
+    for name, content in {"half": good[:len(good) // 2], "empty": b"", "junk": b"\xff" * 1000}.items(): (tmp_path / name).write_bytes(content)
+    before = copy.deepcopy(model)
+    for name, message in cases.items():
+        with pytest.raises(ValueError, match=message): load_weights(model, name)
+    with pytest.raises(FileNotFoundError, match="no checkpoint"): load_weights(model, "none")
+    with pytest.raises(ValueError, match="another network"): load_weights(build_model("resnet20", 9, 1), "good.safetensors")
+    assert not (tmp_path / "trapped").exists() and same(model, before)
+    other = build_model("resnet20", 10, 1, seed=1)
+    load_weights(other, "good.safetensors")
+    assert same(other, model)
+
+
+def test_a_checkpoint_of_another_run_is_refused(digits, settings, tmp_path):
+    file, train = tmp_path / "p.safetensors", lambda s, model=None: train_model(model or build_model("resnet20", 10, 1, seed=0), digits.train, s, checkpoint=file, progress="none")
+    short = replace(settings, schedule=Schedule(epochs=1, drops=()))
+    train(short)
+    for other in (replace(short, seed=5), replace(short, batch_size=64), replace(short, weight_decay=0.)):
+        with pytest.raises(ValueError, match="another training run"): train(other)
+    with pytest.raises(ValueError, match="another network"): train(short, build_model("densenet", 10, 1))
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(ValueError, match="truncated"): train(short)
+
+
+def test_weights_are_saved_whatever_their_layout(tmp_path):
+    model = build_model("resnet20", seed=0).to(memory_format=torch.channels_last)
+    save_weights(model, tmp_path / "w.safetensors")
+    again = build_model("resnet20", seed=1)
+    load_weights(again, tmp_path / "w.safetensors")
+    assert same(model, again) and not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("bad", [{"epochs": 0}, {"batch_size": 0}, {"momentum": 1.}, {"weight_decay": -1.}, {"select": "first"}, {"holdout": 1.}, {"layout": "last"}, {"seed": -1}])
+def test_bad_settings_are_refused_by_name(bad):
+    with pytest.raises(ValueError, match=f"`{next(iter(bad))}` of the training settings is"): TrainSettings(**bad)
+
+
+def test_bad_batches_are_refused_before_any_step(digits, settings):
+    model = build_model("resnet20", 10, 1, seed=0)
+    before = copy.deepcopy(model)
+    with pytest.raises(TypeError, match="only once"): train_model(model, iter(digits.train.batches(8)), settings)
+    with pytest.raises(TypeError, match="normalise"): train_model(model, [(digits.train.images, digits.train.labels)], settings)
+    with pytest.raises(ValueError, match="labels from 0 to 10"): train_model(model, [(torch.zeros(2, 1, 8, 8), torch.tensor([0, 10]))], settings)
+    with pytest.raises(ValueError, match="needs test images"): train_model(model, digits.train, replace(settings, select="best"))
+    assert same(model, before)
+
+
+def test_progress_is_a_line_an_epoch_outside_a_terminal(digits, settings, capsys):
+    short = replace(settings, schedule=Schedule(epochs=2, drops=()))
+    history = train_model(build_model("resnet20", 10, 1, seed=0), digits.train, short, {"test": digits.test.batches(500)})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and lines[1].startswith("epoch 2/2  lr 0.1  loss") and isinstance(history, pd.DataFrame)
+    train_model(build_model("resnet20", 10, 1, seed=0), digits.train, short, progress="bar")
+    assert "batch" in capsys.readouterr().err
