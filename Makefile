@@ -1,5 +1,6 @@
 # Everything starts from Python 3.11 or newer and make; the environment is made on first use.
 SHELL   := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 PYTHON  ?= $(shell command -v python3.11 || command -v python3)
 BIN     := .venv/bin
 READY   := .venv/.installed
@@ -49,4 +50,4 @@ lint: $(READY)
 
 readme: $(READY)
 	@$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --stdout --RegexRemovePreprocessor.patterns='#\| hide' nbs/index.ipynb \
-	  | sed 's#](\.\./#](#g; s#^    *$$##' | cat -s > README.md.part && mv README.md.part README.md
+	  | sed 's#](\.\./#](#g; s#^    *$$##' | cat -s > README.md.part && [ -s README.md.part ] && mv README.md.part README.md

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'Root', 'Runs', 'main', 'data', 'unlearn', 'find_notebook', 'execute', 'quickstart']
 
-# %% ../nbs/60_cli.ipynb #67456d63
+# %% ../nbs/60_cli.ipynb #c09bbca7
 import os, sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +16,7 @@ import nbformat
 import pandas as pd
 import papermill
 import typer
+from papermill.exceptions import PapermillExecutionError
 
 import fisher_unlearn
 from .data import find_data, load_images, writable_folder
@@ -34,13 +35,13 @@ def _version(wanted: bool) -> None:
 def main(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")] = False) -> None:
     "Make an image classifier forget, and see what was forgotten."
 
-# %% ../nbs/60_cli.ipynb #bc55c18b
+# %% ../nbs/60_cli.ipynb #799a2d7b
 @contextmanager
 def _one_line() -> Iterator[None]:
-    "Turn the errors that this package raises on purpose into one line and the exit code 2."
+    "Turn errors of the kinds that this package raises on purpose into one line and the exit code 2."
     try: yield
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
-        typer.echo(f"fisher-unlearn: {error}", err=True)
+    except (ValueError, TypeError, OSError, FloatingPointError, PapermillExecutionError) as error:
+        typer.echo(f"fisher-unlearn: {error.evalue if isinstance(error, PapermillExecutionError) else error}", err=True)
         raise typer.Exit(2) from error
 
 # %% ../nbs/60_cli.ipynb #9d2bdfec
@@ -52,12 +53,12 @@ def data(root: Root = None) -> None:
     "Say which data sets are found where."
     print(find_data(root).to_string(index=False))
 
-# %% ../nbs/60_cli.ipynb #0ce0da0a
+# %% ../nbs/60_cli.ipynb #33f1aa2a
 def _option(text: str, *names: str) -> Any:
     return typer.Option(*names, help=text, show_default=False)
 
 @app.command()
-def unlearn(profile: Annotated[str, typer.Option(help="quick (seconds), cpu (hours on two cores) or paper (a GPU).")] = "quick",
+def unlearn(profile: Annotated[str, typer.Option(help="quick (a minute or two), cpu (an hour or more on two cores) or paper (a GPU).")] = "quick",
             dataset: Annotated[str | None, _option("digits, mnist, cifar10, cifar100 or tinyimagenet.")] = None,
             subset: Annotated[int | None, _option("Training images to draw by seed.")] = None,
             network: Annotated[str | None, _option("resnet20, resnet50 (6n+2), vgg16, googlenet or densenet.")] = None,
@@ -81,7 +82,7 @@ def unlearn(profile: Annotated[str, typer.Option(help="quick (seconds), cpu (hou
     with _one_line():
         settings = resolve(profile, **given, request="samples" if samples else None)
         writable_folder(runs_root(runs))
-        record = run(settings, runs, root)
+        record = run(settings, runs, root, "auto")
     print(pd.DataFrame(record["history"]).drop(columns="seconds", errors="ignore").round(2).to_string(index=False))
     print(record["note"], f"Record, weights: {runs_root(runs) / record['key']}", sep="\n")
 
@@ -102,9 +103,9 @@ def execute(notebook: Path, output: Path, parameters: dict[str, Any]) -> None:
     nbformat.write(executed, partial)
     os.replace(partial, output)
 
-# %% ../nbs/60_cli.ipynb #f12ee33b
+# %% ../nbs/60_cli.ipynb #ed83b412
 @app.command()
-def quickstart(profile: Annotated[str, typer.Option(help="quick (seconds), cpu (an hour or more on two cores) or paper (a GPU).")] = "quick",
+def quickstart(profile: Annotated[str, typer.Option(help="quick (a minute or two), cpu (an hour or more on two cores) or paper (a GPU).")] = "quick",
                dataset: Annotated[str | None, _option("digits, mnist, cifar10, cifar100 or tinyimagenet.")] = None,
                network: Annotated[str | None, _option("resnet20, resnet50 (6n+2), vgg16, googlenet or densenet.")] = None,
                seed: Annotated[int | None, _option("Seed of weights and order of images.")] = None,

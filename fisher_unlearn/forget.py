@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['ForgetRequest', 'forget_classes', 'forget_class', 'forget_samples']
 
-# %% ../nbs/01_forget.ipynb #f16cbe40
+# %% ../nbs/01_forget.ipynb #ee39b38c
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from .data import ImageData, Samples, choose, digest
 
-# %% ../nbs/01_forget.ipynb #949aea21
+# %% ../nbs/01_forget.ipynb #f777596c
 @dataclass(frozen=True, eq=False)
 class ForgetRequest:
     "What a model learned, what of it should go, what should stay, and the test images that tell."
@@ -23,15 +24,15 @@ class ForgetRequest:
     train: Samples           # what the original model w* learns
     forget: Samples          # the forget set, part of `train`
     remain: Samples          # the remain set, the rest of `train`
-    test_forget: Samples     # images on which accuracy should vanish
-    test_remain: Samples     # images on which accuracy should stay
+    test_forget: Samples     # what tells whether it is forgotten: the classes' test images, or the forgotten samples themselves
+    test_remain: Samples     # what tells what it cost: the other test images, or all of them
     forget_indices: Tensor   # int64: positions of the forget set in the original training set
     remain_indices: Tensor   # int64: positions of the remain set in the original training set
     digest: str              # SHA-256 of the data set's digest, the kind and both lists of positions
 
-# %% ../nbs/01_forget.ipynb #bb2ef852
+# %% ../nbs/01_forget.ipynb #9cee411f
 def _request(images: ImageData, kind: str, classes: tuple[int, ...], leaves: Tensor, test: tuple[Samples, Samples]) -> ForgetRequest:
-    "Split the training set by the bool mask `leaves`; `test` is what should be forgotten and what should remain."
+    "Split the training set by the Boolean selection `leaves`; `test` is what should be forgotten and what should remain."
     if not leaves.any(): raise ValueError("the forget set is empty: there is nothing to forget.")
     if leaves.all(): raise ValueError("the remain set is empty: forgetting everything needs no method.")
     gone, stays = leaves.nonzero()[:, 0], (~leaves).nonzero()[:, 0]
@@ -53,19 +54,22 @@ def forget_class(images: ImageData,
     "Forget every image of one class (paper, section 'Remove A Full Category')."
     return forget_classes(images, [which])
 
-# %% ../nbs/01_forget.ipynb #21ba426b
+# %% ../nbs/01_forget.ipynb #fc78f903
 def _class_index(images: ImageData, which: int | str) -> int:
     "The index of a class given by index or name; `ValueError` if there is none."
     if isinstance(which, str) and not which.lstrip("-").isdigit(): return images.classes.index(choose(which, images.classes, "class"))
-    if 0 <= int(which) < len(images.classes): return int(which)
+    index = int(which) if isinstance(which, str) else operator.index(which)
+    if 0 <= index < len(images.classes): return index
     raise ValueError(f"class {which} does not exist: {images.name} has the classes 0 to {len(images.classes) - 1}.")
 
-# %% ../nbs/01_forget.ipynb #5d6fac9f
+# %% ../nbs/01_forget.ipynb #e490c760
 def forget_samples(images: ImageData,
                    indices: Sequence[int] | Tensor,  # positions in the training set
                    ) -> ForgetRequest:
-    "Forget given training images; they are also `test_forget`, and the whole test set is `test_remain`."
-    index, n = torch.as_tensor(indices, dtype=torch.int64).reshape(-1), len(images.train)
+    "Forget given training images; they are also `test_forget`, and the whole test set is `test_remain`. `ValueError` for positions that don't exist."
+    index, n = torch.as_tensor(indices).reshape(-1), len(images.train)
+    if len(index) and (index.is_floating_point() or index.dtype == torch.bool): raise TypeError(f"samples are named by whole numbers, their positions, not by {index.dtype}.")
+    index = index.long()
     if len(index) and not 0 <= index.min() <= index.max() < n:
         raise ValueError(f"sample {index.max() if index.max() >= n else index.min()} does not exist: the training set of {images.name} has the samples 0 to {n - 1}.")
     if len(index.unique()) < len(index): raise ValueError("a sample is named twice: give each position once.")

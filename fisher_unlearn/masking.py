@@ -39,17 +39,18 @@ class Pool:
     def __len__(self) -> int:
         return sum(self.sizes.values())
 
-# %% ../nbs/20_masking.ipynb #b18921be
+# %% ../nbs/20_masking.ipynb #954bba71
 def candidates(model: nn.Module,
                unit: Unit = "weight",                # "weight", "kernel" or "channel"
                classifier: bool = False,             # is the final classifier in the pool?
                classifier_name: str | None = None,   # its name, where `find_classifier` can't tell
+               num_classes: int | None = None,       # how many rows it must have, if that is known
                ) -> Pool:
-    "The weights of all convolutions and linear layers, in units; `ValueError` if there are none."
+    "The weights of all convolutions and linear layers that are not frozen, in units; `ValueError` if there are none."
     if unit not in get_args(Unit): raise ValueError(f"`unit` is {unit!r}: it must be one of {', '.join(map(repr, get_args(Unit)))}.")
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-    spared = None if classifier else find_classifier(model, classifier_name)
-    layers = {f"{n}." if n else "": m for n, m in model.named_modules() if isinstance(m, kinds) and n != spared}
+    spared = None if classifier else find_classifier(model, classifier_name, num_classes)
+    layers = {f"{n}." if n else "": m for n, m in model.named_modules() if isinstance(m, kinds) and m.weight.requires_grad and n != spared}
     if not layers: raise ValueError("the model has no convolution or linear layer outside its classifier: there is nothing to mask.")
     shapes = {f"{n}weight": m.weight.shape for n, m in layers.items()}
     return Pool(unit, shapes, {f"{n}weight": f"{n}bias" for n, m in layers.items() if unit == "channel" and m.bias is not None})

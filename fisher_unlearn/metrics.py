@@ -33,9 +33,9 @@ def count_correct(model: nn.Module,
     if stray := int(counts[1, -1]): raise ValueError(f"{stray} labels are outside the model's classes 0 to {counts.shape[1] - 2}.")
     return counts[:, :-1].cpu()
 
-# %% ../nbs/04_metrics.ipynb #f3ee6634
+# %% ../nbs/04_metrics.ipynb #d08370d8
 def accuracy(model: nn.Module, batches: Loader) -> float:
-    "Top-1 accuracy in percent."
+    "Top-1 accuracy in percent, in evaluation mode; errors as in `count_correct`."
     correct, total = count_correct(model, batches).sum(1)
     return 100 * float(correct / total)
 

@@ -26,7 +26,7 @@ from .models import NETWORKS
 from .train import TrainSettings
 from .unlearn import METHODS, PRESETS, method_options
 
-# %% ../nbs/50_records.ipynb #0f6b6a40
+# %% ../nbs/50_records.ipynb #0505fc52
 _TABLES: dict[str, tuple[dict, str]] = {"dataset": (DATASETS, "data set"), "network": (NETWORKS, "network"), "method": (METHODS, "method"), "preset": (PRESETS, "preset")}
 _OPTIONS = ("ratio", "unit", "classifier_in_pool", "fisher_labels", "fisher_per", "remain_weight")
 
@@ -43,11 +43,11 @@ class RunSettings(BaseModel):
     method: str = "fisher_mask"               # a name in `METHODS`
     preset: str = "paper"                     # "paper" or "authors_code"
     ratio: float = 0.02                       # share of the units to mask, in [0, 1)
-    unit: Unit | None = None                  # None, here and below: the preset's value
-    classifier_in_pool: bool | None = None
-    fisher_labels: Labels | None = None
-    fisher_per: Per | None = None
-    remain_weight: float | None = None
+    unit: Unit | None = None                  # what is masked together; None, here and below: the preset's value
+    classifier_in_pool: bool | None = None    # may the final classifier be masked?
+    fisher_labels: Labels | None = None       # labels under which the Fisher information is taken
+    fisher_per: Per | None = None             # squares per sample, or per batch of 128
+    remain_weight: float | None = None        # λ in F_f/n_f − λ F_r/n_r
     fine_tune_epochs: int = 5                 # S; 0: no fine-tuning
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int = 2                          # of the CPU; their number can change the last bits of a result
@@ -61,7 +61,7 @@ class RunSettings(BaseModel):
     @field_validator("classes")
     @classmethod
     def _plain(cls, value: tuple[int | str, ...]) -> tuple[int | str, ...]:
-        return tuple(int(c) if str(c).isdigit() else c for c in value)
+        return tuple(sorted({int(c) if str(c).isdigit() else c for c in value}, key=str))
 
     @model_validator(mode="after")
     def _sensible(self) -> "RunSettings":
@@ -69,6 +69,7 @@ class RunSettings(BaseModel):
         rules = {"seed": self.seed >= 0, "fine_tune_epochs": self.fine_tune_epochs >= 0, "threads": self.threads >= 1, "subset": self.subset is None or self.subset >= 1}
         for name, good in rules.items():
             if not good: raise ValueError(f"`{name}` is {getattr(self, name)}: it is too small.")
+        if self.request == "samples" and self.method == "mask_classifier": raise ValueError("`mask_classifier` forgets classes: it has no meaning for `samples`.")
         if (self.request == "samples") != bool(self.samples): raise ValueError('`samples` must be given if, and only if, `request` is "samples".')
         return self
 
@@ -77,7 +78,7 @@ class RunSettings(BaseModel):
         "The options of the method that are set here; the preset has the others."
         return {name: value for name in _OPTIONS if (value := getattr(self, name)) is not None}
 
-# %% ../nbs/50_records.ipynb #8187946c
+# %% ../nbs/50_records.ipynb #89e2f091
 RECIPE = 1
 
 def _hash(values: dict[str, Any]) -> str:
@@ -97,8 +98,9 @@ def run_key(settings: RunSettings) -> str:
     "The key of a whole run."
     reads = {"ratio", *PRESETS[settings.preset].get(settings.method, ())} if settings.method in PRESETS[settings.preset] else set()
     options = {n: v for n, v in asdict(method_options(settings.method, settings.preset, **settings.options)).items() if n in reads}
-    request = {n: getattr(settings, n) for n in ("request", "classes", "samples", "method", "fine_tune_epochs")}
-    return _hash(_training_values(settings) | request | {"options": options})
+    asked = settings.classes if settings.request == "class" else sorted(settings.samples)
+    tuned = None if settings.method == "retrain" else settings.fine_tune_epochs
+    return _hash(_training_values(settings) | {"request": [settings.request, asked], "method": settings.method, "fine_tune_epochs": tuned, "options": options})
 
 # %% ../nbs/50_records.ipynb #1193df52
 _TRAIN = tuple(f.name for f in fields(TrainSettings) if f.name not in ("schedule", "epochs", "seed"))
@@ -127,7 +129,7 @@ def resolve(profile: str = "quick",  # "quick", "cpu" or "paper"
     values |= sets[name]
     return _settings(values | _scaled(values, given) | given | {"device": _device(given.get("device", "auto"))})
 
-# %% ../nbs/50_records.ipynb #eb31d7b6
+# %% ../nbs/50_records.ipynb #b4d7d834
 def _scaled(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     "Drops and warm-up in proportion, if only the number of epochs was given; drops that fall on neither side are left out."
     epochs = given.get("epochs", values["epochs"])
@@ -142,6 +144,7 @@ def _device(device: str) -> str:
         raise ValueError("`device` is cuda, but torch finds no GPU: use cpu or auto.")
     return device
 
+# %% ../nbs/50_records.ipynb #535f1c45
 def _settings(values: dict[str, Any]) -> RunSettings:
     "Flat values as `RunSettings`; the first thing that is wrong with them in one sentence."
     schedule = {n: values[n] for n in _SCHEDULE if n in values}
@@ -152,10 +155,11 @@ def _settings(values: dict[str, Any]) -> RunSettings:
         where, message = ".".join(str(part) for part in first["loc"][:3]), first["msg"].removeprefix("Value error, ")
         raise ValueError(message if first["type"] == "value_error" else f"`{where}` is {first['input']!r}: {message}.") from None
 
-# %% ../nbs/50_records.ipynb #05acfa74
+# %% ../nbs/50_records.ipynb #8193edcd
 def _git(*args: str) -> str | None:
     "The output of a git command in the folder of this package, or None."
-    done = subprocess.run(["git", *args], cwd=Path(fisher_unlearn.__file__).parent, capture_output=True, text=True)
+    try: done = subprocess.run(["git", *args], cwd=Path(fisher_unlearn.__file__).parent, capture_output=True, text=True)
+    except OSError: return None  # no git on this machine
     return done.stdout.strip() if done.returncode == 0 else None
 
 def _processor() -> str:

@@ -17,7 +17,7 @@ def _check(schedule: "Schedule") -> None:
                              ("drops", all(0 < d < schedule.epochs for d in schedule.drops), f"epochs from 1 to {schedule.epochs - 1}")]:
         if not good: raise ValueError(f"`{name}` of the schedule is {getattr(schedule, name)}: it must be {rule}.")
 
-# %% ../nbs/03_schedule.ipynb #7445d657
+# %% ../nbs/03_schedule.ipynb #3825285a
 @dataclass(frozen=True)
 class Schedule:
     "A learning rate with steps down and a linear warm-up, as trained, or replayed in fewer epochs."
@@ -37,18 +37,18 @@ class Schedule:
         "Epochs from the first step to the end of the schedule; afterwards the rate stays as it is."
         return self.replay or self.epochs
 
-    def steps(self, epoch: int, batches: int) -> int:
+    def milestone(self, epoch: int, batches: int) -> int:
         "The step, of `batches` in an epoch, at which `epoch` of training falls: floor(epoch / epochs · length · batches)."
         return epoch * self.length * batches // self.epochs
 
     def rate(self, step: int, batches: int) -> float:
         "The learning rate of the optimiser step number `step`, counted from 0."
-        lr = self.lr * self.factor ** sum(step >= self.steps(drop, batches) for drop in self.drops)
+        lr = self.lr * self.factor ** sum(step >= self.milestone(drop, batches) for drop in self.drops)
         return lr * self._warm(step, batches)
 
     def _warm(self, step: int, batches: int) -> float:
         "The share of the rate during warm-up: a step up after each epoch of training, after each step of a replay."
-        done, total = (step, self.steps(self.warmup, batches)) if self.replay else (step // batches, self.warmup)
+        done, total = (step, self.milestone(self.warmup, batches)) if self.replay else (step // batches, self.warmup)
         return min(1.0, (done + 1) / total) if total else 1.0
 
 # %% ../nbs/03_schedule.ipynb #47f5b999

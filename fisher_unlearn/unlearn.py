@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'METHODS', 'MethodOptions', 'method_options', 'finetune', 'retrain', 'mask_classifier', 'fisher_mask',
            'fisher_scores', 'Unlearned', 'unlearn']
 
-# %% ../nbs/30_unlearn.ipynb #3c88f70f
+# %% ../nbs/30_unlearn.ipynb #cb9a6d8b
 import copy, time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -17,14 +17,14 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from .data import check_repeatable, choose
+from .data import choose, writable_folder
 from .fisher import Labels, Per, Reduction, diag_fisher, rebatch
 from .masking import Mask, Unit, candidates, select_top, zero_
 from .metrics import Loader, evaluate, unlearn_score
-from .models import check_batch, find_classifier
-from .train import Progress, TrainSettings, train_model
+from .models import check_batches, find_classifier
+from .train import Progress, TrainSettings, shows_bar, train_model
 
-# %% ../nbs/30_unlearn.ipynb #0a07ab9f
+# %% ../nbs/30_unlearn.ipynb #61099bd6
 @dataclass(frozen=True)
 class MethodOptions:
     "What a method may be told. Each method reads the options it needs."
@@ -33,22 +33,25 @@ class MethodOptions:
     classifier_in_pool: bool = False        # may the final classifier be masked?
     fisher_labels: Labels = "true"          # which labels the Fisher information is taken under
     fisher_per: Per = "sample"              # squares of each image's gradient, or of the mean over batches of 128
-    remain_weight: float | None = None      # λ in F_f/n_f − λ F_r/n_r; None: n_r/n_f, that is, the difference of sums
+    remain_weight: float | None = None      # λ in F_f/n_f − λ F_r/n_r; None: n_r/n_f, which is the difference of sums
     classes: tuple[int, ...] | None = None  # classes to forget; None: the label of the forget set, if it is a single one
     classifier: str | None = None           # the name of the classifier, where it can't be found
     build: Callable[[], nn.Module] | None = None  # makes a freshly initialised network, for retraining
-    progress: bool = False                  # show a bar while scoring
+    num_classes: int | None = None          # columns of the logits; `unlearn` sets it
+    seed: int = 666                         # of labels that are drawn; `unlearn` sets it
+    progress: bool = False                  # show a bar while scoring; `unlearn` sets it
 
-# %% ../nbs/30_unlearn.ipynb #d8c01df4
+# %% ../nbs/30_unlearn.ipynb #63271132
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "paper": {"fisher_mask": {"unit": "weight", "classifier_in_pool": False, "fisher_labels": "true", "fisher_per": "sample", "remain_weight": None}},
     "authors_code": {"fisher_mask": {"unit": "kernel", "classifier_in_pool": True, "fisher_labels": "expected", "fisher_per": "batch", "remain_weight": 1.0}},
 }
 
 def method_options(method: str, preset: str = "paper", **given: Any) -> MethodOptions:
-    "The preset's options of a method, with those that are given in their place; `ValueError` for unknown names."
+    "The preset's options of a method, with those that are given (and not None) in their place; `ValueError` for unknown names."
     for name in given: choose(name, [f.name for f in fields(MethodOptions)], "option")
-    options = MethodOptions(**PRESETS[choose(preset, PRESETS, "preset")].get(choose(method, METHODS, "method"), {}) | given)
+    defaults = PRESETS[choose(preset, PRESETS, "preset")].get(choose(method, METHODS, "method"), {})
+    options = MethodOptions(**defaults | {name: value for name, value in given.items() if value is not None})
     if not 0 <= options.ratio < 1: raise ValueError(f"`ratio` is {options.ratio}: the share of units to mask must be in [0, 1).")
     return options
 
@@ -63,10 +66,10 @@ def retrain(model: nn.Module, forget: Loader, remain: Loader | None, options: Me
     model.load_state_dict(options.build().state_dict())
     return {}
 
-# %% ../nbs/30_unlearn.ipynb #aa3c1bee
+# %% ../nbs/30_unlearn.ipynb #d85239c3
 def mask_classifier(model: nn.Module, forget: Loader, remain: Loader | None, options: MethodOptions) -> Mask:
     "Zero the classifier's rows of the forgotten classes (MaskClassifier, paper, Figure 2)."
-    name = find_classifier(model, options.classifier)
+    name = find_classifier(model, options.classifier, options.num_classes)
     layer = model.get_submodule(name)
     mask = {f"{name}.{part}": torch.zeros_like(p, dtype=torch.bool) for part, p in layer.named_parameters()}
     for where in mask.values(): where[list(_classes(forget, options, len(where)))] = True
@@ -80,10 +83,10 @@ def _classes(forget: Loader, options: MethodOptions, num_classes: int) -> tuple[
     if options.classes is None and len(found) > 1: raise ValueError(f"the forget set has the labels {list(found)}: say which classes to forget with `classes=`.")
     return found
 
-# %% ../nbs/30_unlearn.ipynb #8499da48
+# %% ../nbs/30_unlearn.ipynb #324f00e1
 def fisher_mask(model: nn.Module, forget: Loader, remain: Loader | None, options: MethodOptions) -> Mask:
     "Zero the units with the highest Fisher score (FisherMask, paper, 'Masking with Fisher Information')."
-    pool = candidates(model, options.unit, options.classifier_in_pool, options.classifier)
+    pool = candidates(model, options.unit, options.classifier_in_pool, options.classifier, options.num_classes)
     if options.ratio == 0: return {}
     mask = select_top(fisher_scores(model, forget, remain, options), options.ratio, pool)
     zero_(model, mask)
@@ -94,21 +97,21 @@ def fisher_scores(model: nn.Module, forget: Loader, remain: Loader | None, optio
     reduction: Reduction = "sum" if options.remain_weight is None else "mean"
     weight = 1.0 if options.remain_weight is None else options.remain_weight
     sets = [rebatch(b, 128) if options.fisher_per == "batch" else b for b in (forget, remain) if b is not None]
-    scores, *others = [diag_fisher(model, b, options.fisher_labels, options.fisher_per, reduction, progress=options.progress) for b in sets]
+    scores, *others = [diag_fisher(model, b, options.fisher_labels, options.fisher_per, reduction, options.seed, options.progress) for b in sets]
     return {n: s - weight * others[0][n] for n, s in scores.items()} if others else scores
 
 # %% ../nbs/30_unlearn.ipynb #7b209895
 METHODS: dict[str, Callable[[nn.Module, Loader, Loader | None, MethodOptions], Mask]] = {
     "retrain": retrain, "finetune": finetune, "mask_classifier": mask_classifier, "fisher_mask": fisher_mask}
 
-# %% ../nbs/30_unlearn.ipynb #ac543b48
+# %% ../nbs/30_unlearn.ipynb #06568b85
 @dataclass(frozen=True, eq=False)
 class Unlearned:
     "A model after unlearning, and what happened to it."
     model: nn.Module           # the changed copy after the last epoch of fine-tuning, in evaluation mode
     mask: Mask                 # what was set to zero; {} for methods without a mask
     changed: pd.DataFrame      # before fine-tuning, for each entry of the state that the method changed: entries, masked, changed, distance
-    history: pd.DataFrame      # one row an epoch, 0 being before fine-tuning: accuracies and unlearn score in percent
+    history: pd.DataFrame      # one row an epoch, 0 being before fine-tuning: accuracies and unlearn score in percent, lr, train_loss, seconds
     seconds: dict[str, float]  # spent in "method", "fine_tune" (with its evaluations) and "evaluate" (epoch 0)
     options: MethodOptions     # the options that were used
 
@@ -119,7 +122,7 @@ class Unlearned:
         total = self.changed[["changed", "masked"]].sum()
         return f"The method changed {total.changed:,} entries in {len(self.changed)} tensors, {total.masked:,} of them by its mask."
 
-# %% ../nbs/30_unlearn.ipynb #663f290a
+# %% ../nbs/30_unlearn.ipynb #045ac687
 def unlearn(model: nn.Module,          # a trained classifier; it is not changed
             forget: Loader,            # the forget set, normalised (inputs, labels), readable again and again
             remain: Loader | None,     # the remain set; None if there is none left, and then there is no fine-tuning
@@ -127,26 +130,27 @@ def unlearn(model: nn.Module,          # a trained classifier; it is not changed
             preset: str = "paper",                    # "paper" or "authors_code"
             fine_tune: TrainSettings | None = None,   # such as `settings.replayed(5)`; None: the masked model is the result
             evaluate: Mapping[str, Loader] | None = None,  # sets to measure; "remain" and "forget" also give the unlearn score
-            seed: int = 666,                          # of the order of images in fine-tuning
+            seed: int = 666,                          # of the order of images in fine-tuning, and of labels that are drawn
             checkpoint: str | Path | None = None,     # file from which fine-tuning resumes
             progress: Progress = "auto",              # as in `train_model`
             **options: Any                            # fields of `MethodOptions` that differ from the preset
             ) -> Unlearned:
     """Make a copy of a model forget: change it by a method, fine-tune it on the remain set, and measure it before and after.
 
-    For `retrain`, `fine_tune` is the full training. Raises `ValueError` or `TypeError` in one sentence before any work."""
+    For `retrain`, `fine_tune` is the full training. Raises `ValueError` or `TypeError` in one sentence before scoring and training,
+    and what `diag_fisher` and `train_model` raise."""
     chosen, sets = method_options(method, preset, **options), dict(evaluate or {})
-    for name, batches in (("forget", forget), ("remain", remain), *((f"evaluate[{n!r}]", b) for n, b in sets.items())):
-        if batches is None: continue
-        check_repeatable(batches, name)
-        check_batch(model, *next(iter(batches)), name)
+    for name, batches in (("remain", remain), *((f"evaluate[{n!r}]", b) for n, b in sets.items())):
+        if batches is not None: check_batches(model, batches, name)
     if fine_tune and remain is None: raise ValueError("fine-tuning needs a remain set: pass `remain`, or `fine_tune=None`.")
-    changed = copy.deepcopy(model)
+    if checkpoint: writable_folder(Path(checkpoint).parent)
+    chosen = replace(chosen, num_classes=check_batches(model, forget, "forget"), seed=seed, progress=shows_bar(progress))
+    copied = copy.deepcopy(model)
     start = time.perf_counter()
-    mask = METHODS[method](changed, forget, remain, chosen)
-    seconds, what = {"method": time.perf_counter() - start}, _changes(model, changed, mask)
-    history, spent = _fine_tuned(changed, remain, fine_tune and replace(fine_tune, select="last", seed=seed), sets, checkpoint, progress)
-    return Unlearned(changed.eval(), mask, what, history, seconds | spent, chosen)
+    mask = METHODS[method](copied, forget, remain, chosen)
+    seconds, what = {"method": time.perf_counter() - start}, _changes(model, copied, mask)
+    history, spent = _fine_tuned(copied, remain, fine_tune and replace(fine_tune, select="last", seed=seed), sets, checkpoint, progress)
+    return Unlearned(copied.eval(), mask, what, history, seconds | spent, chosen)
 
 # %% ../nbs/30_unlearn.ipynb #124a7d3a
 def _fine_tuned(model: nn.Module, remain: Loader | None, settings: TrainSettings | None, sets: dict[str, Loader],

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torchvision.transforms import v2
 
 from fisher_unlearn import data
-from fisher_unlearn.data import Samples, check_repeatable, choose, find_data, fit, load_images, writable_folder
+from fisher_unlearn.data import Samples, check_repeatable, choose, find_data, load_images, pad_or_resize, writable_folder
 
 
 def made(n=12, channels=3, side=10, classes=4, seed=0):
@@ -45,9 +45,9 @@ def test_batches_are_torchvisions_normalised_images(side, size):
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 9))
-def test_fit_always_gives_the_size_and_pads_with_black(height, width, size):
+def test_padding_and_resizing_always_gives_the_size_and_pads_with_black(height, width, size):
     images = torch.full((2, 1, height, width), 200, dtype=torch.uint8)
-    fitted = fit(images, size)
+    fitted = pad_or_resize(images, size)
     assert fitted.shape == (2, 1, size, size) and fitted.dtype == torch.uint8
     if max(height, width) <= size: assert fitted.long().sum() == images.long().sum()
 
@@ -142,7 +142,13 @@ def test_cifar_files_that_fail_torchvisions_check_are_refused(tmp_path):
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     (folder / "data_batch_1").write_bytes(pickle.dumps({"data": [1]}))
-    with pytest.raises(FileNotFoundError, match="cifar10 is missing"): load_images("cifar10", tmp_path, download=False)
+    with pytest.raises(ValueError, match="cifar10 can't be read from .*delete that folder"): load_images("cifar10", tmp_path, download=False)
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"junk"])
+def test_unpacked_files_that_are_damaged_are_refused(tmp_path, content):
+    (fake_mnist(tmp_path) / "train-images-idx3-ubyte").write_bytes(content)
+    with pytest.raises(ValueError, match="mnist can't be read from .*delete that folder"): load_images("mnist", tmp_path, download=False)
 
 
 def test_tiny_imagenet_is_read_from_its_folders(tmp_path):
@@ -167,7 +173,8 @@ def test_missing_data_is_one_line(tmp_path):
 
 def test_a_download_that_fails_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
-    with pytest.raises(FileNotFoundError, match="downloading it failed"): load_images("mnist", tmp_path, download=True)
+    with pytest.raises(FileNotFoundError, match="downloading it failed") as error: load_images("mnist", tmp_path, download=True)
+    assert "\n" not in str(error.value)
     assert not (tmp_path / "mnist.safetensors").exists()
 
 

@@ -80,7 +80,7 @@ def test_every_estimator_is_its_formula(name, labels, per, reduction):
 
 
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(1, 2), st.integers(0, 1), st.integers(1, 70), st.integers(0, 100))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_convolutions_of_any_shape(channels, width, kernel, stride, padding, n, seed):
     with torch.random.fork_rng():
         torch.manual_seed(seed)

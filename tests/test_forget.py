@@ -11,7 +11,7 @@ DIGITS = load_images("digits")
 
 
 @given(st.sets(st.integers(0, 9), min_size=1, max_size=9))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_classes_split_training_and_test_set(classes):
     request = forget_classes(DIGITS, sorted(classes))
     labels = DIGITS.train.labels.tolist()
@@ -23,7 +23,7 @@ def test_classes_split_training_and_test_set(classes):
 
 
 @given(st.sets(st.integers(0, 1296), min_size=1, max_size=50))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_samples_leave_and_the_test_set_stays(indices):
     request = forget_samples(DIGITS, list(indices))
     assert request.forget_indices.tolist() == sorted(indices) and len(request.remain) == 1297 - len(indices)
@@ -42,6 +42,12 @@ def test_digests_tell_requests_apart():
 @pytest.mark.parametrize("bad, message", [(10, "has the classes 0 to 9"), (-1, "class -1 does not exist"), ("zero", "unknown class 'zero'")])
 def test_classes_that_do_not_exist_are_refused(bad, message):
     with pytest.raises(ValueError, match=message): forget_class(DIGITS, bad)
+
+
+def test_what_is_no_position_and_no_class_is_refused():
+    with pytest.raises(TypeError): forget_class(DIGITS, .5)
+    with pytest.raises(TypeError, match="whole numbers"): forget_samples(DIGITS, [1.5])
+    with pytest.raises(TypeError, match="whole numbers"): forget_samples(DIGITS, torch.ones(1297, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("bad, message", [([], "empty"), ([0, 0], "named twice"), ([-1], "sample -1 does not exist"), (range(1297), "remain set is empty")])

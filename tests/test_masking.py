@@ -28,7 +28,7 @@ def slow_top(scores, ratio, unit):
 
 
 @given(st.sampled_from(["weight", "kernel", "channel"]), st.booleans(), st.integers(0, 99), st.integers(0, 1000), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_top_is_the_slow_top(unit, classifier, percent, seed, ties):
     model, rng = network(), np.random.default_rng(seed)
     pool = candidates(model, unit, classifier)

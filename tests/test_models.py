@@ -98,6 +98,13 @@ def test_a_classifier_that_cannot_be_told_must_be_named():
     with pytest.raises(ValueError, match='classifier="name"'): find_classifier(Odd())
     assert find_classifier(Odd(), "b") == "b"
     with pytest.raises(ValueError, match="unknown classifier 'c'"): find_classifier(Odd(), "c")
+    class Functional(nn.Module):
+        "Its logits come from a parameter outside of any layer."
+        def __init__(self):
+            super().__init__()
+            self.hidden, self.head = nn.Linear(4, 6), nn.Parameter(torch.randn(6, 3))
+        def forward(self, x): return torch.relu(self.hidden(x)) @ self.head
+    with pytest.raises(ValueError, match='classifier="name"'): find_classifier(Functional())
     with pytest.raises(ValueError, match="with 5 rows"): find_classifier(nn.Sequential(nn.Linear(4, 3)), num_classes=5)
 
 
@@ -108,6 +115,8 @@ def test_check_batch_names_what_does_not_fit():
                                ((x, y[:1]), ValueError, "2 integer labels"), ((x, y - 1), ValueError, "labels from -1")]:
         with pytest.raises(kind, match=message): check_batch(model, *bad)
     with pytest.raises(ValueError, match="must return logits"): check_batch(nn.Conv2d(3, 4, 1), x, y)
+    with pytest.raises(ValueError, match="must return logits"): check_batch(nn.Sequential(nn.Conv2d(3, 1, 8), nn.Flatten(0)), x, y)
+    with pytest.raises(ValueError, match=r"can't take the inputs of `batches`, \(2, 3, 8, 8\)"): check_batch(nn.Linear(5, 2), x, y)
     with pytest.raises(ValueError, match="no parameters"): check_batch(nn.Flatten(0), x, y)
 
 

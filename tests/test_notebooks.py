@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import fisher_unlearn
 from fisher_unlearn.cli import app, find_notebook
-from fisher_unlearn.records import PARAMETERS
+from fisher_unlearn.records import PARAMETERS, resolve, run_key
 
 ROOT = Path(fisher_unlearn.__file__).parent.parent
 CHAPTERS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
@@ -46,9 +46,9 @@ def test_a_chapter_imports_only_chapters_before_it(path):
     order = [re.sub(r"^\w+?_", "", p.stem) for p in CHAPTERS]
     name = re.sub(r"^\w+?_", "", path.stem)
     tree = ast.parse((ROOT / "fisher_unlearn" / f"{name}.py").read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fisher_unlearn."):
-            assert order.index(node.module.split(".")[1]) < order.index(name), node.module
+    imported = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module]
+    assert imported or name in ("data", "schedule")
+    for module in imported: assert order.index(module) < order.index(name), module
 
 
 @pytest.mark.parametrize("path", CHAPTERS, **by_name)
@@ -116,10 +116,18 @@ def test_a_second_start_reads_the_records(quickstart):
     assert done.exit_code == 0 and stamps == {p: p.stat().st_mtime_ns for p in (base / "runs").rglob("record.json")}
 
 
-def test_a_notebook_that_fails_ends_in_one_line_and_is_kept(tmp_path, monkeypatch):
-    monkeypatch.setenv("FISHER_UNLEARN_DATA", str(tmp_path))
-    done = CliRunner().invoke(app, ["quickstart", "--epochs", "1", "--seed", "7", "--runs", str(tmp_path / "runs"), "--figures", str(tmp_path / "figures"), "--ratio", "0.99999"])
-    assert done.exit_code in (0, 2)
+def test_a_notebook_that_fails_ends_in_one_line_and_is_kept_apart(tmp_path):
+    "A damaged record stops the first run inside the notebook."
+    damaged = tmp_path / "runs" / run_key(resolve("quick", method="retrain")) / "record.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("{")
+    done = CliRunner().invoke(app, ["quickstart", "--runs", str(tmp_path / "runs"), "--figures", str(tmp_path / "figures")])
+    last = done.output.strip().splitlines()[-1]
+    assert done.exit_code == 2 and last.startswith("fisher-unlearn: ") and "is not a record" in last and "Traceback" not in done.output
+    assert [p.name for p in (tmp_path / "figures" / "quick").iterdir()] == ["quickstart_digits_resnet20.partial.ipynb"]
+
+
+def test_a_notebook_that_is_not_there_is_said():
     with pytest.raises(FileNotFoundError, match="neither in the package"): find_notebook("none")
 
 

@@ -12,7 +12,7 @@ from fisher_unlearn.schedule import Schedule, replay
 @pytest.mark.parametrize("batches, milestones", [(352, (880, 1320)), (387, (967, 1451)), (3110, (7775, 11662)), (1, (2, 3))])
 def test_milestones_of_the_protocol(batches, milestones):
     schedule = replay(Schedule(), 5)
-    assert tuple(schedule.steps(e, batches) for e in (80, 120)) == milestones
+    assert tuple(schedule.milestone(e, batches) for e in (80, 120)) == milestones
     for k, m in enumerate(milestones):
         assert schedule.rate(m - 1, batches) == pytest.approx(.1 ** (k + 1)) and schedule.rate(m, batches) == pytest.approx(.1 ** (k + 2))
 
@@ -21,7 +21,7 @@ def test_milestones_of_the_protocol(batches, milestones):
 def test_replayed_steps_are_exact_fractions(epochs, length, batches, data):
     drop = data.draw(st.integers(1, epochs - 1))
     schedule = replay(Schedule(epochs=epochs, drops=(drop,)), length)
-    assert schedule.steps(drop, batches) == int(Fraction(drop, epochs) * length * batches)
+    assert schedule.milestone(drop, batches) == int(Fraction(drop, epochs) * length * batches)
 
 
 def test_training_steps_like_torchs_multistep():

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fisher_unlearn.data import Batches
+from fisher_unlearn.data import Batches, Samples
 from fisher_unlearn.models import build_model
 from fisher_unlearn.schedule import Schedule
 from fisher_unlearn.train import TrainSettings, _epoch, _bar, epoch_seed, load_weights, read_tensors, save_weights, train_model
@@ -117,28 +117,31 @@ def test_an_epoch_reads_nothing_back_from_the_device(digits, settings, monkeypat
         batches = digits.train.batches(size)
         optimizer = torch.optim.SGD(model.parameters(), .01, momentum=.9)
         counts.clear()
-        with _bar("none", 0, 0) as bar: _epoch(model, batches, optimizer, settings, 0, len(batches), bar)
+        with _bar("none", 0, 0) as bar: _epoch(model, batches, optimizer, settings, 0, len(batches), 10, bar)
         found.append(sum(counts.values()))
     assert found[0] == found[1] <= 3
 
 
 RUN = """
-import sys, torch
+import os, signal, sys, torch
 from fisher_unlearn.data import Batches, load_images
 from fisher_unlearn.models import build_model
 from fisher_unlearn.schedule import Schedule
 from fisher_unlearn.train import TrainSettings, save_weights, train_model
 
-class Loud(Batches):
+class Deadly(Batches):
+    "Kills its own process at a step."
+    left = int(sys.argv[2])
     def shuffled(self, generator):
         for batch in super().shuffled(generator):
-            print("step", flush=True)
+            self.left -= 1
+            if self.left == 0: os.kill(os.getpid(), signal.SIGKILL)
             yield batch
 
 torch.set_num_threads(1)
 folder, images = sys.argv[1], load_images("digits")
 model = build_model("resnet20", 10, 1, seed=0)
-history = train_model(model, Loud(images.train, 128, "cpu"), TrainSettings(Schedule(epochs=6, drops=(3,))), {"test": images.test.batches(500)},
+history = train_model(model, Deadly(images.train, 128, "cpu"), TrainSettings(Schedule(epochs=6, drops=(3,))), {"test": images.test.batches(500)},
                       folder + "/progress.safetensors", progress="none")
 history.drop(columns="seconds").to_json(folder + "/history.json")
 save_weights(model, folder + "/weights.safetensors")
@@ -146,29 +149,42 @@ save_weights(model, folder + "/weights.safetensors")
 
 
 def killed_run(folder, steps):
-    "Start the run in a process of its own and kill it with SIGKILL at a step, or let it end."
+    "The run in a process of its own, ended by SIGKILL at a step (0: never)."
     folder.mkdir(exist_ok=True)
-    process = subprocess.Popen([sys.executable, "-c", RUN, str(folder)], stdout=subprocess.PIPE, text=True)
-    for number, _ in enumerate(process.stdout, start=1):
-        if number == steps:
-            os.kill(process.pid, signal.SIGKILL)
-            break
-    process.stdout.close()
-    return process.wait()
+    return subprocess.run([sys.executable, "-c", RUN, str(folder), str(steps)]).returncode
 
 
 def test_a_killed_run_ends_like_one_never_killed(tmp_path):
     "11 steps are an epoch: killed in the middle of epoch 1, with nothing saved yet, and of epochs 3 and 5."
-    assert killed_run(tmp_path / "whole", None) == 0
+    assert killed_run(tmp_path / "whole", 0) == 0
     for steps in (5, 27, 27): assert killed_run(tmp_path / "killed", steps) == -signal.SIGKILL
     done = json.loads(read_tensors(tmp_path / "killed" / "progress.safetensors")[1]["rows"])
     assert [row["epoch"] for row in done] == [1, 2, 3, 4]
-    assert killed_run(tmp_path / "killed", None) == 0
+    assert killed_run(tmp_path / "killed", 0) == 0
     for name in ("weights.safetensors", "history.json"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
     whole, killed = (read_tensors(tmp_path / run / "progress.safetensors")[0] for run in ("whole", "killed"))
     assert set(whole) == set(killed) and all(torch.equal(whole[k], killed[k]) for k in whole)
     assert any(k.startswith("best:") for k in whole) and any(k.startswith("momentum:") for k in whole)
+
+
+def test_a_checkpoint_belongs_to_the_weights_it_started_from(digits, settings, tmp_path):
+    short = replace(settings, schedule=Schedule(epochs=1, drops=()))
+    train_model(build_model("resnet20", 10, 1, seed=0), digits.train, short, checkpoint=tmp_path / "p.safetensors", progress="none")
+    with pytest.raises(ValueError, match="another training run"):
+        train_model(build_model("resnet20", 10, 1, seed=1), digits.train, short, checkpoint=tmp_path / "p.safetensors", progress="none")
+
+
+def test_labels_of_a_later_batch_are_checked_before_their_step(settings):
+    x, y = torch.randn(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64)
+    with pytest.raises(ValueError, match="labels from 12 to 12"): train_model(build_model("resnet20", 10, 1, seed=0), [(x, y), (x, y + 12)], settings, progress="none")
+
+
+def test_other_dimensions_and_loaders_without_a_length_train_too(settings):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self): return iter([(torch.full((1, 4, 4, 4), float(k)), k % 2) for k in range(6)])
+    model = nn.Sequential(nn.Conv3d(1, 2, 3), nn.Flatten(), nn.Linear(16, 2))
+    assert len(train_model(model, torch.utils.data.DataLoader(Stream(), 4), settings, progress="none")) == 4
 
 
 def test_divergence_stops_the_run_and_keeps_what_was_good(digits, tmp_path):
@@ -208,6 +224,8 @@ def test_a_checkpoint_of_another_run_is_refused(digits, settings, tmp_path):
     train(short)
     for other in (replace(short, seed=5), replace(short, batch_size=64), replace(short, weight_decay=0.)):
         with pytest.raises(ValueError, match="another training run"): train(other)
+    with pytest.raises(ValueError, match="another training run"):
+        train_model(build_model("resnet20", 10, 1, seed=0), digits.train[torch.arange(1, 1297)], short, checkpoint=file, progress="none")
     with pytest.raises(ValueError, match="another network"): train(short, build_model("densenet", 10, 1))
     file.write_bytes(file.read_bytes()[:5000])
     with pytest.raises(ValueError, match="truncated"): train(short)
@@ -232,7 +250,11 @@ def test_bad_batches_are_refused_before_any_step(digits, settings):
     with pytest.raises(TypeError, match="only once"): train_model(model, iter(digits.train.batches(8)), settings)
     with pytest.raises(TypeError, match="normalise"): train_model(model, [(digits.train.images, digits.train.labels)], settings)
     with pytest.raises(ValueError, match="labels from 0 to 10"): train_model(model, [(torch.zeros(2, 1, 8, 8), torch.tensor([0, 10]))], settings)
+    with pytest.raises(TypeError, match=r"`evaluate\['test'\]` can be read only once"): train_model(model, digits.train, settings, {"test": iter(digits.test.batches(8))})
+    with pytest.raises(OSError, match="cannot write in the folder"): train_model(model, digits.train, settings, checkpoint="/proc/none/p.safetensors")
     with pytest.raises(ValueError, match="needs test images"): train_model(model, digits.train, replace(settings, select="best"))
+    late = Samples(digits.train.images, digits.train.labels.clone().index_fill_(0, torch.tensor([1000]), 12), (.5,), (.5,), 8)
+    with pytest.raises(ValueError, match="labels from 0 to 12, but the model has 10 classes"): train_model(model, late, settings)
     assert same(model, before)
 
 

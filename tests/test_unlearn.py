@@ -162,7 +162,30 @@ def test_conformance(network, method, preset):
     if method == "finetune": assert not a.mask and not len(a.changed)
 
 
+def test_frozen_layers_are_not_candidates(original, loaders):
+    model = copy.deepcopy(original)
+    for p in model.features[0].parameters(): p.requires_grad_(False)
+    mask = unlearn(model, *loaders, ratio=.5).mask
+    assert "features.0.0.weight" not in mask and len(mask) == 20
+
+
+def test_a_checkpoint_of_another_method_is_refused(original, loaders, tmp_path):
+    tune = TrainSettings(Schedule(epochs=1, drops=()), select="last")
+    unlearn(original, *loaders, "finetune", fine_tune=tune, checkpoint=tmp_path / "p.safetensors", progress="none")
+    with pytest.raises(ValueError, match="another training run"): unlearn(original, *loaders, "mask_classifier", fine_tune=tune, checkpoint=tmp_path / "p.safetensors", progress="none")
+
+
+def test_a_layer_with_other_rows_than_classes_is_no_classifier(loaders):
+    class Maxout(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rows = nn.Linear(64, 20)
+        def forward(self, x): return self.rows(x.flatten(1)).reshape(-1, 10, 2).amax(2)
+    with pytest.raises(ValueError, match="with 10 rows"): unlearn(Maxout(), *loaders, "mask_classifier")
+
+
 def test_presets_are_what_they_say():
+    assert method_options("fisher_mask", "authors_code", remain_weight=None).remain_weight == 1.0
     paper, code = (method_options("fisher_mask", p) for p in ("paper", "authors_code"))
     assert (paper.unit, paper.classifier_in_pool, paper.fisher_labels, paper.fisher_per, paper.remain_weight) == ("weight", False, "true", "sample", None)
     assert (code.unit, code.classifier_in_pool, code.fisher_labels, code.fisher_per, code.remain_weight) == ("kernel", True, "expected", "batch", 1.0)
