@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Labels', 'Per', 'Reduction', 'naive_diag_fisher', 'diag_fisher', 'rebatch']
 
-# %% ../nbs/10_fisher.ipynb #53c1ba62
+# %% ../nbs/10_fisher.ipynb #3629447b
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.utils.data import DataLoader, RandomSampler
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .data import Batches
 from .metrics import Loader

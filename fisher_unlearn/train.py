@@ -6,7 +6,7 @@
 __all__ = ['Progress', 'TrainSettings', 'epoch_seed', 'save_tensors', 'read_tensors', 'save_weights', 'load_weights',
            'train_model', 'shows_bar']
 
-# %% ../nbs/05_train.ipynb #20396a84
+# %% ../nbs/05_train.ipynb #d8cfe19f
 import json, math, os, sys, time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .data import Batches, Samples, digest, writable_folder
 from .metrics import Loader, accuracy, evaluate
@@ -147,7 +147,7 @@ def _check_state(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Pa
     odd = next(k for k in (*wants, *has) if wants.get(k) != has.get(k))
     raise ValueError(f"{path} is of another network: `{odd}` is {has.get(odd, 'missing')} there and {wants.get(odd, 'missing')} in this model.")
 
-# %% ../nbs/05_train.ipynb #ded87b7c
+# %% ../nbs/05_train.ipynb #2b9d21a7
 @dataclass
 class _State:
     "The state of a training run between two epochs."
@@ -168,7 +168,7 @@ class _State:
         part = lambda group: {k.split(":", 1)[1]: v for k, v in tensors.items() if k.startswith(f"{group}:")}
         _check_state(self.model, part("model"), path)
         if meta.get("fingerprint") != self.fingerprint:
-            raise ValueError(f"{path} is the checkpoint of another training run (other settings or data): choose another path, or delete it to start anew.")
+            raise ValueError(f"{path} is the checkpoint of another training run (other starting weights, settings or data): choose another path, or delete it to start anew.")
         self.model.load_state_dict(part("model"))
         momentum = part("momentum")
         for name, p in self.model.named_parameters():
