@@ -49,5 +49,7 @@ lint: $(READY)
 	$(BIN)/mypy fisher_unlearn
 
 readme: $(READY)
-	@$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --stdout --RegexRemovePreprocessor.patterns='#\| hide' nbs/index.ipynb \
-	  | sed 's#](\.\./#](#g; s#^    *$$##' | cat -s > README.md.part && [ -s README.md.part ] && mv README.md.part README.md
+	@$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --stdout nbs/index.ipynb \
+	    --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_input_tags=hide_input \
+	  | sed 's#](\.\./#](#g; s#^    *$$##' | cat -s | awk '/^```/ {open = !open; if (open && $$0 == "```") $$0 = "```python"} 1' \
+	  > README.md.part && [ -s README.md.part ] && mv README.md.part README.md
