@@ -74,7 +74,7 @@ def _stream(batches: Loader, generator: torch.Generator, classes: int) -> Iterat
         if labels.device.type == "cpu": check_labels(labels, classes, "samples")
         yield inputs, labels
 
-# %% ../nbs/05_train.ipynb #16d1b8d8
+# %% ../nbs/05_train.ipynb #16c1e7f7
 _LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 def _epoch(model: nn.Module, batches: Loader, optimizer: torch.optim.Optimizer, settings: TrainSettings, epoch: int, steps: int, classes: int, bar: tqdm) -> float:
@@ -97,7 +97,7 @@ def _epoch(model: nn.Module, batches: Loader, optimizer: torch.optim.Optimizer, 
     return (total / seen).item()
 
 def _laid_out(tensor: Tensor, layout: str) -> Tensor:
-    "Images, and weights of two-dimensional convolutions, in a memory layout; other tensors as they are."
+    "Images in a memory layout; inputs of other dimensions as they are."
     return tensor.contiguous(memory_format=_LAYOUTS[layout]) if tensor.dim() == 4 else tensor
 
 # %% ../nbs/05_train.ipynb #c8509ae8
@@ -175,7 +175,7 @@ class _State:
             if name in momentum: self.optimizer.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(momentum[name])
         self.best, self.rows = part("best"), json.loads(meta["rows"])
 
-# %% ../nbs/05_train.ipynb #6ad7ece3
+# %% ../nbs/05_train.ipynb #739d9c8a
 Progress = Literal["auto", "bar", "lines", "none"]
 
 def train_model(model: nn.Module,              # trained in place, on the device where it is
@@ -196,7 +196,8 @@ def train_model(model: nn.Module,              # trained in place, on the device
     classes = check_batches(model, batches, "samples")
     for name, part in sets.items(): check_batches(model, part, f"evaluate[{name!r}]")
     if checkpoint: writable_folder(Path(checkpoint).parent)
-    for parameter in model.parameters(): parameter.data = _laid_out(parameter.data, settings.layout)
+    for p in model.parameters():
+        if p.dim() == 4: p.data = p.data.to(memory_format=_LAYOUTS[settings.layout])
     return _train(model, batches, classes, settings, sets, validation, Path(checkpoint) if checkpoint else None, progress)
 
 # %% ../nbs/05_train.ipynb #866787bc

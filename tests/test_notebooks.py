@@ -124,7 +124,7 @@ def test_a_notebook_that_fails_ends_in_one_line_and_is_kept_apart(tmp_path):
     done = CliRunner().invoke(app, ["quickstart", "--runs", str(tmp_path / "runs"), "--figures", str(tmp_path / "figures")])
     last = done.output.strip().splitlines()[-1]
     assert done.exit_code == 2 and last.startswith("fisher-unlearn: ") and "is not a record" in last and "Traceback" not in done.output
-    assert [p.name for p in (tmp_path / "figures" / "quick").iterdir()] == ["quickstart_digits_resnet20.partial.ipynb"]
+    assert [p.name for p in (tmp_path / "figures").rglob("*") if p.is_file()] == ["quickstart_digits_resnet20.partial.ipynb"]
 
 
 def test_a_notebook_that_is_not_there_is_said():
