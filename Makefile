@@ -6,6 +6,8 @@ BIN     := .venv/bin
 READY   := .venv/.installed
 DATASET ?= digits
 PROFILE ?= $(if $(filter digits,$(DATASET)),quick,cpu)
+# Threads that spin while they wait slow each other many times over when two processes share the cores.
+export OMP_WAIT_POLICY := passive
 NOTEBOOKS = nbs/*.ipynb nbs/experiments/*.ipynb
 
 .PHONY: help reproduce test test-slow sync notebooks lint readme
