@@ -8,12 +8,13 @@ DATASET ?= digits
 PROFILE ?= $(if $(filter digits,$(DATASET)),quick,cpu)
 NOTEBOOKS = nbs/*.ipynb nbs/experiments/*.ipynb
 
-.PHONY: help reproduce test test-slow sync notebooks lint readme
+.PHONY: help reproduce test test-slow bench sync notebooks lint readme
 
 help:
 	@echo "make reproduce [DATASET=mnist] [PROFILE=cpu]  train, retrain and forget a class, on digits in two minutes"
 	@echo "make test                                     notebooks, tests, sync, lint and types"
 	@echo "make test-slow                                the tests that take longer"
+	@echo "make bench [BENCH='--networks resnet20']        what scoring costs, beside its rivals; half an hour or more on two cores"
 	@echo "make readme                                   README.md from nbs/index.ipynb"
 
 $(READY): pyproject.toml
@@ -30,6 +31,9 @@ test: sync lint notebooks
 test-slow: $(READY)
 	$(BIN)/pytest -q -m slow
 
+bench: $(READY)
+	$(BIN)/python benchmarks/fisher.py $(BENCH)
+
 # Cleaning, exporting and rendering again must change nothing.
 sync: $(READY)
 	@sums() { cat $(NOTEBOOKS) fisher_unlearn/*.py README.md | sha256sum; }; before=$$(sums); \
@@ -45,7 +49,7 @@ notebooks: $(READY)
 	echo "$$tested of $$found notebooks tested"; [ $$tested -eq $$found ]
 
 lint: $(READY)
-	$(BIN)/ruff check fisher_unlearn nbs tests
+	$(BIN)/ruff check fisher_unlearn nbs tests benchmarks
 	$(BIN)/mypy fisher_unlearn
 
 readme: $(READY)

@@ -184,13 +184,13 @@ def device_of(model: nn.Module) -> torch.device:
 @torch.inference_mode()
 def check_batch(model: nn.Module, inputs: Tensor, labels: Tensor, name: str = "batches") -> int:
     "The number of classes of `model`, if it and one batch fit each other; `TypeError` or `ValueError` in one sentence otherwise."
-    if not inputs.is_floating_point():
-        raise TypeError(f"`{name}` yields {inputs.dtype} inputs: normalise them to floating point, as `samples.batches()` does.")
+    if inputs.dtype == torch.uint8:
+        raise TypeError(f"`{name}` yields bytes ({inputs.dtype}): normalise them to floating point, as `samples.batches()` does.")
     if labels.is_floating_point() or labels.shape != inputs.shape[:1]:
         raise ValueError(f"`{name}` must yield {len(inputs)} integer labels with {len(inputs)} inputs, not {labels.dtype} {tuple(labels.shape)}.")
     try:
         with eval_mode(model): logits = model(inputs.to(device_of(model)))
-    except RuntimeError as error:
+    except (RuntimeError, IndexError) as error:
         raise ValueError(f"the model can't take the inputs of `{name}`, {tuple(inputs.shape)}: {' '.join(str(error).split())}.") from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(inputs):
         raise ValueError(f"the model must return logits of the shape ({len(inputs)}, classes), not {getattr(logits, 'shape', type(logits).__name__)}.")

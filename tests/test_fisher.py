@@ -1,5 +1,9 @@
 """The estimators against plain loops written from the formulas: nothing is shared with the package."""
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fisher_unlearn.fisher import _label_choices, diag_fisher, naive_diag_fisher, rebatch
+import rank
+from fisher_unlearn import fisher
+from fisher_unlearn.fisher import diag_fisher, naive_diag_fisher, rebatch
 from fisher_unlearn.models import build_model
 
 
@@ -90,12 +96,13 @@ def test_convolutions_of_any_shape(channels, width, kernel, stride, padding, n, 
     close(diag_fisher(model, data), loops(model, data, "true", "sample", False), 1e-10)
 
 
-def test_sampled_labels_are_the_ones_drawn_and_the_seed_fixes_them():
+def test_sampled_labels_are_the_ones_drawn_and_the_seed_fixes_them(monkeypatch):
     model, data = case("convolutions", (5, 5))
-    generator = torch.Generator().manual_seed(3)
-    model.eval()
-    drawn = [(x, _label_choices(model, x, y, "sampled", generator)[0][1]) for x, y in data]
-    close(diag_fisher(model, data, "sampled", seed=3), loops(model, drawn, "true", "sample", False), 1e-10)
+    drawn, draw = [], fisher._drawn
+    monkeypatch.setattr(fisher, "_drawn", lambda *a: drawn.append(draw(*a)) or drawn[-1])
+    found = diag_fisher(model, data, "sampled", seed=3)
+    assert [len(y) for y in drawn] == [5, 5]
+    close(found, loops(model, [(x, y) for (x, _), y in zip(data, drawn)], "true", "sample", False), 1e-10)
     a, b, c = (diag_fisher(model, data, "sampled", seed=s) for s in (3, 3, 4))
     assert all(torch.equal(a[n], b[n]) for n in a) and not all(torch.equal(a[n], c[n]) for n in a)
 
@@ -163,7 +170,10 @@ def test_rebatch_reads_a_shuffling_loader_in_order_and_can_be_read_again():
 def test_bad_input_is_one_sentence():
     model, data = case("convolutions", (4,))
     x, y = data[0]
-    frozen = copy.deepcopy(model).requires_grad_(False)
+    frozen, broken = copy.deepcopy(model).requires_grad_(False), copy.deepcopy(model)
+    infinite = copy.deepcopy(model)
+    infinite[3].weight.data[0, 0, 0, 0] = float("inf")
+    broken[3].register_full_backward_hook(lambda module, *_: (torch.full_like(_[0][0], float("nan")),))
     for bad, kind, message in [
         (lambda: diag_fisher(frozen, data), ValueError, "no parameter of the model requires a gradient"),
         (lambda: diag_fisher(model, iter(data)), TypeError, "only once"),
@@ -172,6 +182,38 @@ def test_bad_input_is_one_sentence():
         (lambda: diag_fisher(model, data, reduction="none"), ValueError, "`reduction` is 'none'"),
         (lambda: diag_fisher(model, [*data, (x, y + 3)]), ValueError, "but the model has 3 classes"),
         (lambda: diag_fisher(nn.Conv2d(1, 4, 1).double(), data), ValueError, "must return logits"),
-        (lambda: diag_fisher(model, [(x * float("inf"), y)]), FloatingPointError, "of `0.weight` is not finite"),
+        (lambda: diag_fisher(model, [(x, y), (x * float("inf"), y)]), ValueError, "batch 1 of `batches` has inputs that are NaN"),
+        (lambda: diag_fisher(broken, data), FloatingPointError, "the gradients of `1.bias` are not finite"),
+        (lambda: diag_fisher(infinite, data), FloatingPointError, "the output of the layer `3` is not finite"),
+        (lambda: diag_fisher(model, [(x.byte(), y)]), TypeError, "bytes"),
     ]:
         with pytest.raises(kind, match=message): bad()
+
+
+def test_probabilities_near_one_keep_their_digits():
+    "p − 1 in single precision would be 0 or rounded; the empirical Fisher of a fitted model lives there."
+    model = nn.Linear(2, 3, bias=False)
+    model.weight.data = torch.tensor([[9., 0.], [-9., 1.], [0., -9.]])
+    data = [(torch.tensor([[2., .5], [1., 1.]]), torch.tensor([0, 0]))]
+    close(diag_fisher(model, data), loops(model, data, "true", "sample", False), 1e-5)
+
+
+@given(st.lists(st.lists(st.floats(-60, 60), min_size=4, max_size=4), min_size=1, max_size=5))
+def test_one_direction_less_than_classes_has_the_same_squares(logits):
+    p = torch.tensor(logits, dtype=torch.float64).softmax(1)
+    found = sum(s[:, :, None] * s[:, None] for s in fisher._factors(p))
+    assert (found - (torch.diag_embed(p) - p[:, :, None] * p[:, None])).abs().max() < 1e-14
+    single = sum(s.double()[:, :, None] * s.double()[:, None] for s in fisher._factors(p.float()))
+    assert (single - found).abs().max() < 1e-6 and single.isfinite().all()
+
+
+def test_two_processes_have_the_sums_of_one(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--standalone", str(Path(__file__).parent / "rank.py"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("every rank must get the same batches") == 2
+    alone, (first, second) = rank.scores(), (torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in (0, 1))
+    assert set(alone) == set(first) == set(second)
+    for key in alone:
+        assert all(torch.equal(first[key][n], second[key][n]) for n in first[key])
+        close(first[key], alone[key], 1e-6)

@@ -1,0 +1,158 @@
+"""What exact per-sample squares cost, as multiples of the plain forward and backward pass of the same batch.
+
+All ways take turns in one run, and medians are compared; each way's peak memory is that of a process of its own, above what the process has
+before its first step. Prints a Markdown table and writes one CSV a network. `make bench`, or `python benchmarks/fisher.py --help`.
+"""
+import argparse
+import copy
+import json
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call, grad, vmap
+
+from fisher_unlearn.fisher import _add
+from fisher_unlearn.models import build_model
+from fisher_unlearn.records import provenance
+from fisher_unlearn.squares import GradientSquares, scoring
+
+CLASSES = 10
+PLAIN, TRUE, EXPECTED = "forward and backward", "diag_fisher, true labels", "diag_fisher, expected, a class"
+RIVALS = ("BackPACK", "torch.func", "one sample at a time")
+warnings.filterwarnings("ignore", category=UserWarning)
+
+
+def ways(network: str, batch: int, device: str) -> dict[str, Callable[[], object]]:
+    "One step of each way, on the same weights and images, in evaluation mode and channels-last."
+    generator = torch.Generator().manual_seed(0)
+    model = build_model(network, CLASSES, 3, seed=0).eval().to(device, memory_format=torch.channels_last)
+    x = torch.randn(batch, 3, 32, 32, generator=generator).to(device).contiguous(memory_format=torch.channels_last)
+    y = torch.randint(CLASSES, (batch,), generator=generator).to(device)
+    squares, parameters = GradientSquares(model), {n: p.detach() for n, p in model.named_parameters()}
+
+    def plain() -> None:
+        F.cross_entropy(model(x), y).backward()
+        model.zero_grad()
+
+    def ours(labels: str) -> None:
+        with scoring(model): _add(squares, x, y, labels, "sample", torch.Generator())
+
+    def func() -> None:
+        def loss(parameters, x, y): return F.cross_entropy(functional_call(model, parameters, (x[None],)), y[None])
+        slopes = vmap(grad(loss), (None, 0, 0))
+        total = {n: torch.zeros_like(p) for n, p in parameters.items()}
+        for xs, ys in zip(x.split(16), y.split(16)):
+            for n, g in slopes(parameters, xs, ys).items(): total[n] += g.square().sum(0)
+
+    def loop() -> None:
+        total = [torch.zeros_like(p) for p in model.parameters()]
+        for i in range(batch):
+            slopes = torch.autograd.grad(F.cross_entropy(model(x[i:i + 1]), y[i:i + 1]), list(model.parameters()))
+            for t, g in zip(total, slopes): t.addcmul_(g, g)
+
+    return {PLAIN: plain, TRUE: lambda: ours("true"), EXPECTED: lambda: ours("expected"), **dict(zip(RIVALS, (backpack_step(model, x, y), func, loop)))}
+
+
+def backpack_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Callable[[], object]:
+    "BackPACK's SumGradSquared, prepared at the first call."
+    prepared: list = []
+
+    def step() -> None:
+        import backpack
+        from backpack.extensions import SumGradSquared
+        if not prepared:
+            plain = copy.deepcopy(model)
+            for m in plain.modules():
+                if isinstance(m, nn.ReLU): m.inplace = False
+            prepared.extend([backpack.extend(plain, use_converter=True).eval(), backpack.extend(nn.CrossEntropyLoss(reduction="sum"))])
+        with backpack.backpack(SumGradSquared()): prepared[1](prepared[0](x), y).backward()
+        prepared[0].zero_grad()
+    return step
+
+
+def seconds(step: Callable[[], object], device: str) -> float:
+    start = time.perf_counter()
+    step()
+    if device == "cuda": torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def peak(network: str, way: str, batch: int, device: str, threads: int) -> float:
+    "MB that two steps need above what a fresh process has before them."
+    torch.set_num_threads(threads)
+    step = ways(network, batch, device)[way]
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        for _ in range(2): step()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here (Linux)
+    before = resident("VmHWM")
+    for _ in range(2): step()
+    return (resident("VmHWM") - before) / 1e3
+
+
+def resident(what: str) -> int:
+    "kB of this process's memory."
+    return int(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what)).split()[1])
+
+
+def measure(network: str, args: argparse.Namespace) -> pd.DataFrame:
+    "Rounds in which every way takes its turn; slow ones leave after as many as they are given."
+    steps, times, failed = ways(network, args.batch, args.device), {}, {}
+    for name in [n for n in steps if n in (PLAIN, *args.ways)]:
+        try: seconds(steps[name], args.device)  # warm-up
+        except Exception as error: failed[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
+        else: times[name] = []
+    for k in range(args.repeats):
+        for name, spent in times.items():
+            if name in (PLAIN, TRUE) or k < args.slow_repeats: spent.append(seconds(steps[name], args.device))
+    for name, why in failed.items(): print(f"{network}: {name} failed ({why})")
+    return pd.DataFrame([row(network, name, times, args) for name in times])
+
+
+def row(network: str, name: str, times: dict[str, list[float]], args: argparse.Namespace) -> dict[str, object]:
+    "Medians, the ratio to the plain step's median, the quartiles of the ratios within a round, and peak memory."
+    plain, factor = times[PLAIN], CLASSES if name == EXPECTED else 1
+    ratios = sorted(t / p / factor for t, p in zip(times[name], plain))
+    command = [sys.executable, __file__, "--peak", json.dumps([network, name, args.batch, args.device, args.threads])]
+    memory = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
+    about = provenance(args.device)
+    return {"network": network, "way": name, "batch": args.batch, "repeats": len(ratios), "milliseconds": round(1e3 * statistics.median(times[name]) / factor, 1),
+            "ratio": round(statistics.median(times[name]) / factor / statistics.median(plain), 3), "low": round(low, 3), "high": round(high, 3), "peak_mb": round(memory),
+            "device": about["device"] if args.device == "cuda" else about["processor"], "threads": args.threads, "torch": about["torch"], "commit": about["commit"], "clean": about["clean"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=["resnet20", "vgg16", "densenet", "googlenet"])
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--slow-repeats", type=int, default=7, help="rounds for all but the plain step and the true labels")
+    parser.add_argument("--ways", nargs="+", default=[TRUE, EXPECTED, *RIVALS], choices=[TRUE, EXPECTED, *RIVALS], metavar="WAY")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("figures/benchmarks"))
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.peak: return print(peak(*json.loads(args.peak)))
+    torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    for network in args.networks:
+        table = measure(network, args)
+        table.to_csv(args.out / f"fisher_{network}_{args.device}.csv", index=False)
+        print(table.drop(columns=["device", "threads", "torch", "commit", "clean"]).to_markdown(index=False), flush=True)
+    print(f"\n{table.device[0]}, {args.threads} threads, torch {table.torch[0]}. Ratio: to the forward and backward pass; low and high: quartiles over the rounds.")
+
+
+if __name__ == "__main__": main()

@@ -1,0 +1,383 @@
+"""The sums of squared per-sample gradients: rules and paths against autograd, one sample at a time."""
+import copy
+import math
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
+
+import torchvision
+from fisher_unlearn import squares
+from fisher_unlearn.fisher import diag_fisher
+from fisher_unlearn.models import build_model
+from fisher_unlearn.squares import RULES, gradient_paths
+
+
+def one_at_a_time(model, inputs, labels):
+    "Σᵢ (∂ log p(yᵢ)/∂w)² in double precision, by backward() on one sample after the other."
+    model = copy.deepcopy(model).double().eval()
+    total = {n: torch.zeros_like(p) for n, p in model.named_parameters() if p.requires_grad}
+    for x, y in zip(inputs, labels):
+        model.zero_grad()
+        z = model(x[None].double() if x.is_floating_point() else x[None])[0]
+        (torch.logsumexp(z, 0) - z[y]).backward()
+        for n, p in model.named_parameters():
+            if p.requires_grad and p.grad is not None: total[n] += p.grad ** 2
+    return total
+
+
+def largest_difference(a, b):
+    assert set(a) == set(b)
+    return max(((a[n].double() - b[n]).abs().max() / b[n].abs().max().clamp_min(1e-300)).item() for n in b)
+
+
+def agree(model, inputs, classes, tol=1e-10, float32=1e-3):
+    "In double and in single precision; returns the paths."
+    labels = torch.arange(len(inputs)) % classes
+    wanted = one_at_a_time(model, inputs, labels)
+    double = copy.deepcopy(model).double()
+    assert largest_difference(diag_fisher(double, [(inputs.double() if inputs.is_floating_point() else inputs, labels)]), wanted) <= tol
+    assert largest_difference(diag_fisher(model, [(inputs, labels)]), wanted) <= float32
+    return gradient_paths(model, inputs)
+
+
+class Over(nn.Module):
+    "A layer, something smooth, the mean over all but the first two dimensions, and a linear classifier."
+    def __init__(self, layer, width, classes=3):
+        super().__init__()
+        self.layer, self.head = layer, nn.Linear(width, classes)
+
+    def forward(self, x):
+        x = torch.tanh(self.layer(x))
+        return self.head(x.flatten(2).square().mean(2) if x.dim() > 2 else x)
+
+
+convolutions = st.fixed_dictionaries({
+    "dims": st.integers(1, 3), "groups": st.sampled_from([1, 1, 2, 4]), "inside": st.integers(1, 2), "outside": st.integers(1, 3), "kernel": st.integers(1, 3),
+    "stride": st.integers(1, 2), "padding": st.sampled_from([0, 1, 2, "same"]), "dilation": st.integers(1, 2), "mode": st.sampled_from(["zeros", "zeros", "reflect", "replicate", "circular"]),
+    "bias": st.booleans(), "size": st.integers(1, 7), "n": st.integers(1, 9), "last": st.booleans(), "seed": st.integers(0, 99)})
+
+
+@given(convolutions)
+@settings(max_examples=120)
+def test_convolutions_of_any_geometry(c):
+    if c["padding"] == "same": c["stride"] = 1
+    if c["mode"] == "reflect" and c["padding"] == "same": c["mode"] = "circular"
+    pad = c["dilation"] * (c["kernel"] - 1) // 2 + 1 if c["padding"] == "same" else c["padding"]
+    size = max(c["size"], c["dilation"] * (c["kernel"] - 1) + 1 - 2 * (0 if c["padding"] == "same" else c["padding"]), pad + 1 if c["mode"] != "zeros" else 1)
+    with torch.random.fork_rng():
+        torch.manual_seed(c["seed"])
+        kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[c["dims"] - 1]
+        conv = kind(c["groups"] * c["inside"], c["groups"] * c["outside"], c["kernel"], c["stride"], c["padding"], c["dilation"], c["groups"], c["bias"], c["mode"])
+        model = Over(conv, c["groups"] * c["outside"])
+        x = torch.randn(c["n"], c["groups"] * c["inside"], *[size + k for k in range(c["dims"])])
+        if c["last"] and c["dims"] == 2: x, model = x.contiguous(memory_format=torch.channels_last), model.to(memory_format=torch.channels_last)
+        assert set(agree(model, x, 3).values()) == {"rule"}
+
+
+@given(st.sampled_from(["linear", "batch", "group", "layer"]), st.lists(st.integers(1, 4), max_size=3), st.integers(1, 9), st.booleans(), st.integers(0, 99))
+@settings(max_examples=80)
+def test_other_rules_on_any_shape(kind, middle, n, bias, seed):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if kind == "linear": layer, x = nn.Linear(5, 4, bias), torch.randn(n, *middle, 5)
+        if kind == "layer": layer, x = nn.LayerNorm([4], bias=bias), torch.randn(n, *middle, 4)
+        if kind == "batch":
+            layer, x = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[len(middle)](4), torch.randn(n, 4, *middle)
+            layer(torch.randn(9, 4, *middle) + 1)
+        if kind == "group": layer, x = nn.GroupNorm(2, 4), torch.randn(n, 4, *middle, 2)
+        width = 4 if x.dim() == 2 else x.shape[1]
+        if kind in ("linear", "layer") and x.dim() > 2: model = nn.Sequential(layer, nn.Tanh(), nn.Flatten(), nn.Linear(4 * math.prod(middle), 3))
+        else: model = Over(layer, width)
+        assert set(agree(model, x, 3).values()) == {"rule"}
+
+
+@given(st.lists(st.lists(st.integers(0, 4), min_size=6, max_size=6), min_size=1, max_size=8), st.sampled_from([None, 0, 3]))
+def test_embeddings_whose_rows_repeat(tokens, padding):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(5, 3, padding_idx=padding), nn.Flatten(), nn.Tanh(), nn.Linear(18, 3))
+        assert set(agree(model, torch.tensor(tokens), 3).values()) == {"rule"}
+
+
+@pytest.mark.parametrize("entries", [1, 300, 20_000])
+def test_chunks_of_any_size_give_the_same(monkeypatch, entries):
+    "One sample and one row at a time, and everything between."
+    model = nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.Tanh(), nn.Conv2d(6, 4, 3, groups=2), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 3)).eval()
+    x = torch.randn(11, 2, 8, 8)
+    monkeypatch.setattr(squares, "_budget", lambda tensor: entries)
+    monkeypatch.setattr(squares, "_SAMPLES", 4)
+    agree(model, x, 3)
+
+
+@pytest.mark.parametrize("pays", [True, False])
+@pytest.mark.parametrize("shape", [(3, 5, 2, 2), (3, 5, 3, 4)])
+def test_expanded_and_direct_products_are_the_same(monkeypatch, pays, shape):
+    monkeypatch.setattr(squares, "_expansion_pays", lambda *_: pays)
+    agree(Over(nn.Conv2d(5, 4, 3, padding=1), 4), torch.randn(shape), 3)
+    agree(nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Flatten(), nn.Linear(24, 3)), torch.randn(3, 6, 5), 3)
+
+
+def test_squares_are_never_negative():
+    "Expanded products subtract; what should be 0 must not fall below."
+    model = nn.Sequential(nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 3))
+    found = diag_fisher(nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3)), [(torch.randn(64, 8, 2, 2), torch.arange(64) % 3)])
+    found |= diag_fisher(model, [(torch.randn(64, 40), torch.arange(64) % 3)])
+    assert all((f >= 0).all() for f in found.values())
+
+
+class Transformer(nn.Module):
+    "Tokens, positions outside of any module, an encoder that may keep the sequence first, and a head."
+    def __init__(self, batch_first):
+        super().__init__()
+        self.batch_first, self.tokens, self.positions = batch_first, nn.Embedding(11, 8), nn.Parameter(torch.randn(4, 8))
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=batch_first)
+        self.encoder, self.head = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.tokens(x) + self.positions
+        return self.head((self.encoder(x) if self.batch_first else self.encoder(x.transpose(0, 1)).transpose(0, 1)).mean(1))
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("n", [4, 5])  # 4 is also the length of the sequence: shapes alone of one batch would not tell
+def test_a_transformer_encoder(batch_first, n):
+    paths = agree(Transformer(batch_first).eval(), torch.randint(11, (n, 4)), 3)
+    assert paths["tokens.weight"] == paths["head.weight"] == "rule" and paths["positions"] == "vmap"
+    for layer in (0, 1):
+        own = {name.split(f"layers.{layer}.")[1]: path for name, path in paths.items() if f"layers.{layer}." in name}
+        assert own["self_attn.in_proj_weight"] == own["self_attn.out_proj.weight"] == "vmap"
+        assert own["linear1.weight"] == own["norm2.bias"] == ("rule" if batch_first else "vmap")
+
+
+def test_a_vision_transformer():
+    model = torchvision.models.VisionTransformer(image_size=8, patch_size=4, num_layers=2, num_heads=2, hidden_dim=8, mlp_dim=16, num_classes=3)
+    nn.init.normal_(model.heads.head.weight)  # torchvision starts with zeros
+    paths = agree(model.eval(), torch.randn(3, 3, 8, 8), 3)
+    general = {name for name, path in paths.items() if path == "vmap"}
+    assert {"class_token", "encoder.pos_embedding"} < general and all("self_attention" in name for name in general - {"class_token", "encoder.pos_embedding"})
+    assert paths["conv_proj.weight"] == paths["encoder.layers.encoder_layer_0.mlp.0.weight"] == "rule"
+
+
+def test_mobilenet_v3():
+    model = torchvision.models.mobilenet_v3_small(num_classes=3)
+    for _ in range(20): model(torch.randn(8, 3, 32, 32))  # statistics that keep the signal alive
+    assert set(agree(model.eval(), torch.randn(2, 3, 32, 32), 3, tol=1e-9).values()) == {"rule"}
+
+
+@pytest.mark.parametrize("name", ["resnet20", "vgg16", "googlenet", "densenet"])
+def test_every_parameter_of_the_papers_networks_has_a_rule(name):
+    assert set(gradient_paths(build_model(name, 10, 3, seed=0), torch.randn(2, 3, 32, 32)).values()) == {"rule"}
+
+
+class Ties(nn.Module):
+    "An embedding whose weight is also the output layer's, and an inner layer that is called twice."
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.inner = nn.Embedding(6, 5), nn.Linear(5, 5)
+        self.out = nn.Linear(5, 6)
+        self.out.weight = self.tokens.weight
+
+    def forward(self, x):
+        return self.out(torch.tanh(self.inner(torch.tanh(self.inner(self.tokens(x))))).mean(1))
+
+
+def test_tied_weights_and_repeated_calls():
+    paths = agree(Ties(), torch.randint(6, (5, 4)), 6)
+    assert paths == {"tokens.weight": "vmap", "inner.weight": "vmap", "inner.bias": "vmap", "out.bias": "rule"}
+
+
+class Outside(nn.Module):
+    "A linear layer whose weight is also a penalty-like input of the head."
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.inner(x)) + x @ self.inner.weight)
+
+
+class Folded(nn.Module):
+    "Positions become samples: the first dimension is not the batch."
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.inner(x.reshape(-1, 4))).view(len(x), -1, 4).sum(1))
+
+
+class Doubling(nn.Linear):
+    "A class of its own that computes something else."
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Branch(nn.Module):
+    "A decision that depends on a value."
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(torch.stack([torch.tanh(self.a(one) if one.sum() > 0 else self.b(one)) for one in x]))
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(4, 5, batch_first=True), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0][:, -1])
+
+
+class Checkpointed(nn.Module):
+    "Activation checkpointing that hides its parameters from the graph, behind a layer that does not."
+    def __init__(self, hides):
+        super().__init__()
+        self.hides, self.first, self.inner, self.head = hides, nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(checkpoint(lambda x: torch.tanh(self.inner(x)), self.first(x), use_reentrant=self.hides))
+
+
+class General(nn.Module):
+    "The first thing has no rule, and what follows has."
+    def __init__(self):
+        super().__init__()
+        self.scale, self.inner, self.head = nn.Parameter(torch.randn(4)), nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.inner(input=x * self.scale)))
+
+
+@pytest.mark.parametrize("model, shape, wanted", [
+    (Outside, (5, 4), {"inner.weight": "vmap", "inner.bias": "rule", "head.weight": "rule"}),
+    (Folded, (5, 6, 4), {"inner.weight": "vmap", "head.weight": "rule"}),
+    (lambda: nn.Sequential(Doubling(4, 4), nn.Tanh(), nn.Linear(4, 3)), (5, 4), {"0.weight": "vmap", "2.weight": "rule"}),
+    (Branch, (5, 4), {"a.weight": "loop", "head.weight": "rule"}),
+    (Recurrent, (5, 3, 4), {"lstm.weight_hh_l0": "vmap", "head.weight": "rule"}),
+    (lambda: Checkpointed(False), (5, 4), {"head.weight": "rule"}),
+    (General, (5, 4), {"scale": "vmap", "inner.weight": "rule", "head.bias": "rule"}),
+    (lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 4)), nn.Tanh(), nn.Linear(4, 3)), (5, 4), {"0.bias": "vmap", "2.weight": "rule"}),
+    (lambda: nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.PReLU(), nn.Linear(4, 3)), (5, 4), {"2.weight": "vmap", "0.weight": "rule"}),
+    (lambda: nn.Sequential(nn.ConvTranspose1d(2, 3, 3), nn.Tanh(), nn.InstanceNorm1d(3, affine=True), nn.Flatten(), nn.Linear(18, 3)), (5, 2, 4), {"0.weight": "vmap", "4.weight": "rule"}),
+])
+def test_what_has_no_rule_takes_a_general_path(model, shape, wanted):
+    x = torch.randn(shape)
+    x[1] = -x[0]  # so that a decision between two branches takes both
+    paths = agree(model(), x, 3)
+    assert wanted.items() <= paths.items()
+
+
+def test_hidden_parameters_are_not_taken_for_unused():
+    "A Python function in the graph hides what it reads, so those parameters are differentiated and not skipped."
+    model, x = Checkpointed(True).double(), torch.randn(5, 4).double()
+    labels = torch.arange(5) % 3
+    plain = copy.deepcopy(model)
+    plain.hides = False
+    wanted = one_at_a_time(plain, x, labels)
+    try: found = diag_fisher(model, [(x, labels)])
+    except RuntimeError as error: assert "heckpoint" in str(error)
+    else: assert largest_difference(found, wanted) < 1e-10
+
+
+def test_unused_parameters_are_zero():
+    model = nn.Sequential(nn.Linear(4, 3))
+    model.spare = nn.Linear(2, 2)
+    model.forward = lambda x: model[0](x)
+    assert gradient_paths(model, torch.randn(2, 4)) == {"0.weight": "rule", "0.bias": "rule", "spare.weight": "unused", "spare.bias": "unused"}
+    found = diag_fisher(model, [(torch.randn(5, 4), torch.arange(5) % 3)])
+    assert not found["spare.weight"].any() and found["0.weight"].all()
+
+
+def test_hooks_of_the_user_count_and_stay():
+    "A hook that changes an output is part of the model."
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
+    model[0].register_forward_hook(lambda module, args, output: 3 * output)
+    model[2].register_forward_pre_hook(lambda module, args: (args[0] + 1,))
+    hooks = [len(m._forward_hooks) for m in model.modules()]
+    assert set(agree(model, torch.randn(5, 4), 3).values()) == {"rule"}
+    assert [len(m._forward_hooks) for m in model.modules()] == hooks
+
+
+def test_inputs_that_are_changed_in_place_are_not_trusted():
+    class Changes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.norm, self.head = nn.Linear(4, 4), nn.LayerNorm(4, bias=False), nn.Linear(4, 3)
+            self.norm.weight.requires_grad_(False)
+
+        def forward(self, x):
+            x = torch.tanh(self.first(x)) * 1
+            out = self.head(x)
+            x += 1
+            return out
+    model, x = Changes(), torch.randn(5, 4)
+    with pytest.raises(RuntimeError, match="inplace"): model(x).sum().backward()
+    with pytest.raises(RuntimeError): diag_fisher(model, [(x, torch.arange(5) % 3)])
+
+
+def test_frozen_parts_cost_nothing_and_change_nothing():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(64, 3)).eval()
+    for p in model[0].parameters(): p.requires_grad_(False)
+    model[4].weight.requires_grad_(False)
+    assert agree(model, torch.randn(5, 1, 6, 6), 3) == {"1.weight": "rule", "1.bias": "rule", "4.bias": "rule"}
+
+
+def test_an_inplace_activation_right_after_the_first_layer():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(16, 3))
+    assert set(agree(model, torch.randn(5, 1, 6, 6), 3).values()) == {"rule"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_rough_but_right(dtype):
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    x, labels = torch.randn(8, 1, 6, 6), torch.arange(8) % 3
+    wanted = one_at_a_time(model, x, labels)
+    found = diag_fisher(copy.deepcopy(model).to(dtype), [(x.to(dtype), labels)])
+    assert all(f.dtype == dtype for f in found.values()) and largest_difference(found, wanted) < .1
+
+
+def test_a_rule_names_only_parameters_that_its_module_has():
+    samples = {nn.Linear: nn.Linear(2, 2), nn.Embedding: nn.Embedding(2, 2), nn.GroupNorm: nn.GroupNorm(1, 2), nn.LayerNorm: nn.LayerNorm(2)}
+    samples |= {kind: kind(2) for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)} | {kind: kind(2, 2, 1) for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)}
+    assert {kind: set(rules) for kind, rules in RULES.items()} == {kind: {n for n, _ in m.named_parameters()} for kind, m in samples.items()}
+
+
+def test_many_small_numbers_add_up():
+    "Single precision over many samples stays close to double: 50,000 samples, in batches of one and of many."
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
+    x, y = torch.randn(50_000, 5), torch.randint(3, (50_000,))
+    wanted = diag_fisher(copy.deepcopy(model).double(), [(x.double(), y)])
+    for size in (7, 128, 50_000):
+        assert largest_difference(diag_fisher(model, list(zip(x.split(size), y.split(size)))), wanted) < 1e-5
+
+
+def test_torch_func_agrees_on_resnet20():
+    model = build_model("resnet20", 10, 3, seed=0).eval()
+    x, y = torch.randn(6, 3, 32, 32), torch.arange(6)
+    def loss(parameters, x, y): return nn.functional.cross_entropy(torch.func.functional_call(model, parameters, (x[None],)), y[None])
+    slopes = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))({n: p.detach() for n, p in model.named_parameters()}, x, y)
+    assert largest_difference(diag_fisher(model, [(x, y)]), {n: g.double().square().sum(0) for n, g in slopes.items()}) < 2e-4
+
+
+def test_backpack_agrees_on_resnet20():
+    backpack, extensions = pytest.importorskip("backpack"), pytest.importorskip("backpack.extensions")
+    model = build_model("resnet20", 10, 3, seed=0).eval()
+    for m in model.modules():
+        if isinstance(m, nn.ReLU): m.inplace = False
+    x, y = torch.randn(6, 3, 32, 32), torch.arange(6)
+    found = diag_fisher(model, [(x, y)])
+    extended, loss = backpack.extend(copy.deepcopy(model), use_converter=True), backpack.extend(nn.CrossEntropyLoss(reduction="sum"))
+    with backpack.backpack(extensions.SumGradSquared()): loss(extended(x), y).backward()
+    theirs = [p.sum_grad_squared for p in extended.parameters()]
+    assert Counter(p.shape for p in theirs) == Counter(f.shape for f in found.values())
+    for f, t in zip(found.values(), theirs): assert (f - t).abs().max() <= 2e-4 * t.abs().max()
