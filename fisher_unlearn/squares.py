@@ -204,7 +204,7 @@ def _uses(root: Any, stop: Iterable[Any] = ()) -> tuple[Counter, bool]:
             else: todo.append(child)
     return leaves, hidden
 
-# %% ../nbs/09_squares.ipynb #eb03334d
+# %% ../nbs/09_squares.ipynb #18f2e1c5
 class _Call:
     "One call of a module in a forward pass."
     def __init__(self, name: str, module: Any, x: Tensor, output: Tensor, total: dict[str, Tensor]):
@@ -224,7 +224,8 @@ class _Call:
         "Collect the slopes of the output, and add the squares of the module's parameters once all are there."
         if self.wanted: self.held.append(g)
         if self.x is None or len(self.held) < self.expects: return
-        for name, rule in self.wanted.items(): self.total[name] += rule(self.module, self.x, [g.to(self.x.dtype) if self.x.is_floating_point() else g for g in self.held])
+        gs = [g.to(torch.promote_types(g.dtype, self.x.dtype)) for g in self.held]  # they differ under autocast
+        for name, rule in self.wanted.items(): self.total[name] += rule(self.module, self.x, gs)
         self.held = []
         if self.last: self.x = None  # so that its memory serves the rest of the backward pass
 
@@ -285,7 +286,7 @@ class GradientSquares:
         for start in range(0, len(inputs), size):
             _add_part(self, inputs, slice(start, start + size), directions, together)
 
-# %% ../nbs/09_squares.ipynb #98b20491
+# %% ../nbs/09_squares.ipynb #814f5899
 def _forward(squares: GradientSquares, inputs: Tensor) -> tuple[Tensor, list[_Call], Tensor]:
     "The logits, the calls of modules with rules, and a zero below them all."
     calls, zero = [], torch.zeros((), device=inputs.device, requires_grad=True)
@@ -296,7 +297,8 @@ def _forward(squares: GradientSquares, inputs: Tensor) -> tuple[Tensor, list[_Ca
         if not given[0].requires_grad: output = output + zero
         output.register_hook(call.take)
         return output
-    hooks = [m.register_forward_hook(partial(note, n), prepend=True, with_kwargs=True) for n, m in squares.model.named_modules() if _rules_of(m)]
+    ruled = [(n, m) for n, m in squares.model.named_modules() if _rules_of(m) and any(p.requires_grad for p in m.parameters(recurse=False))]
+    hooks = [m.register_forward_hook(partial(note, n), prepend=True, with_kwargs=True) for n, m in ruled]
     try:
         with torch.enable_grad(): return squares.model(inputs), calls, zero
     finally:
