@@ -370,7 +370,8 @@ def test_torch_func_agrees_on_resnet20():
 
 
 def test_backpack_agrees_on_resnet20():
-    backpack, extensions = pytest.importorskip("backpack"), pytest.importorskip("backpack.extensions")
+    import backpack  # here, since it warns while it is imported
+    from backpack import extensions
     model = build_model("resnet20", 10, 3, seed=0).eval()
     for m in model.modules():
         if isinstance(m, nn.ReLU): m.inplace = False
