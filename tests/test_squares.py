@@ -24,7 +24,8 @@ def one_at_a_time(model, inputs, labels):
     total = {n: torch.zeros_like(p) for n, p in model.named_parameters() if p.requires_grad}
     for x, y in zip(inputs, labels):
         model.zero_grad()
-        z = model(x[None].double() if x.is_floating_point() else x[None])[0]
+        one = x[None].contiguous()  # torch 2.14 has wrong float64 gradients of grouped convolutions for some strides of a batch of one
+        z = model(one.double() if x.is_floating_point() else one)[0]
         (torch.logsumexp(z, 0) - z[y]).backward()
         for n, p in model.named_parameters():
             if p.requires_grad and p.grad is not None: total[n] += p.grad ** 2
