@@ -14,7 +14,7 @@ help:
 	@echo "make reproduce [DATASET=mnist] [PROFILE=cpu]  train, retrain and forget a class, on digits in two minutes"
 	@echo "make test                                     notebooks, tests, sync, lint and types"
 	@echo "make test-slow                                the tests that take longer"
-	@echo "make bench [BENCH='--networks resnet20']        what scoring costs, beside its rivals; half an hour or more on two cores"
+	@echo "make bench [BENCH='--networks resnet20']      what scoring costs, beside its rivals; half an hour or more on two cores"
 	@echo "make readme                                   README.md from nbs/index.ipynb"
 
 $(READY): pyproject.toml

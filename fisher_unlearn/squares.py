@@ -107,7 +107,7 @@ class _Columns:
     entries: int    # of work space for one sample
     slabs: Callable[[Tensor, Tensor], Iterable[Tensor]]  # (inputs, work space) → for each slab (n, G, positions…, taps, depth)
 
-# %% ../nbs/09_squares.ipynb #989ad054
+# %% ../nbs/09_squares.ipynb #e75c4657
 def _outer_squares(columns: _Columns, x: Tensor, gs: list[Tensor]) -> Tensor:
     "Σᵢ Σ_g (Σ_l g[i, l] u[i, l]ᵀ)² from x (n, …) and each g (n, L, G·rows): (slabs, G, rows, taps·depth)."
     (count, length, taps), groups, budget = columns.inside.shape, columns.groups, _budget(x)
@@ -124,6 +124,7 @@ def _outer_squares(columns: _Columns, x: Tensor, gs: list[Tensor]) -> Tensor:
         for k, u in enumerate(columns.slabs(part, room)):
             if pays[k]: _add_expanded(total[k, 0].view(rows, taps, -1), g, u.reshape(-1, length, taps, columns.depth), columns.inside[k])
             else: _add_direct(total[k], g, u.reshape(-1, length, wide), work)
+    if any(pays): total.clamp_min_(0)  # products that cancel may end a rounding error below
     shaped = total.view(count, groups, len(gs), own, wide)
     return shaped.sum(2) if len(gs) > 1 else shaped[:, :, 0]
 

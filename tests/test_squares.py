@@ -124,12 +124,12 @@ def test_expanded_and_direct_products_are_the_same(monkeypatch, pays, shape):
     agree(nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Flatten(), nn.Linear(24, 3)), torch.randn(3, 6, 5), 3)
 
 
-def test_squares_are_never_negative():
-    "Expanded products subtract; what should be 0 must not fall below."
-    model = nn.Sequential(nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 3))
-    found = diag_fisher(nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3)), [(torch.randn(64, 8, 2, 2), torch.arange(64) % 3)])
-    found |= diag_fisher(model, [(torch.randn(64, 40), torch.arange(64) % 3)])
-    assert all((f >= 0).all() for f in found.values())
+def test_squares_are_never_negative(monkeypatch):
+    "Two positions that cancel: the expanded products add up to 0 and a rounding error of either sign."
+    monkeypatch.setattr(squares, "_expansion_pays", lambda *_: True)
+    x, g = torch.randn(64, 1, 8).repeat(1, 2, 1), torch.randn(64, 1, 8)
+    found = squares._linear(nn.Linear(8, 8), x, [torch.cat([g, -g * (1 + 1e-6)], 1)])
+    assert (found >= 0).all() and found.max() < 1e-3
 
 
 class Transformer(nn.Module):
