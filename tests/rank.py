@@ -1,11 +1,13 @@
-"""One process of several: scores digits-like random images with all estimators, and writes what it has. Started by torchrun."""
+"""One process of several: scores digits-like random images in all ways, and writes what it has. Started by torchrun."""
 import sys
 
 import torch
 from torch import distributed
 
+from fisher_unlearn.activation import activation_scores
 from fisher_unlearn.fisher import diag_fisher
 from fisher_unlearn.models import build_model
+from fisher_unlearn.tfidf import tfidf_scores
 
 
 def cases():
@@ -18,8 +20,11 @@ def cases():
 
 def scores():
     model, loaders = cases()
-    return {(size, *e): diag_fisher(model, batches, *e, seed=3) for size, batches in loaders.items()
-            for e in [("true", "sample", "sum"), ("expected", "sample", "mean"), ("sampled", "sample", "mean"), ("expected", "batch", "mean")]}
+    fisher = {(size, *e): diag_fisher(model, batches, *e, seed=3) for size, batches in loaders.items()
+              for e in [("true", "sample", "sum"), ("expected", "sample", "mean"), ("sampled", "sample", "mean"), ("expected", "batch", "mean")]}
+    channels = {(size, "activation", per): activation_scores(model, batches, loaders[23][:1], per) for size, batches in loaders.items() for per in ("sample", "batch")}
+    filters = {(size, "tfidf", number): tfidf_scores(model, batches, loaders[23][0][1][:2].tolist(), number) for size, batches in loaders.items() for number in (0, 1, 3)}
+    return fisher | channels | filters
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from torch import nn
 from fisher_unlearn.data import Batches, Samples
 from fisher_unlearn.models import build_model
 from fisher_unlearn.schedule import Schedule
-from fisher_unlearn.train import TrainSettings, _epoch, _bar, epoch_seed, load_weights, read_tensors, save_weights, train_model
+from fisher_unlearn.train import TrainSettings, train_epoch, _bar, epoch_seed, load_weights, read_tensors, save_weights, train_model
 
 
 def same(a, b):
@@ -117,7 +117,7 @@ def test_an_epoch_reads_nothing_back_from_the_device(digits, settings, monkeypat
         batches = digits.train.batches(size)
         optimizer = torch.optim.SGD(model.parameters(), .01, momentum=.9)
         counts.clear()
-        with _bar("none", 0, 0) as bar: _epoch(model, batches, optimizer, settings, 0, len(batches), 10, bar)
+        with _bar("none", 0, 0) as bar: train_epoch(model, batches, optimizer, settings, 0, len(batches), 10, bar)
         found.append(sum(counts.values()))
     assert found[0] == found[1] <= 3
 
