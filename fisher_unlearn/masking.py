@@ -205,7 +205,7 @@ def mask_by_layer(mask: Mask, model: nn.Module) -> pd.DataFrame:
         rows.append((name, where.numel(), int(where.sum()), 100 * where.float().mean().item(), masked_whole(where, 2), masked_whole(where, 1)))
     return pd.DataFrame(rows, columns=["layer", "weights", "masked", "share", "kernels", "channels"])
 
-# %% ../nbs/20_masking.ipynb #87e0c85c
+# %% ../nbs/20_masking.ipynb #75da70d2
 def draw_mask(mask: Mask,
               model: nn.Module,
               classes: Sequence[int] = (),     # the classes to forget, to be marked
@@ -219,7 +219,7 @@ def draw_mask(mask: Mask,
     left.set(xlabel="layer", ylabel="masked weights, %")
     sns.barplot(x=range(len(rows)), y=rows, hue=[c in classes for c in range(len(rows))], palette={False: "tab:blue", True: "tab:orange"}, dodge=False, legend=False, native_scale=True, ax=right)
     width = model.state_dict()[name][0].numel()
-    right.set(xlabel="row of the classifier", ylabel=f"masked weights of {width}", title=", ".join(f"class {c}: {rows[c]} of {width}" for c in classes))
+    right.set(ylim=(0, max(1, 1.05 * max(rows))), xlabel="row of the classifier", ylabel=f"masked weights of {width}", title=", ".join(f"class {c}: {rows[c]} of {width}" for c in classes))
     sns.despine(figure)
     plt.close(figure)  # a figure that is returned is shown once, by whoever shows it
     return figure

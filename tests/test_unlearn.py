@@ -12,7 +12,10 @@ from fisher_unlearn.masking import quota
 from fisher_unlearn.models import NETWORKS, build_model, min_size
 from fisher_unlearn.schedule import Schedule
 from fisher_unlearn.train import TrainSettings, train_model
-from fisher_unlearn.unlearn import METHODS, PRESETS, MethodOptions, fisher_scores, method_options, unlearn
+from fisher_unlearn.unlearn import MASKING, METHODS, PRESETS, MethodOptions, fisher_scores, method_options, options_read, unlearn
+from test_activation import slow_table, slow_tfidf
+from test_influence import Small, flat, hessian_of
+from test_noise import slow_std
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +115,133 @@ def test_mask_classifier_zeroes_one_row_and_nothing_else(original, loaders, sets
     assert rows.any(1).nonzero()[:, 0].tolist() == [3, 5]
 
 
+def with_norms(model, units):
+    "The masked entries of the state, by the order of the modules: rows of convolutions with biases and the next BatchNorm, rows of the classifier with biases. `units`: positions in that order."
+    order = [(n, m) for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d, nn.Linear))]
+    places, masks = [], {n: np.zeros(v.shape, bool) for n, v in model.state_dict().items()}
+    for k, (name, m) in enumerate(order):
+        norm = next((n for n, o in order[k:] if isinstance(o, nn.BatchNorm2d)), None) if isinstance(m, nn.Conv2d) else None
+        if not isinstance(m, nn.BatchNorm2d): places += [(name, norm, c) for c in range(len(m.weight))]
+    for u in units:
+        layer, norm, channel = places[u]
+        for entry in (f"{layer}.weight", f"{layer}.bias", *(f"{norm}.{part}" for part in ("weight", "bias", "running_mean", "running_var"))):
+            if entry in masks: masks[entry][channel] = True
+    return {n: m for n, m in masks.items() if m.any()}
+
+
+def same_masks(found, wanted):
+    return set(found) == set(wanted) and all(np.array_equal(found[n].numpy(), wanted[n]) for n in wanted)
+
+
+def test_random_mask_draws_weights_or_channels_of_which_everything_goes(original, loaders):
+    "The draw is the first ⌊R·N⌋ of a permutation by the seed."
+    weights = {n: p for n, p in original.named_parameters() if p.dim() == 4}
+    drawn = torch.randperm(sum(p.numel() for p in weights.values()), generator=torch.Generator().manual_seed(9))[:int(.02 * 269_968)]
+    flat_mask = np.zeros(269_968, bool)
+    flat_mask[drawn] = True
+    parts = dict(zip(weights, np.split(flat_mask, np.cumsum([p.numel() for p in weights.values()])[:-1])))
+    paper = unlearn(original, *loaders, "random_mask", "paper", seed=9)
+    assert same_masks(paper.mask, {n: p.reshape(weights[n].shape) for n, p in parts.items() if p.any()})
+    code = unlearn(original, *loaders, "random_mask", "authors_code", seed=9, ratio=.05)
+    assert same_masks(code.mask, with_norms(original, torch.randperm(794, generator=torch.Generator().manual_seed(9))[:39].tolist()))
+    before = original.state_dict()
+    for n, v in code.model.state_dict().items(): assert torch.equal(v, before[n].masked_fill(code.mask[n], 0) if n in code.mask else before[n])
+    assert code.changed.channels.sum() == 39 and paper.changed.masked.sum() == len(drawn)
+
+
+@pytest.fixture(scope="module")
+def few(request_zero):
+    "A handful of images of each set, so that loops over single images are quick; 3 images of zeros and 14 others."
+    return request_zero.forget[torch.arange(3)], request_zero.remain[torch.arange(0, 1169, 90)][torch.arange(13)]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_activation_mask_takes_the_top_of_the_slow_scores(original, few, preset):
+    tables = [slow_table(original, next(iter(part.batches(99)))[0], True) for part in few]
+    per = (3, 13) if preset == "paper" else (1, 1)  # images, or batches of 128
+    scores = np.concatenate([np.sum(tables[0][layer], 0) / per[0] - np.sum(tables[1][layer], 0) / per[1] for layer in tables[0]])
+    order = {n: k for k, n in enumerate(tables[0])}
+    assert list(order) == [n for n, m in original.named_modules() if isinstance(m, nn.Conv2d)]
+    top = np.argsort(-scores, kind="stable")[:31].tolist()
+    result = unlearn(original, few[0].batches(2), few[1].batches(4), "activation_mask", preset, ratio=.04)
+    wanted = with_norms(original, top)
+    if preset == "paper": wanted = {n: m for n, m in wanted.items() if m.ndim == 4}
+    assert same_masks(result.mask, wanted) and result.changed.channels.sum() == 31
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_tfidf_takes_the_highest_or_what_is_not_above_the_threshold(original, few, digits, preset):
+    reference = digits.train[torch.arange(30)]
+    table = slow_table(original, next(iter(reference.batches(30)))[0], False)
+    scores = {layer: np.array(slow_tfidf(rows, reference.labels.tolist(), [0], 10)) for layer, rows in table.items()}
+    every = np.sort(np.concatenate(list(scores.values())))
+    threshold = every[-(784 * 96 // 100)] if preset == "authors_code" else every[-31]
+    taken = {layer: s <= threshold if preset == "authors_code" else s >= threshold for layer, s in scores.items()}
+    if preset == "authors_code": taken = {layer: t for layer, t in taken.items() if len(t) * 4 // 100 >= 1}
+    result = unlearn(original, few[0].batches(2), few[1].batches(4), "tfidf", preset, ratio=.04, reference=reference.batches(30))
+    assert same_masks({n: m.flatten(1).all(1) for n, m in result.mask.items()}, {f"{layer}.weight": t for layer, t in taken.items() if t.any()})
+    assert sum(int(m.sum()) for m in result.mask.values()) == sum(t.sum() * original.get_submodule(layer).weight[0].numel() for layer, t in taken.items())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_fisher_noise_is_its_formula_with_the_seeds_draws(original, few, preset):
+    "The Fisher information by backward(), the spread by loops, and the draws of one generator in the order of declaration."
+    information = squared_gradients(original, few[1], "sample" if preset == "paper" else "batch")
+    rule = dict(alpha=1e-6, exponent=.25, clamp=1e3, averaged=False, row=False) if preset == "paper" else dict(alpha=1e-6, exponent=.5, clamp=1e3, averaged=True, row=True)
+    result, generator = unlearn(original, few[0].batches(2), few[1].batches(4), "fisher_noise", preset, seed=7), torch.Generator().manual_seed(7)
+    for (name, old), new in zip(original.named_parameters(), result.model.parameters()):
+        head = name.startswith("classifier")
+        std = slow_std(information[name] / (13 if preset == "paper" else 1), head=head, rows=[0], **rule)
+        mean, drawn = old.detach().double().numpy().copy(), torch.randn(old.shape, generator=generator).numpy()
+        if head and preset == "authors_code": mean[0] = 0
+        assert np.abs(new.detach().numpy() - mean - std * drawn).max() <= 1e-4 * np.abs(std * drawn).max(), name
+    assert not difference(dict(original.named_buffers()), dict(result.model.named_buffers()))
+    assert not result.mask and "0 of them masked" in result.note
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_influence_is_the_recursion_with_the_whole_hessian(preset):
+    torch.manual_seed(0)
+    model, x, y = Small().double(), torch.randn(9, 1, 4, 4).double(), torch.tensor([0, 0, 0, 1, 2, 1, 2, 1, 2])
+    result = unlearn(model, [(x[:3], y[:3])], [(x[3:], y[3:])], "influence", preset, reference=[(x, y)], lissa_epochs=4, lissa_damping=.1, lissa_scale=5.)
+    hessian = hessian_of(model, x, y)[1].numpy()
+    model.eval()
+    g = flat(torch.autograd.grad(nn.functional.cross_entropy(model(x[:3]), y[:3], reduction="sum") / 9, list(model.parameters()), materialize_grads=True)).numpy()
+    v = g
+    for _ in range(4): v = g + .9 * v - hessian @ v / 5
+    moved = flat(result.model.parameters()).detach().numpy() - flat(model.parameters()).detach().numpy()
+    assert np.allclose(moved, v / 5 / (3 if preset == "paper" else 1), atol=1e-13) and np.abs(moved).max() > 1e-3
+    assert "0 of them masked" in result.note and result.changed.distance.pow(2).sum() ** .5 == pytest.approx(np.linalg.norm(moved))
+
+
+@pytest.mark.parametrize("method", ["fisher_mask", "activation_mask", "mask_classifier"])
+def test_hard_masks_hold_and_soft_ones_do_not(original, loaders, digits, method):
+    "Through two epochs at the full rate, with decay and momentum; the rest of the model moves in both."
+    tune = TrainSettings(Schedule(epochs=2, drops=()), select="last", weight_decay=1e-2)
+    hard, soft = (unlearn(original, *loaders, method, "paper", tune, hard=h, progress="none", reference=digits.train.batches(128)) for h in (True, False))
+    assert set(hard.mask) == set(soft.mask) and all(torch.equal(hard.mask[n], soft.mask[n]) for n in hard.mask)
+    ends = [torch.cat([r.model.state_dict()[n][m] for n, m in r.mask.items()]) for r in (hard, soft)]
+    assert (ends[0] == 0).all() and (ends[1] != 0).float().mean() > .5
+    assert (hard.model.state_dict()["features.1.0.0.conv1.weight"] != original.state_dict()["features.1.0.0.conv1.weight"]).any()
+    assert not any(p._backward_hooks for p in hard.model.parameters())
+
+
+def test_a_checkpoint_of_soft_fine_tuning_is_not_taken_for_a_hard_one(original, loaders, tmp_path):
+    tune = TrainSettings(Schedule(epochs=1, drops=()), select="last")
+    go = lambda hard: unlearn(original, *loaders, "mask_classifier", fine_tune=tune, checkpoint=tmp_path / "p.safetensors", progress="none", hard=hard)
+    go(False)
+    with pytest.raises(ValueError, match="another training run"): go(True)
+
+
+def test_keys_hold_the_options_that_a_method_reads():
+    reads = {m: set(options_read(m, method_options(m, "authors_code"))) for m in METHODS}
+    assert not reads["finetune"] and not reads["retrain"] and not reads["mask_classifier"]
+    assert reads["fisher_mask"] == {"ratio", "unit", "classifier_in_pool", "fisher_labels", "fisher_per", "remain_weight"}
+    assert "reach" in reads["random_mask"] and "reach" not in options_read("random_mask", method_options("random_mask", "paper"))
+    assert "ratio" not in reads["fisher_noise"] | reads["influence"] and {"noise_alpha", "noise_exponent", "noise_row"} < reads["fisher_noise"]
+    for m in MASKING: assert options_read(m, method_options(m, hard=True))["hard"] is True and "hard" not in reads[m]
+
+
 def test_finetune_changes_nothing_and_says_so(original, loaders, sets):
     result = unlearn(original, *loaders, "finetune", evaluate=sets)
     assert not difference(original.state_dict(), result.model.state_dict()) and result.note == "The method changed nothing." and len(result.history) == 1
@@ -154,12 +284,15 @@ def test_conformance(network, method, preset):
     model = build().train()
     before = {n: v.clone() for n, v in model.state_dict().items()}
     tune = TrainSettings(Schedule(epochs=1, drops=()), select="last")
-    a, b = (unlearn(model, forget, remain, method, preset, tune, {"all": samples.batches(6)}, build=build, progress="none") for _ in range(2))
+    a, b = (unlearn(model, forget, remain, method, preset, tune, {"all": samples.batches(6)}, build=build, reference=samples.batches(12), lissa_epochs=1, progress="none") for _ in range(2))
     assert model.training and not difference(before, model.state_dict())
     assert not difference(a.model.state_dict(), b.model.state_dict()) and not a.model.training
     assert all(v.dtype == before[n].dtype and v.shape == before[n].shape for n, v in a.model.state_dict().items())
-    if method == "fisher_mask": assert len(a.mask) and a.changed.masked.sum() == sum(int(m.sum()) for m in a.mask.values())
-    if method == "finetune": assert not a.mask and not len(a.changed)
+    assert a.changed.masked.sum() == sum(int(m.sum()) for m in a.mask.values()) and bool(a.mask) == (method in MASKING)
+    assert (a.note == "The method changed nothing.") == (method == "finetune") == (len(a.changed) == 0)
+    channels = {"channel": sum(m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)), "rows": 3}
+    if method == "activation_mask": assert a.changed.channels.sum() == quota(.02, channels["channel"])
+    if (method, preset) == ("random_mask", "authors_code"): assert a.changed.channels.sum() == quota(.02, channels["channel"] + channels["rows"])
 
 
 def test_frozen_layers_are_not_candidates(original, loaders):
@@ -212,6 +345,16 @@ def test_what_cannot_work_is_refused_before_any_work(original, loaders, request_
         (lambda: unlearn(original, forget, remain, "mask_classifier", classes=(10,)), ValueError, "do not all exist"),
         (lambda: unlearn(original, forget, remain, classifier="head"), ValueError, "unknown classifier 'head'"),
         (lambda: unlearn(original, forget, remain, "retrain"), ValueError, "needs `build`"),
+        (lambda: unlearn(original, forget, None, "retrain", build=lambda: original), ValueError, "`retrain` needs a remain set"),
+        (lambda: unlearn(original, forget, None, "fisher_noise"), ValueError, "`fisher_noise` needs a remain set"),
+        (lambda: unlearn(original, forget, remain, "tfidf"), ValueError, "`tfidf` needs `reference`"),
+        (lambda: unlearn(original, forget, remain, "influence"), ValueError, "`influence` needs `reference`"),
+        (lambda: unlearn(original, forget, remain, "tfidf", reference=[]), ValueError, "`reference` is empty"),
+        (lambda: unlearn(original, forget, remain, "tfidf", reference=forget, unit="weight"), ValueError, "scores whole channels"),
+        (lambda: unlearn(original, forget, remain, "tfidf", reference=forget, tfidf_direction="up"), ValueError, "'highest' or 'lowest'"),
+        (lambda: unlearn(original, forget, remain, "random_mask", reach="all", unit="channel"), ValueError, "`reach` is 'all'"),
+        (lambda: unlearn(original, forget, remain, "fisher_noise", noise_alpha=0.), ValueError, "`alpha` of the noise is 0"),
+        (lambda: unlearn(original, forget, remain, "finetune", hard=True), ValueError, "masks none"),
     ]:
         with pytest.raises(kind, match=message): bad()
     assert not difference(before, original.state_dict())
