@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'Root', 'Runs', 'main', 'data', 'unlearn', 'find_notebook', 'execute', 'quickstart']
 
-# %% ../nbs/60_cli.ipynb #c09bbca7
+# %% ../nbs/60_cli.ipynb #904679c4
 import os, sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,12 +16,14 @@ import nbformat
 import pandas as pd
 import papermill
 import typer
+import yaml
 from papermill.exceptions import PapermillExecutionError
 
 import fisher_unlearn
 from .data import find_data, load_images, writable_folder
 from .records import resolve, runs_root
 from .run import run
+from .unlearn import METHODS
 
 # %% ../nbs/60_cli.ipynb #16ae868a
 app = typer.Typer(help="Make an image classifier forget, and see what was forgotten.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -53,9 +55,16 @@ def data(root: Root = None) -> None:
     "Say which data sets are found where."
     print(find_data(root).to_string(index=False))
 
-# %% ../nbs/60_cli.ipynb #33f1aa2a
+# %% ../nbs/60_cli.ipynb #de2cf22a
 def _option(text: str, *names: str) -> Any:
     return typer.Option(*names, help=text, show_default=False)
+
+def _pair(text: str) -> tuple[str, Any]:
+    "NAME=VALUE, with the value as YAML reads it; `ValueError` for anything else."
+    name, sign, value = text.partition("=")
+    if not (name and sign): raise ValueError(f"`--set` takes NAME=VALUE, such as lissa_epochs=5, not {text!r}.")
+    try: return name, yaml.safe_load(value)
+    except yaml.YAMLError as error: raise ValueError(f"`--set {text}`: the value can't be read.") from error
 
 @app.command()
 def unlearn(profile: Annotated[str, typer.Option(help="quick (a minute or two), cpu (an hour or more on two cores) or paper (a GPU).")] = "quick",
@@ -66,7 +75,11 @@ def unlearn(profile: Annotated[str, typer.Option(help="quick (a minute or two), 
             epochs: Annotated[int | None, _option("Epochs of training; the schedule is scaled to them.")] = None,
             classes: Annotated[str | None, _option("Classes to forget, by index or name, with commas between.")] = None,
             samples: Annotated[str | None, _option("Training images to forget instead of classes, by position, with commas between.")] = None,
-            method: Annotated[str | None, _option("retrain, finetune, mask_classifier or fisher_mask.")] = None,
+            request: Annotated[str | None, _option("class, samples, random, poison or mislabel.")] = None,
+            count: Annotated[int | None, _option("Training images to forget at random, or to poison.")] = None,
+            mislabel_ratio: Annotated[float | None, _option("Share of the training images with a wrong label.")] = None,
+            remain_limit: Annotated[int | None, _option("Images of the remain set that may be used; 0 for none.")] = None,
+            method: Annotated[str | None, _option(f"{', '.join(METHODS)}.")] = None,
             preset: Annotated[str | None, _option("paper (its text) or authors_code.")] = None,
             ratio: Annotated[float | None, _option("Share of the units to mask, from 0 to below 1.")] = None,
             unit: Annotated[str | None, _option("weight, kernel or channel.")] = None,
@@ -75,12 +88,15 @@ def unlearn(profile: Annotated[str, typer.Option(help="quick (a minute or two), 
             remain_weight: Annotated[float | None, _option("Weight of the remain set's mean Fisher.")] = None,
             fine_tune_epochs: Annotated[int | None, _option("Epochs in which the schedule is replayed; 0 for none.")] = None,
             device: Annotated[str | None, _option("auto, cpu or cuda.")] = None,
+            hard: Annotated[bool | None, _option("Hold masked weights at zero in fine-tuning.")] = None,
+            more: Annotated[list[str] | None, _option("Any other parameter, such as lissa_epochs=5; may be given several times.", "--set")] = None,
             runs: Runs = None, root: Root = None) -> None:
     "Train a model (or find it trained), make it forget, and record what happened."
-    given = {name: value for name, value in locals().items() if name not in ("profile", "runs", "root")}
+    given = {name: value for name, value in locals().items() if name not in ("profile", "runs", "root", "more")}
     given |= {name: given[name] and given[name].split(",") for name in ("classes", "samples")}
+    given["request"] = request or ("samples" if samples else None)
     with _one_line():
-        settings = resolve(profile, **given, request="samples" if samples else None)
+        settings = resolve(profile, **given | dict(_pair(text) for text in more or ()))
         writable_folder(runs_root(runs))
         record = run(settings, runs, root, "auto")
     print(pd.DataFrame(record["history"]).drop(columns="seconds", errors="ignore").round(2).to_string(index=False))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['images_of', 'request_of', 'model_of', 'repeatable', 'train_original', 'run']
 
-# %% ../nbs/50a_run.ipynb #17296cfd
+# %% ../nbs/50a_run.ipynb #767dcb37
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,15 +17,15 @@ import pandas as pd
 import torch
 from torch import nn
 
-from .data import ImageData, load_images, writable_folder
-from .forget import ForgetRequest, forget_classes, forget_samples
+from .data import ImageData, Samples, load_images, writable_folder
+from .forget import ForgetRequest, forget_classes, forget_samples, mislabel, poison, random_subset
 from .masking import masked_rows
 from .models import build_model, find_classifier, min_size
 from .records import RunSettings, provenance, read_record, run_key, runs_root, training_key, write_record
 from .train import Progress, load_weights, save_weights, train_model
 from .unlearn import Unlearned, unlearn
 
-# %% ../nbs/50a_run.ipynb #b642d87a
+# %% ../nbs/50a_run.ipynb #97bd222a
 def images_of(settings: RunSettings, root: str | Path | None = None) -> ImageData:
     "The images of a run, at a size that its network takes."
     images = load_images(settings.dataset, root)
@@ -35,8 +35,13 @@ def images_of(settings: RunSettings, root: str | Path | None = None) -> ImageDat
     return images.resized(smallest)
 
 def request_of(settings: RunSettings, images: ImageData) -> ForgetRequest:
-    "What a run is to forget."
-    return forget_classes(images, settings.classes) if settings.request == "class" else forget_samples(images, settings.samples)
+    "What a run is to forget, and what of the rest it may use."
+    patch = (settings.patch_size, settings.patch_value, settings.patch_corner, settings.patch_replace)
+    request = {"class": lambda: forget_classes(images, settings.classes), "samples": lambda: forget_samples(images, settings.samples),
+               "random": lambda: random_subset(images, settings.count, settings.seed),
+               "poison": lambda: poison(images, settings.count, settings.target, settings.seed, *patch),
+               "mislabel": lambda: mislabel(images, settings.mislabel_ratio, settings.seed, settings.mislabel_how)}[settings.request]()
+    return request if settings.remain_limit is None else request.limit_remain(settings.remain_limit, settings.seed)
 
 def model_of(settings: RunSettings, images: ImageData) -> nn.Module:
     "The freshly initialised network of a run, on its device."
@@ -56,14 +61,14 @@ def repeatable(threads: int) -> Iterator[None]:
         torch.set_num_threads(found)
         for (place, name, _), value in zip(flags, before): setattr(place, name, value)
 
-# %% ../nbs/50a_run.ipynb #732c485d
+# %% ../nbs/50a_run.ipynb #06686375
 def train_original(settings: RunSettings, images: ImageData, runs: str | Path | None = None, progress: Progress = "lines") -> tuple[nn.Module, dict[str, Any]]:
     "w* and its record: read if it is done, else trained from where it stopped."
     key = training_key(settings)
     folder, model = writable_folder(runs_root(runs) / f"train-{key}"), model_of(settings, images)
     if (record := read_record(folder / "record.json")) is None:
         test = {"test": images.test.batches(500, settings.device)}
-        history = train_model(model, images.train, replace(settings.train, seed=settings.seed), test, folder / "progress.safetensors", progress)
+        history = train_model(model, request_of(settings, images).train, replace(settings.train, seed=settings.seed), test, folder / "progress.safetensors", progress)
         save_weights(model, folder / "weights.safetensors")
         record = write_record(folder / "record.json", _record(key, settings, images, history=_rows(history)))
     (folder / "progress.safetensors").unlink(missing_ok=True)
@@ -102,7 +107,7 @@ def run(settings: RunSettings,
     (folder / "progress.safetensors").unlink(missing_ok=True)
     return record
 
-# %% ../nbs/50a_run.ipynb #3d4faf43
+# %% ../nbs/50a_run.ipynb #63c6e70c
 def _done(settings: RunSettings, images: ImageData, folder: Path, runs: str | Path | None, progress: Progress) -> dict[str, Any]:
     "Everything that a run does before its record is written; returns the record."
     request = request_of(settings, images)
@@ -110,19 +115,28 @@ def _done(settings: RunSettings, images: ImageData, folder: Path, runs: str | Pa
     original = model_of(settings, images) if fresh else train_original(settings, images, runs, progress)[0]
     result = _unlearned(settings, images, request, original, folder / "progress.safetensors", progress)
     save_weights(result.model, folder / "weights.safetensors")
-    asked = {"kind": request.kind, "classes": request.classes, "forget": len(request.forget), "remain": len(request.remain), "digest": request.digest}
+    asked = {"kind": request.kind, "classes": request.classes, "forget": len(request.forget), "remain": len(request.remain), "digest": request.digest, "details": request.details}
+    history = result.history if request.kind == "class" else result.history.assign(accuracy=result.history.remain_acc)  # always that of the whole test set
     return _record(run_key(settings), settings, images, training=None if fresh else training_key(settings), request=asked, changed=_rows(result.changed),
-                   note=result.note, masked_rows=_classifier_rows(result), history=_rows(result.history), seconds=result.seconds)
+                   note=result.note, masked_rows=_classifier_rows(result), history=_rows(history), seconds=result.seconds)
 
-# %% ../nbs/50a_run.ipynb #2b1b0780
+# %% ../nbs/50a_run.ipynb #009cfeed
 def _unlearned(settings: RunSettings, images: ImageData, request: ForgetRequest, model: nn.Module, checkpoint: Path, progress: Progress) -> Unlearned:
     "The method of the settings, with fine-tuning (for `retrain`: the full training) and measurement."
-    device = settings.device
-    forget, remain = (part.batches(settings.train.batch_size, device) for part in (request.forget, request.remain))
-    sets = {"remain": request.test_remain.batches(500, device), "forget": request.test_forget.batches(500, device)}
+    device, size = settings.device, settings.train.batch_size
+    remain = request.remain.batches(size, device) if len(request.remain) else None
+    sets = {name: part.batches(500, device) for name, part in {"remain": request.test_remain, "forget": request.test_forget, **request.test_more}.items()}
     tuning = settings.train.replayed(settings.fine_tune_epochs) if settings.fine_tune_epochs else None
-    return unlearn(model, forget, remain, settings.method, settings.preset, settings.train if settings.method == "retrain" else tuning, sets,
-                   settings.seed, checkpoint, progress, build=lambda: model_of(settings, images), classes=request.classes or None, **settings.options)
+    return unlearn(model, request.forget.batches(size, device), remain, settings.method, settings.preset, settings.train if settings.method == "retrain" else tuning,
+                   sets, settings.seed, checkpoint, progress, build=lambda: model_of(settings, images), classes=request.classes or None,
+                   reference=_at_hand(request).batches(size, device), **settings.options)
+
+def _at_hand(request: ForgetRequest) -> Samples:
+    "The training images that a method may see, in the order of the training set: all, unless the remain set is limited."
+    if len(request.forget) + len(request.remain) == len(request.train): return request.train
+    order = torch.cat([request.forget_indices, request.remain_indices]).argsort(stable=True)
+    both = [torch.cat([getattr(part, name) for part in (request.forget, request.remain)])[order] for name in ("images", "labels")]
+    return replace(request.train, images=both[0], labels=both[1])
 
 def _classifier_rows(result: Unlearned) -> list[int]:
     "How many weights of each row of the classifier were masked."

@@ -1,11 +1,15 @@
-"""Accuracies against scikit-learn's, and the unlearn score against the paper's arithmetic."""
+"""Accuracies and loss against scikit-learn's, and scores, windows and averages against the paper's arithmetic."""
+import statistics
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, recall_score
+from sklearn.metrics import accuracy_score, log_loss, recall_score
+from torch import nn
 
-from fisher_unlearn.metrics import accuracy, accuracy_by_class, best_epoch, count_correct, evaluate, unlearn_score
+from fisher_unlearn.metrics import (accuracy, accuracy_by_class, best_epoch, count_correct, evaluate, fluctuation, mean_and_deviation, mean_loss,
+                                    unlearn_score)
 
 
 def test_accuracies_are_scikit_learns(original, digits):
@@ -49,3 +53,88 @@ def test_unlearn_scores_of_table_1(remain, forget, score):
 def test_the_best_epoch_is_the_first_best_after_fine_tuning_began():
     history = pd.DataFrame({"epoch": [0, 1, 2, 3], "unlearn_score": [90., 50., 70., 70.], "accuracy": [1., 2., 3., 4.]})
     assert best_epoch(history).epoch == 2 and best_epoch(history, "accuracy").epoch == 3 and best_epoch(history[:1]).epoch == 0
+
+
+@pytest.mark.parametrize("window, wanted", [("fine_tuning", 2), ("authors_code", 0), ("last", 5)])
+def test_each_window_has_its_own_best_epoch(window, wanted):
+    history = pd.DataFrame({"epoch": range(6), "unlearn_score": [96., 50., 95., 70., 95., 60.]})
+    assert best_epoch(history, window=window).epoch == wanted
+
+
+def test_the_authors_window_ends_before_the_last_epoch():
+    "The first S of S + 1 entries: the best of all, in epoch 5, is outside."
+    history = pd.DataFrame({"epoch": range(6), "unlearn_score": [10., 20., 30., 40., 30., 50.]})
+    assert best_epoch(history, window="authors_code").epoch == 3 and best_epoch(history).epoch == 5
+
+
+@pytest.mark.parametrize("window", ["fine_tuning", "authors_code", "last"])
+def test_a_history_without_fine_tuning_has_one_row_to_choose(window):
+    assert best_epoch(pd.DataFrame({"epoch": [0], "unlearn_score": [3.]}), window=window).epoch == 0
+
+
+def test_unknown_windows_and_columns_are_refused():
+    history = pd.DataFrame({"epoch": range(3), "unlearn_score": [1., 2., 3.]})
+    with pytest.raises(ValueError, match="unknown window 'first': .*fine_tuning, authors_code, last"): best_epoch(history, window="first")
+    with pytest.raises(ValueError, match="did you mean 'unlearn_score'"): best_epoch(history, "unlearn score")
+    with pytest.raises(ValueError, match="unknown window 'last'"): fluctuation(history, "unlearn_score", "last")
+    with pytest.raises(ValueError, match="did you mean 'unlearn_score'"): fluctuation(history, "score")
+
+
+@pytest.mark.parametrize("last", [2, 5, 30])
+def test_fluctuation_is_the_formula_of_table_2(last):
+    values = np.random.default_rng(last).uniform(0, 100, last + 1)
+    history, total = pd.DataFrame({"epoch": range(last + 1), "acc": values}, index=range(7, last + 8)), 0.0
+    for t in range(1, last + 1):
+        if t == last: assert fluctuation(history, "acc", "authors_code") == pytest.approx(total / (last - 1))
+        total += abs(values[t] - values[t - 1])
+    assert fluctuation(history, "acc") == pytest.approx(total / (last - 1))
+
+
+def test_fluctuation_follows_table_1_where_one_step_dominates():
+    "FisherNoise: the first epoch repairs about 38 points of remain accuracy, and Table 2 prints 9.8."
+    history = pd.DataFrame({"epoch": range(6), "remain_acc": [45., 83., 83., 83., 83., 83.]})
+    assert fluctuation(history, "remain_acc") == fluctuation(history, "remain_acc", "authors_code") == pytest.approx(38 / 4)
+
+
+@pytest.mark.parametrize("epochs", [[0], [0, 1], [1, 2, 3], [0, 1, 3], [2, 1, 0]])
+def test_fluctuation_needs_all_epochs_and_two_of_fine_tuning(epochs):
+    with pytest.raises(ValueError, match=r"needs the epochs 0 to S in order, with S of 2 or more, not \["):
+        fluctuation(pd.DataFrame({"epoch": epochs, "acc": 1.}), "acc")
+
+
+@pytest.mark.parametrize("values, mean, deviation", [([0, 4, 4], 2.7, 1.9), ([0, 0, 33.0], 11.0, 15.6), ([100, 100, 64.5], 88.2, 16.7)])
+def test_means_and_deviations_of_the_paper(values, mean, deviation):
+    found = mean_and_deviation(pd.Series(values)).iloc[0]
+    assert [found["mean"], found.deviation, found.n] == pytest.approx([mean, deviation, 3], abs=.05)
+    assert found.deviation == pytest.approx(statistics.pstdev(values))
+
+
+def test_one_row_for_each_column_and_no_number_where_a_run_has_none():
+    runs = pd.DataFrame({"acc": [1., 3.], "epochs": [2, None]}, index=["seed 1", "seed 2"], dtype=object)
+    found = mean_and_deviation(runs)
+    assert found.loc["acc"].tolist() == [2, 1, 2]
+    assert found.loc["epochs", ["mean", "deviation"]].isna().all() and found.loc["epochs", "n"] == 1
+    assert mean_and_deviation(runs[:1]).loc["acc"].tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("size", [64, 500])
+def test_the_loss_is_scikit_learns_whatever_the_batches(original, digits, size):
+    original.train()
+    with torch.inference_mode(): logits = torch.cat([original.eval()(x) for x, _ in digits.test.batches(64)])
+    wanted = log_loss(digits.test.labels.numpy(), logits.double().softmax(1).numpy(), labels=range(10))
+    original.train()
+    assert mean_loss(original, digits.test.batches(size)) == pytest.approx(wanted, rel=1e-6) and original.training
+
+
+def test_tiny_losses_keep_their_digits():
+    "float32 would say 0 for a loss of e^-20, since the probability rounds to 1."
+    model = nn.Linear(2, 2, bias=False)
+    with torch.no_grad(): model.weight.copy_(torch.tensor([[20., 0.], [0., 0.]]))
+    assert mean_loss(model, [(torch.tensor([[1., 0.]]), torch.tensor([0]))]) == pytest.approx(np.log1p(np.exp(-20.)), rel=1e-6)
+
+
+@pytest.mark.parametrize("stray", [10, -1, -100])
+def test_the_loss_refuses_stray_labels_and_no_images(original, stray):
+    "-100 would be left out quietly by PyTorch."
+    with pytest.raises(ValueError, match="but the model has 10 classes"): mean_loss(original, [(torch.zeros(2, 1, 8, 8), torch.tensor([0, stray]))])
+    with pytest.raises(ValueError, match="no images"): mean_loss(original, [])

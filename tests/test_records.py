@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,9 @@ from fisher_unlearn.cli import app
 from fisher_unlearn.data import DATASETS
 from fisher_unlearn.models import build_model
 from fisher_unlearn.records import PARAMETERS, RunSettings, profiles, provenance, read_record, resolve, run_key, training_key, write_record
-from fisher_unlearn.run import run
-from fisher_unlearn.train import load_weights
+from fisher_unlearn.metrics import accuracy
+from fisher_unlearn.run import images_of, repeatable, request_of, run
+from fisher_unlearn.train import load_weights, train_model
 
 SHORT = {"epochs": 2, "fine_tune_epochs": 1}
 
@@ -59,8 +61,14 @@ def test_none_means_the_profiles_value_and_drops_scale_with_epochs():
     ({"dataset": "cifra10"}, "did you mean 'cifar10'"), ({"dataset": "tinyimagenet"}, "has no settings for tinyimagenet"), ({"network": "resnet"}, "did you mean 'resnet"),
     ({"method": "fisher"}, "did you mean 'fisher_mask'"), ({"preset": "papers"}, "did you mean 'paper'"), ({"ratio": 1}, r"must be in \[0, 1\)"),
     ({"ratio": "x"}, "`ratio` is 'x'"), ({"epochs": "ten"}, "`train.schedule.epochs` is 'ten'"), ({"epochs": 0}, "`epochs`"), ({"seed": -1}, "`seed`"), ({"seed": 1.5}, "`seed` is 1.5"),
-    ({"unit": "layer"}, "`unit` is 'layer'"), ({"device": "gpu"}, "unknown device 'gpu'"), ({"threads": 0}, "`threads` is 0"), ({"samples": [1]}, "`samples` must be given if"),
-    ({"request": "samples"}, "`samples` must be given if"), ({"request": "samples", "samples": [1], "method": "mask_classifier"}, "has no meaning for `samples`"), ({"drops": [50]}, "`drops` of the schedule"), ({"batch_size": 0}, "`batch_size`"), ({"select": "first"}, "`train.select` is 'first'"),
+    ({"unit": "layer"}, "`unit` is 'layer'"), ({"device": "gpu"}, "unknown device 'gpu'"), ({"threads": 0}, "`threads` is 0"), ({"samples": [1]}, "`samples` has no meaning for the request 'class'"),
+    ({"request": "samples"}, "`samples` must be given if"), ({"request": "samples", "samples": [1], "method": "mask_classifier"}, "has no meaning for the request 'samples'"),
+    ({"request": "poison", "method": "tfidf"}, "`tfidf` forgets classes"), ({"request": "mislabel", "method": "fisher_noise"}, "`fisher_noise` forgets classes"), ({"request": "all"}, "`request` is 'all'"),
+    ({"patch_size": 3}, "`patch_size` has no meaning for the request 'class'"), ({"request": "poison", "mislabel_ratio": .3}, "`mislabel_ratio` has no meaning"), ({"request": "poison", "patch_corner": "top"}, "unknown corner"),
+    ({"request": "mislabel", "mislabel_how": "uniformly"}, "did you mean 'uniform'"), ({"request": "random", "count": 0}, "`count` is 0"), ({"remain_limit": -1}, "`remain_limit` is -1"),
+    ({"remain_limit": 0}, "let `fine_tune_epochs` be 0"), ({"remain_limit": 0, "method": "fisher_noise", "fine_tune_epochs": 0}, "without remain data"), ({"remain_limit": 5, "method": "retrain"}, "is the yardstick"),
+    ({"remain_limit": 5, "method": "influence"}, "needs the Hessian"), ({"method": "finetune", "hard": True}, "masks none"), ({"method": "activation_mask", "unit": "kernel"}, "scores whole channels"),
+    ({"tfidf_direction": "up"}, "`tfidf_direction` is 'up'"), ({"noise_alpha": "x"}, "`noise_alpha` is 'x'"), ({"drops": [50]}, "`drops` of the schedule"), ({"batch_size": 0}, "`batch_size`"), ({"select": "first"}, "`train.select` is 'first'"),
 ])
 def test_bad_parameters_are_one_sentence(bad, message):
     with pytest.raises(ValueError, match=message) as error: resolve(**bad)
@@ -81,14 +89,23 @@ def test_unknown_names_are_refused_at_every_depth():
 def test_keys_change_with_what_can_change_a_result_and_with_nothing_else():
     base = quick()
     different = [{"seed": 1}, {"epochs": 3}, {"classes": [1]}, {"ratio": .1}, {"preset": "authors_code"}, {"unit": "kernel"}, {"fine_tune_epochs": 2}, {"threads": 1},
-                 {"layout": "contiguous"}, {"network": "densenet"}, {"method": "finetune"}, {"subset": 100}, {"remain_weight": 2.}, {"weight_decay": 0.}, {"select": "last"}]
+                 {"layout": "contiguous"}, {"network": "densenet"}, {"method": "finetune"}, {"subset": 100}, {"remain_weight": 2.}, {"weight_decay": 0.}, {"select": "last"},
+                 {"hard": True}, {"remain_limit": 50}, {"remain_limit": 0, "fine_tune_epochs": 0}, {"fine_tune_epochs": 0}, {"request": "random"}, {"request": "random", "count": 5}, {"unit": "channel"}, {"unit": "channel", "reach": "norm"},
+                 *({"request": "poison"} | more for more in ({}, {"count": 5}, {"target": 1}, {"patch_size": 2}, {"patch_value": 9}, {"patch_corner": "upper left"}, {"patch_replace": True})),
+                 *({"request": "mislabel"} | more for more in ({}, {"mislabel_ratio": .3}, {"mislabel_how": "permuted"})),
+                 *({"method": "tfidf"} | more for more in ({}, {"preset": "authors_code"}, {"tfidf_batches": 0}, {"reach": "norm"})),
+                 *({"method": "fisher_noise"} | more for more in ({}, {"noise_alpha": 1e-5}, {"noise_exponent": .5}, {"noise_clamp": 1.}, {"noise_averaged": True}, {"noise_row": True}, {"fisher_per": "batch"})),
+                 *({"method": "influence"} | more for more in ({}, {"lissa_epochs": 3}, {"lissa_damping": .1}, {"lissa_scale": 9.}, {"lissa_divide": False}))]
     keys = [run_key(base), *(run_key(quick(**d)) for d in different)]
     assert len(set(keys)) == len(keys)
     for d in ({"unit": "weight"}, {"fisher_per": "sample"}, {"classes": ["0"]}, {"device": "cpu"}): assert run_key(quick(**d)) == keys[0]
-    assert run_key(quick(request="samples", samples=[2, 1])) == run_key(quick(request="samples", samples=[1, 2], classes=[5]))
+    assert run_key(quick(request="samples", samples=[2, 1])) == run_key(quick(request="samples", samples=[1, 2]))
+    for d in ({"method": "influence"}, {"method": "fisher_noise"}): assert run_key(quick(**d)) == run_key(quick(**d, ratio=.3)) == run_key(quick(**d, tfidf_batches=3))
     assert run_key(quick(method="retrain", ratio=.3, fine_tune_epochs=1)) == run_key(quick(method="retrain", preset="authors_code"))
-    shared = {training_key(quick(**d)) for d in ({}, {"classes": [1]}, {"ratio": .1}, {"method": "finetune"}, {"fine_tune_epochs": 2}, {"preset": "authors_code"})}
+    shared = {training_key(quick(**d)) for d in ({}, {"classes": [1]}, {"ratio": .1}, {"method": "finetune"}, {"fine_tune_epochs": 2}, {"preset": "authors_code"}, {"request": "random"}, {"remain_limit": 5}, {"hard": True})}
     assert len(shared) == 1 and training_key(quick(seed=1)) not in shared
+    spoilt = [training_key(quick(**d)) for d in ({"request": "poison"}, {"request": "poison", "target": 1}, {"request": "mislabel"}, {"request": "mislabel", "mislabel_how": "permuted"})]
+    assert len({*spoilt, *shared}) == 5
 
 
 def test_settings_survive_json():
@@ -156,6 +173,40 @@ def test_samples_can_be_forgotten_from_settings(runs):
     assert record["request"]["kind"] == "samples" and record["request"]["forget"] == 3
 
 
+def test_poisoned_and_mislabelled_images_are_learned_and_then_forgotten(runs):
+    "w* learns the spoilt training set and the retrained network the clean rest; what else tells is in the history; the accuracy is that of the test set."
+    for given_, name in (({"request": "poison", "count": 40, "patch_size": 2, "patch_value": 255}, "trigger_acc"), ({"request": "mislabel", "mislabel_ratio": .2}, "truth_acc")):
+        chosen = quick(method="finetune", **given_, **SHORT)
+        record, images = run(chosen, runs, progress="none"), images_of(chosen)
+        request = request_of(chosen, images)
+        assert record["request"] == {"kind": request.kind, "classes": [], "forget": len(request.forget), "remain": len(request.remain), "digest": request.digest, "details": request.details}
+        assert set(record["history"][0]) > {name, "remain_acc", "forget_acc", "unlearn_score"} and all(row["accuracy"] == row["remain_acc"] for row in record["history"])
+        model = build_model("resnet20", 10, 1, seed=666)
+        with repeatable(2): train_model(model, request.train, replace(chosen.train, seed=666), {"test": images.test.batches(500)}, progress="none")
+        trained = build_model("resnet20", 10, 1)
+        load_weights(trained, runs / f"train-{record['training']}" / "weights.safetensors")
+        assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), trained.state_dict().values()))
+        assert record["history"][0]["forget_acc"] == pytest.approx(accuracy(trained, request.forget.batches(500)))
+
+
+def test_limited_remain_data_are_all_that_a_method_sees(runs, monkeypatch):
+    "50 images, or none, for scores and fine-tuning; TF-IDF compares what is at hand, in the order of the training set."
+    import fisher_unlearn.run as module
+    seen, whole = {}, module.unlearn
+    def spy(model, forget, remain, method, *args, reference, **more):
+        seen[method] = (remain, reference)
+        return whole(model, forget, remain, method, *args, reference=reference, **more)
+    monkeypatch.setattr(module, "unlearn", spy)
+    for method, limit in (("fisher_mask", 50), ("tfidf", 50), ("activation_mask", 0)):
+        record = run(quick(method=method, remain_limit=limit, **SHORT | ({} if limit else {"fine_tune_epochs": 0})), runs, progress="none")
+        request = request_of(chosen := quick(remain_limit=limit, **SHORT | {"fine_tune_epochs": 0}), images_of(chosen))
+        assert record["request"]["remain"] == limit == len(request.remain) and record["request"]["digest"] == request.digest and len(record["history"]) == (2 if limit else 1)
+        remain, reference = seen[method]
+        at_hand = sorted([*request.forget_indices.tolist(), *request.remain_indices.tolist()])
+        assert (remain is None) == (limit == 0) and torch.equal(reference.labels, request.train.labels[at_hand]) and len(at_hand) == 128 + limit
+        if remain is not None: assert torch.equal(remain.labels, request.remain.labels)
+
+
 def test_a_small_image_is_padded_for_a_network_that_needs_it_and_it_is_said(runs, capsys):
     record = run(quick(network="vgg16", method="mask_classifier", subset=40, epochs=1, fine_tune_epochs=0), runs, progress="none")
     assert record["data"]["size"] == 32 and "padded with zeros" in capsys.readouterr().out
@@ -204,8 +255,18 @@ def test_help_names_every_option():
 
 def test_unlearn_prints_the_history_and_where_the_record_is(tmp_path):
     done = command("unlearn", "--method", "mask_classifier", "--epochs", "1", "--fine-tune-epochs", "1", "--classes", "3,4", "--runs", str(tmp_path))
-    assert done.exit_code == 0 and "130 of them by its mask" in done.output and "unlearn_score" in done.output
+    assert done.exit_code == 0 and "130 of them masked" in done.output and "unlearn_score" in done.output
     assert any(str(path.parent) in done.output.replace("\n", "") for path in tmp_path.rglob("record.json"))
+
+
+def test_any_parameter_can_be_set_on_the_command_line(tmp_path):
+    done = command("unlearn", "--request", "poison", "--count", "30", "--set", "patch_value=255", "--set", "patch_size=2", "--method", "random_mask", "--hard", "--epochs", "1", "--fine-tune-epochs", "1", "--runs", str(tmp_path))
+    record = next(r for r in map(read_record, tmp_path.rglob("record.json")) if "request" in r)
+    assert done.exit_code == 0 and "trigger_acc" in done.output and record["settings"]["hard"] is True
+    assert {"n": 30, "value": 255, "size": 2}.items() <= record["request"]["details"].items()
+    for word, message in (("patch_valu=1", "did you mean 'patch_value'"), ("5", "takes NAME=VALUE"), ("seed=[", "can't be read")):
+        failed = command("unlearn", "--set", word, "--runs", str(tmp_path))
+        assert failed.exit_code == 2 and message in failed.output and failed.output.count("\n") == 1
 
 
 @pytest.mark.slow
