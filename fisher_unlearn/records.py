@@ -6,9 +6,10 @@
 __all__ = ['ASKED', 'RECIPE', 'PARAMETERS', 'RequestSettings', 'OptionSettings', 'RunSettings', 'training_key', 'run_key',
            'profiles', 'resolve', 'provenance', 'runs_root', 'write_record', 'read_record']
 
-# %% ../nbs/50_records.ipynb #d372a919
+# %% ../nbs/50_records.ipynb #8ca2c704
 import hashlib, importlib.resources, json, os, platform, subprocess
 from dataclasses import asdict, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,7 +92,7 @@ class OptionSettings(BaseModel):
         "The options of the method that are set here; the preset has the others."
         return {name: value for name in OptionSettings.model_fields if (value := getattr(self, name)) is not None}
 
-# %% ../nbs/50_records.ipynb #49c35d52
+# %% ../nbs/50_records.ipynb #1f684d34
 _TABLES: dict[str, tuple[Any, str]] = {
     "dataset": (DATASETS, "data set"), "network": (NETWORKS, "network"), "method": (METHODS, "method"), "preset": (PRESETS, "preset"),
     "patch_corner": (CORNERS, "corner"), "mislabel_how": (WRONG, "way to mislabel")}
@@ -104,7 +105,9 @@ class RunSettings(RequestSettings, OptionSettings):
     seed: int = 666                           # of all that is drawn: weights, orders, subsets, poisoned and mislabelled images
     method: str = "fisher_mask"               # a name in `METHODS`
     preset: str = "paper"                     # "paper" or "authors_code"
-    fine_tune_epochs: int = 5                 # S; 0: no fine-tuning
+    fine_tune_epochs: int = 5                 # S, in which the schedule is replayed; 0: no fine-tuning
+    fine_tune_length: int | None = None       # epochs of fine-tuning to run, beyond S at the last rate; None: S
+    fine_tune_lr: float | None = None         # a constant rate in place of the replayed schedule (paper, Figure 3)
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int = 2                          # of the CPU; their number can change the last bits of a result
     train: TrainSettings = TrainSettings()    # its seed is replaced by `seed`
@@ -117,16 +120,19 @@ class RunSettings(RequestSettings, OptionSettings):
     @model_validator(mode="after")
     def _sensible(self) -> "RunSettings":
         method_options(self.method, self.preset, **self.options)
-        least = {"seed": 0, "fine_tune_epochs": 0, "threads": 1, "subset": 1, "count": 1, "patch_size": 1, "remain_limit": 0}
+        least = {"seed": 0, "fine_tune_epochs": 0, "threads": 1, "subset": 1, "count": 1, "patch_size": 1, "remain_limit": 0, "fine_tune_length": 1}
         for name, low in least.items():
             if (value := getattr(self, name)) is not None and value < low: raise ValueError(f"`{name}` is {value}: it is too small.")
         for reason in (_stray(self), _unfit(self), _unlimited(self)):
             if reason: raise ValueError(reason)
         return self
 
-# %% ../nbs/50_records.ipynb #cfd72816
+# %% ../nbs/50_records.ipynb #ef4881f1
 def _stray(settings: RunSettings) -> str | None:
-    "Why a setting has no meaning for the kind of the request, or is missing."
+    "Why a setting has no meaning for the kind of the request or without fine-tuning, or is missing."
+    tuning = [n for n in ("fine_tune_length", "fine_tune_lr") if getattr(settings, n) is not None]
+    if tuning and (settings.method == "retrain" or not settings.fine_tune_epochs): return f"`{tuning[0]}` has no meaning without fine-tuning: leave it out."
+    if settings.fine_tune_lr is not None and not settings.fine_tune_lr > 0: return f"`fine_tune_lr` is {settings.fine_tune_lr}: it must be positive."
     if settings.request == "samples" and not settings.samples: return '`samples` must be given if, and only if, `request` is "samples".'
     known = {name for names in ASKED.values() for name in names} - set(ASKED[settings.request])
     odd = [n for n in RunSettings.model_fields if n in known and getattr(settings, n) != RunSettings.model_fields[n].default]
@@ -146,7 +152,7 @@ def _unlimited(settings: RunSettings) -> str | None:
     if settings.method == "fisher_noise": return "`fisher_noise` can't be calculated without remain data: let `remain_limit` be 1 or more."
     return "there is nothing to fine-tune on without remain data: let `fine_tune_epochs` be 0." if settings.fine_tune_epochs else None
 
-# %% ../nbs/50_records.ipynb #0d574cb1
+# %% ../nbs/50_records.ipynb #2b5fcd16
 RECIPE = 1
 
 def _hash(values: dict[str, Any]) -> str:
@@ -167,20 +173,21 @@ def run_key(settings: RunSettings) -> str:
     "The key of a whole run."
     options = options_read(settings.method, method_options(settings.method, settings.preset, **settings.options))
     tuned = None if settings.method == "retrain" else settings.fine_tune_epochs
-    limit = {} if settings.remain_limit is None else {"remain_limit": settings.remain_limit}
-    return _hash(_training_values(settings) | {"request": settings.asked, "method": settings.method, "fine_tune_epochs": tuned, "options": options} | limit)
+    rare = {n: v for n in ("remain_limit", "fine_tune_length", "fine_tune_lr") if (v := getattr(settings, n)) is not None}
+    return _hash(_training_values(settings) | {"request": settings.asked, "method": settings.method, "fine_tune_epochs": tuned, "options": options} | rare)
 
-# %% ../nbs/50_records.ipynb #1193df52
+# %% ../nbs/50_records.ipynb #a0ea8ea5
 _TRAIN = tuple(f.name for f in fields(TrainSettings) if f.name not in ("schedule", "epochs", "seed"))
 _SCHEDULE = ("lr", "epochs", "drops", "warmup")
 PARAMETERS = tuple(n for n in RunSettings.model_fields if n != "train") + _SCHEDULE + _TRAIN
 
+@cache
 def profiles() -> dict[str, dict[str, Any]]:
-    "The profiles by name, as their YAML files have them."
+    "The profiles by name, as their YAML files have them. They are read once: don't change them."
     folder = importlib.resources.files("fisher_unlearn.profiles")
     return {Path(f.name).stem: yaml.safe_load(f.read_text()) for f in folder.iterdir() if f.name.endswith(".yaml")}
 
-# %% ../nbs/50_records.ipynb #f5a460e7
+# %% ../nbs/50_records.ipynb #0ce6b255
 def resolve(profile: str = "quick",  # "quick", "cpu" or "paper"
             **parameters: Any,       # names in `PARAMETERS`; None means the profile's value
             ) -> RunSettings:
@@ -192,6 +199,7 @@ def resolve(profile: str = "quick",  # "quick", "cpu" or "paper"
     given = {name: value for name, value in parameters.items() if value is not None}
     for name in given: choose(name, PARAMETERS, "parameter")
     sets = values.pop("datasets")
+    for name in ("seeds", "cells", "tasks"): values.pop(name)
     name = choose(given.get("dataset", values["dataset"]), DATASETS, "data set")
     if name not in sets: raise ValueError(f"the profile {profile!r} has no settings for {name}: choose {', '.join(sets)}, or another profile.")
     values |= sets[name]

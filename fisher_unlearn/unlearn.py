@@ -29,7 +29,7 @@ from .noise import NoiseRule, add_noise_
 from .tfidf import tfidf_scores
 from .train import Progress, TrainSettings, shows_bar, train_model
 
-# %% ../nbs/30_unlearn.ipynb #3cf51918
+# %% ../nbs/30_unlearn.ipynb #b54a2d01
 Direction = Literal["highest", "lowest"]
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class MethodOptions:
     num_classes: int | None = None          # columns of the logits; `unlearn` sets it
     seed: int = 666                         # of whatever is drawn; `unlearn` sets it
     progress: bool = False                  # show a bar while scoring; `unlearn` sets it
+    watch: Callable[[int, nn.Module], None] | None = None  # is shown the model after each pass of LiSSA; `unlearn` sets it
 
     def __post_init__(self):
         if not 0 <= self.ratio < 1: raise ValueError(f"`ratio` is {self.ratio}: the share of units to mask must be in [0, 1).")
@@ -186,7 +187,7 @@ def _fisher(model: nn.Module, batches: Loader, reduction: Reduction, options: Me
     batches = rebatch(batches, 128) if options.fisher_per == "batch" else batches
     return diag_fisher(model, batches, options.fisher_labels, options.fisher_per, reduction, options.seed, options.progress)
 
-# %% ../nbs/30_unlearn.ipynb #8bde4e2b
+# %% ../nbs/30_unlearn.ipynb #c0e23a06
 def fisher_noise(model: nn.Module, forget: Loader, remain: Loader | None, options: MethodOptions) -> Mask:
     "Add noise that falls with the Fisher information on the remain set (FisherNoise, paper, Equation 1; Golatkar et al. 2020). Masks nothing."
     if remain is None: raise ValueError("`fisher_noise` needs a remain set: its noise depends on the Fisher information there.")
@@ -201,23 +202,32 @@ def influence(model: nn.Module, forget: Loader, remain: Loader | None, options: 
     "Add the influence of the forget set, by LiSSA (paper, 'Preliminary' and Figure 1; Koh and Liang 2017). Masks nothing."
     if options.reference is None: raise ValueError("`influence` needs `reference`, the training images as batches: its Hessian is that of the whole training set.")
     gradient = forget_gradient(model, forget, count_images(options.reference))
-    *_, step = lissa(model, gradient, options.reference, options.lissa_epochs, options.lissa_damping, options.lissa_scale, options.seed)
-    for name, parameter in model.named_parameters():
-        if name in step: parameter.add_(step[name], alpha=1 / (count_images(forget) if options.lissa_divide else 1))
+    share, step = 1 / (count_images(forget) if options.lissa_divide else 1), dict[str, Tensor]()
+    for epoch, step in enumerate(lissa(model, gradient, options.reference, options.lissa_epochs, options.lissa_damping, options.lissa_scale, options.seed), start=1):
+        if options.watch: options.watch(epoch, _moved(copy.deepcopy(model), step, share))
+    _moved(model, step, share)
     return {}
+
+@torch.no_grad()
+def _moved(model: nn.Module, step: dict[str, Tensor], share: float) -> nn.Module:
+    "Add a share of a step to the parameters, in place; returns the model."
+    for name, parameter in model.named_parameters():
+        if name in step: parameter.add_(step[name], alpha=share)
+    return model
 
 # %% ../nbs/30_unlearn.ipynb #3e0e42ae
 METHODS: dict[str, Callable[[nn.Module, Loader, Loader | None, MethodOptions], Mask]] = {
     "retrain": retrain, "finetune": finetune, "mask_classifier": mask_classifier, "random_mask": random_mask, "activation_mask": activation_mask,
     "tfidf": tfidf, "fisher_noise": fisher_noise, "influence": influence, "fisher_mask": fisher_mask}
 
-# %% ../nbs/30_unlearn.ipynb #297a62d9
+# %% ../nbs/30_unlearn.ipynb #1de6e019
 @dataclass(frozen=True, eq=False)
 class Unlearned:
     "A model after unlearning, and what happened to it."
     model: nn.Module           # the changed copy after the last epoch of fine-tuning, in evaluation mode
     mask: Mask                 # what was set to zero; {} for methods without a mask
     changed: pd.DataFrame      # before fine-tuning, for each tensor that the method changed: its entries, those masked and changed, kernels and channels masked entirely, distance moved
+    steps: pd.DataFrame        # for `influence`: accuracies after each pass of LiSSA, in percent; empty for the others
     history: pd.DataFrame      # one row an epoch, 0 being before fine-tuning: accuracies and unlearn score in percent, lr, train_loss, seconds
     seconds: dict[str, float]  # spent in "method", "fine_tune" (with its evaluations) and "evaluate" (epoch 0)
     options: MethodOptions     # the options that were used
@@ -229,7 +239,7 @@ class Unlearned:
         total, distance = self.changed[["changed", "masked"]].sum(), self.changed.distance.pow(2).sum() ** 0.5
         return f"The method changed {total.changed:,} entries in {len(self.changed)} tensors, {total.masked:,} of them masked, and moved the model by {distance:.3g}."
 
-# %% ../nbs/30_unlearn.ipynb #dc4dc5b7
+# %% ../nbs/30_unlearn.ipynb #992757b0
 def unlearn(model: nn.Module,          # a trained classifier; it is not changed
             forget: Loader,            # the forget set, normalised (inputs, labels), readable again and again
             remain: Loader | None,     # the remain set; None if there is none left, and then there is no fine-tuning
@@ -252,15 +262,18 @@ def unlearn(model: nn.Module,          # a trained classifier; it is not changed
     if fine_tune and remain is None: raise ValueError("fine-tuning needs a remain set: pass `remain`, or `fine_tune=None`.")
     if checkpoint: writable_folder(Path(checkpoint).parent)
     chosen = replace(chosen, num_classes=check_batches(model, forget, "forget"), seed=seed, progress=shows_bar(progress))
-    copied = copy.deepcopy(model)
-    start = time.perf_counter()
-    mask = METHODS[method](copied, forget, remain, chosen)
+    copied, steps, start = copy.deepcopy(model), list[dict[str, Any]](), time.perf_counter()
+    mask = METHODS[method](copied, forget, remain, replace(chosen, watch=_measuring(steps, sets)))
     seconds, what = {"method": time.perf_counter() - start}, _changes(model, copied, mask)
     tuning = fine_tune and replace(fine_tune, select="last", seed=seed)
     history, spent = _fine_tuned(copied, remain, tuning, sets, checkpoint, progress, mask if chosen.hard else {})
-    return Unlearned(copied.eval(), mask, what, history, seconds | spent, chosen)
+    return Unlearned(copied.eval(), mask, what, pd.DataFrame(steps), history, seconds | spent, chosen)
 
-# %% ../nbs/30_unlearn.ipynb #a7a7d995
+# %% ../nbs/30_unlearn.ipynb #453ab538
+def _measuring(steps: list[dict[str, Any]], sets: dict[str, Loader]) -> Callable[[int, nn.Module], None]:
+    "A watcher that measures the models it is shown."
+    return lambda epoch, model: steps.append({"epoch": epoch, **evaluate(model, sets)})
+
 def _fine_tuned(model: nn.Module, remain: Loader | None, settings: TrainSettings | None, sets: dict[str, Loader],
                 checkpoint: str | Path | None, progress: Progress, zeros: Mask) -> tuple[pd.DataFrame, dict[str, float]]:
     "Measure, fine-tune and measure after each epoch: the history from epoch 0 on, and the seconds."

@@ -65,7 +65,7 @@ def test_an_experiment_has_one_parameters_cell_and_only_known_names(path):
     cells = [c for c in nbformat.read(path, 4).cells if "parameters" in c.metadata.get("tags", [])]
     assert len(cells) == 1 and "#|" not in "".join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code")
     known = papermill.inspect_notebook(str(path))
-    assert set(known) <= {*PARAMETERS, "profile", "runs", "figures", "root"} and all(p["help"] for p in known.values())
+    assert set(known) <= {*PARAMETERS, "profile", "seeds", "on", "runs", "figures", "root"} and all(p["help"] for p in known.values())
     assert known["profile"]["default"] == '"quick"' and {p["default"] for n, p in known.items() if n != "profile"} == {"None"}
 
 

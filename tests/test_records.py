@@ -150,7 +150,7 @@ def runs(tmp_path_factory):
 def test_a_run_leaves_a_whole_record_and_is_not_done_twice(runs):
     chosen = quick(method="fisher_mask", preset="authors_code", **SHORT)
     record = run(chosen, runs, progress="none")
-    assert {"key", "settings", "data", "provenance", "training", "request", "changed", "note", "masked_rows", "history", "seconds"} == set(record)
+    assert {"key", "settings", "data", "provenance", "training", "request", "changed", "note", "masked_rows", "history", "steps", "seconds", "memory"} == set(record)
     assert [row["epoch"] for row in record["history"]] == [0, 1] and record["request"]["forget"] == 128
     assert sum(record["masked_rows"]) + sum(r["masked"] for r in record["changed"] if "classifier" not in r["name"]) == sum(r["masked"] for r in record["changed"])
     stamp = (runs / record["key"] / "record.json").stat().st_mtime_ns
@@ -162,7 +162,7 @@ def test_methods_share_one_original_and_a_record_repeats_exactly(runs, tmp_path)
     records = [run(quick(method=m, **SHORT), runs, progress="none") for m in ("finetune", "mask_classifier")]
     assert len({r["training"] for r in records}) == 1 and len(list(runs.glob("train-*"))) == 1
     again = run(quick(method="mask_classifier", **SHORT), tmp_path, progress="none")
-    timeless = lambda r: {k: v if k != "history" else [{c: x for c, x in row.items() if c != "seconds"} for row in v] for k, v in r.items() if k != "seconds"}
+    timeless = lambda r: {k: v if k != "history" else [{c: x for c, x in row.items() if c != "seconds"} for row in v] for k, v in r.items() if k not in ("seconds", "memory")}
     assert timeless(again) == timeless(records[1])
     weights = [(folder / again["key"] / "weights.safetensors").read_bytes() for folder in (runs, tmp_path)]
     assert weights[0] == weights[1]

@@ -1,0 +1,219 @@
+"Which runs, which of them are done, and who does the rest: killed, failed, shared between processes, in notebooks."
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+from typer.testing import CliRunner
+
+from fisher_unlearn.cli import app
+from fisher_unlearn.grid import NEEDS, cast, complete, label, needed, notebooks, parameters, plan, state, sweep
+from fisher_unlearn.records import profiles, read_record, resolve, run_key, training_key
+from fisher_unlearn.run import READOUTS, locked, readout, run
+
+SHORT = {"epochs": 2, "fine_tune_epochs": 1, "device": "cpu"}
+
+
+def few(*methods, **more): return sweep("quick", cast(*(methods or ("finetune", "mask_classifier", "random_mask"))), **SHORT | more)
+
+
+def timeless(record):
+    "A record without what depends on the clock, the machine's load and the commit."
+    return {k: [{c: x for c, x in row.items() if c != "seconds"} for row in v] if k == "history" else v for k, v in record.items() if k not in ("seconds", "memory", "provenance")}
+
+
+def test_a_sweep_is_a_product_without_repetitions():
+    found = sweep("quick", [{"seed": s} for s in (1, 2)], cast("finetune", "tfidf"), [{"ratio": r} for r in (.1, .2)], device="cpu")
+    wanted = [(s, m, p, r) for s in (1, 2) for m, p in (("finetune", "paper"), ("tfidf", "paper"), ("tfidf", "authors_code")) for r in (.1, .2) if m == "tfidf" or r == .1]
+    assert sorted((s.seed, s.method, s.preset, s.ratio) for s in found) == sorted(wanted)
+
+
+def test_the_papers_tables_need_the_papers_runs():
+    "16 pairs of data set and network, three seeds, retraining and all methods in both presets, where they differ."
+    wanted = needed("table1", "paper", device="cpu")
+    assert len(wanted) == 16 * 3 * (3 + 2 * 5) and {s.seed for s in wanted} == {666, 777, 888}
+    assert {(s.dataset, s.network) for s in wanted} == {(d, n if n != "resnet" else {"cifar10": "resnet20", "mnist": "resnet20"}.get(d, "resnet50")) for d in ("mnist", "cifar10", "cifar100", "tinyimagenet") for n in ("resnet", "vgg16", "googlenet", "densenet")}
+    assert {s.ratio for s in needed("table3", "paper", device="cpu")} == {.15, .2, .25} and all(s.count == 200 and s.patch_size == 4 for s in needed("table3", "paper", device="cpu"))
+    assert {s.mislabel_ratio for s in needed("table4", "paper", device="cpu")} == {.1, .3, .5}
+    assert {(s.remain_limit, s.fine_tune_epochs) for s in needed("table5", "paper", device="cpu")} == {(0, 0), (50, 5)}
+    one = needed("figure1", "paper", device="cpu")
+    assert {(s.dataset, s.network) for s in one} == {("cifar100", "resnet50")} and {s.fine_tune_length for s in one} == {30, None} and {s.fine_tune_lr for s in needed("figure3", "paper", device="cpu")} == {None, .1, .01, .001}
+    assert needed("table2", "quick", device="cpu") == needed("table1", "quick", device="cpu") and len(needed("table1", "quick", seeds=[1, 2], device="cpu")) == 26
+
+
+@pytest.mark.parametrize("profile", profiles())
+def test_every_needed_run_can_be_passed_to_a_notebook(profile):
+    for name in NEEDS:
+        for s in needed(name, profile, device="cpu"): assert run_key(resolve(**parameters(s))) == run_key(s), label(s)
+
+
+def test_a_run_that_no_profile_allows_is_said():
+    with pytest.raises(ValueError, match="no profile has settings for"): parameters(resolve("cpu", dataset="mnist", device="cpu").model_copy(update={"dataset": "digits", "subset": 7, "network": "none"}))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory): return tmp_path_factory.mktemp("grid")
+
+
+def test_the_rest_is_done_and_nothing_twice(folder):
+    wanted = few()
+    assert [state(folder / run_key(s)) for s in wanted] == [("missing", "")] * 4
+    records = complete(wanted, folder)
+    assert [r["key"] for r in records] == [run_key(s) for s in wanted] and [state(folder / run_key(s))[0] for s in wanted] == ["done"] * 4
+    stamps = {p: p.stat().st_mtime_ns for p in folder.rglob("*.json")}
+    assert complete(wanted, folder) == records and stamps == {p: p.stat().st_mtime_ns for p in folder.rglob("*.json")}
+    assert len(list(folder.glob("train-*"))) == 1 and all(r["memory"]["host"] > 100 for r in records)
+    table = plan([*wanted, *few("fisher_mask")], folder)
+    assert table.state.tolist() == ["done"] * 5 + ["missing"] * 2 and table.what[0] == "digits resnet20 666: w*"
+    assert table.seconds.notna().all() and table.seconds.iloc[-1] == pytest.approx(plan(few("fisher_mask"), folder).seconds.iloc[-1])
+
+
+def test_a_failure_is_told_and_stops_no_other_run(folder, capsys):
+    bad, good = sweep("quick", method="finetune", lr=1e30, **SHORT), few("mask_classifier", seed=5)
+    first, second = complete([*bad, *good], folder)
+    assert first is None and second["key"] == run_key(good[0]) and "failed: digits resnet20 666: finetune: training diverged" in capsys.readouterr().out
+    kind, reason = state(folder / run_key(bad[0]))
+    assert kind == "failed" and reason.startswith("training diverged")
+    assert read_record(folder / run_key(bad[0]) / "failure.json")["error"] == "FloatingPointError"
+
+
+def test_a_failure_is_forgotten_once_the_run_is_done(tmp_path, monkeypatch):
+    import fisher_unlearn.run as module
+    chosen, whole = few("mask_classifier")[0], module._done
+    monkeypatch.setattr(module, "_done", lambda *a: (_ for _ in ()).throw(RuntimeError("a  bad\nday")))
+    with pytest.raises(RuntimeError): run(chosen, tmp_path)
+    assert state(tmp_path / run_key(chosen)) == ("failed", "a bad day")
+    monkeypatch.setattr(module, "_done", whole)
+    run(chosen, tmp_path, progress="none")
+    assert state(tmp_path / run_key(chosen)) == ("done", "") and sorted(p.name for p in (tmp_path / run_key(chosen)).iterdir()) == ["record.json", "weights.safetensors"]
+
+
+def test_damaged_records_are_failures_with_the_remedy(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "record.json").write_text("{")
+    assert state(tmp_path / "a")[0] == "failed" and "delete it" in state(tmp_path / "a")[1]
+
+
+HOLD = "import sys, time; from pathlib import Path; from fisher_unlearn.run import locked\nwith locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+
+
+def test_a_lock_is_seen_by_others_and_dies_with_its_process(tmp_path):
+    chosen = few("mask_classifier")[0]
+    place = tmp_path / run_key(chosen)
+    place.mkdir()
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(place)], stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "held\n" and state(place) == ("running", "")
+    with pytest.raises(BlockingIOError): run(chosen, tmp_path, wait=False)
+    os.kill(other.pid, signal.SIGKILL)
+    other.wait()
+    other.stdout.close()
+    assert state(place) == ("missing", "")
+    with locked(place): pass
+
+
+def test_a_full_disk_ends_the_grid_in_one_sentence(folder, monkeypatch):
+    import fisher_unlearn.run as module
+    records = {p: p.read_bytes() for p in folder.rglob("record.json")}
+    def full(*args): raise OSError("cannot write weights.safetensors (No space left on device): is the disk full?")
+    monkeypatch.setattr(module, "save_weights", full)
+    with pytest.raises(OSError, match="is the disk full"): complete(few("mask_classifier", seed=11), folder)
+    assert records == {p: p.read_bytes() for p in records}
+
+
+def test_readouts_are_kept_beside_the_record(folder):
+    chosen = few("mask_classifier")[0]
+    found = {kind: readout(chosen, kind, folder, progress="none", cap=3) for kind in READOUTS}
+    assert 0 <= found["agreement"]["forget"]["divergence"] <= .6932 and found["agreement"]["remain"]["images"] == 450
+    assert len(found["relearn_all"]["losses"]) == 1 + (found["relearn_all"]["epochs"] or 3) and found["relearn_classifier"]["cap"] == 3
+    files = sorted(p.name for p in (folder / run_key(chosen)).iterdir())
+    assert files == ["agreement.json", "record.json", "relearn_all_3.json", "relearn_classifier_3.json", "weights.safetensors"]
+    assert {kind: readout(chosen, kind, folder, cap=3) for kind in READOUTS} == found
+    with pytest.raises(ValueError, match="unknown readout"): readout(chosen, "agree", folder)
+
+
+def test_influence_is_measured_after_each_pass(folder):
+    record = complete(sweep("quick", method="influence", lissa_epochs=2, **SHORT | {"fine_tune_epochs": 0}), folder)[0]
+    assert [row["epoch"] for row in record["steps"]] == [1, 2] and record["history"][0]["forget_acc"] == record["steps"][-1]["forget_acc"]
+
+
+def test_constant_rates_and_longer_tuning(folder):
+    record, = complete(sweep("quick", method="mask_classifier", fine_tune_lr=.02, fine_tune_length=3, **SHORT), folder)
+    assert [row["lr"] for row in record["history"][1:]] == [.02] * 3
+    record, = complete(sweep("quick", method="mask_classifier", fine_tune_length=3, **SHORT | {"epochs": 4, "fine_tune_epochs": 2}), folder)
+    assert [row["lr"] for row in record["history"][1:]] == pytest.approx([.1, .001, .001])  # past S, the last rate
+
+
+def command(*words): return CliRunner(env={"COLUMNS": "300", "NO_COLOR": "1", "TERM": "dumb"}).invoke(app, words)
+
+
+def test_plan_and_status_say_what_is_left(folder):
+    words = [w for n, v in SHORT.items() for w in ("--set", f"{n}={v}")]
+    done = command("plan", "figure2", *words, "--runs", str(folder))
+    assert done.exit_code == 0 and "mask_classifier" in done.output and "done" in done.output and "minutes are left" in done.output
+    counted = command("status", "table1", *words, "--set", "lr=1e30", "--runs", str(folder))
+    assert counted.exit_code == 0 and "failed: digits resnet20 666: finetune: training diverged" in counted.output and "1 failed" in counted.output
+    wrong = command("plan", "tabel1")
+    assert wrong.exit_code == 2 and "did you mean 'table1'" in wrong.output and wrong.output.count("\n") == 1
+
+
+@pytest.mark.parametrize("words, message", [(["--set", "epoch=3"], "did you mean 'epochs'"), (["--profile", "fast"], "unknown profile"), (["--on", "inlin"], "did you mean 'inline'"), (["--runs", "/proc/none"], "cannot write")])
+def test_experiments_refuse_in_one_line_before_they_start(words, message, tmp_path):
+    extra = [] if "--runs" in words else ["--runs", str(tmp_path / "r")]
+    failed = command("train", *words, *extra, "--figures", str(tmp_path / "f"))
+    assert failed.exit_code == 2 and message in failed.output and failed.output.count("\n") == 1 and not list(tmp_path.rglob("*.ipynb"))
+
+
+def test_every_experiment_is_a_command():
+    text = command("--help").output
+    assert set(notebooks()) >= {"quickstart", "train", "unlearn"} and all(name in text for name in notebooks())
+
+
+@pytest.mark.slow
+def test_notebooks_leave_the_records_of_this_process(tmp_path):
+    "The same grid inline and with papermill: records equal but for the clock, weights byte for byte, an executed notebook without a place in it; and a failure with its notebook."
+    wanted = [*few("finetune", "random_mask"), *sweep("quick", method="finetune", lr=1e30, **SHORT)]
+    inline, papermill = (complete(wanted, tmp_path / on, on=on) for on in ("inline", "papermill"))
+    assert [r is None for r in papermill] == [False, False, False, True]
+    for s, a, b in zip(wanted[:3], inline, papermill):
+        assert timeless(a) == timeless(b)
+        files = [(tmp_path / on / run_key(s) / "weights.safetensors").read_bytes() for on in ("inline", "papermill")]
+        notebook = tmp_path / "papermill" / run_key(s) / "unlearn.ipynb"
+        assert files[0] == files[1] and nbformat.read(notebook, 4).metadata.papermill.exception is None and str(tmp_path) not in notebook.read_text()
+    failed = tmp_path / "papermill" / run_key(wanted[3])
+    assert state(failed)[1].startswith("training diverged") and (failed / "unlearn.partial.ipynb").exists()
+
+
+RUNNER = "import sys; from fisher_unlearn.grid import cast, complete, sweep\ncomplete(sweep('quick', cast('finetune', 'mask_classifier', 'random_mask', 'activation_mask'), epochs=2, fine_tune_epochs=2, device='cpu'), sys.argv[1])"
+
+
+@pytest.mark.slow
+def test_two_runners_share_one_folder(tmp_path):
+    "Every training and fine-tuning epoch is printed by exactly one of them."
+    env = {**os.environ, "OMP_WAIT_POLICY": "passive"}
+    runners = [subprocess.Popen([sys.executable, "-c", RUNNER, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env) for _ in range(2)]
+    texts = [r.communicate(timeout=300)[0] for r in runners]
+    assert [r.returncode for r in runners] == [0, 0]
+    epochs = [line for text in texts for line in text.splitlines() if line.startswith("epoch ")]
+    assert len(epochs) == 2 + 2 * 6 and len([p for p in tmp_path.glob("*/record.json")]) == 7
+    assert not list(tmp_path.rglob("progress*")) and not list(tmp_path.rglob("*.part")) and not list(tmp_path.rglob("failure*"))
+
+
+@pytest.mark.slow
+def test_a_killed_kernel_is_a_failure_and_the_next_start_finishes(tmp_path):
+    "SIGKILL of the kernel while it trains: the runner goes on, says so, and a second start ends with the record of a run never killed."
+    wanted = sweep("quick", method="mask_classifier", epochs=6, fine_tune_epochs=1, device="cpu")
+    code = "import sys; from fisher_unlearn.grid import complete, sweep\nprint(complete(sweep('quick', method='mask_classifier', epochs=6, fine_tune_epochs=1, device='cpu'), sys.argv[1], on='papermill'))"
+    runner = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    progress = tmp_path / f"train-{training_key(wanted[0])}" / "progress.safetensors"
+    while not progress.exists(): time.sleep(.05); assert runner.poll() is None
+    children = subprocess.run(["ps", "--ppid", str(runner.pid), "-o", "pid=,args="], capture_output=True, text=True).stdout.splitlines()
+    for line in children:
+        if "ipykernel" in line: os.kill(int(line.split()[0]), signal.SIGKILL)
+    out, _ = runner.communicate(timeout=300)
+    assert runner.returncode == 0 and "[None]" in out and state(tmp_path / run_key(wanted[0]))[0] == "failed"
+    record, = complete(wanted, tmp_path)
+    whole, = complete(wanted, tmp_path / "whole")
+    assert timeless(record) == timeless(whole) and state(tmp_path / run_key(wanted[0])) == ("done", "")
