@@ -46,7 +46,7 @@ def cells(profile: str) -> list[dict[str, str]]:
     "An axis: the pairs of data set and network of a profile."
     return [{"dataset": dataset, "network": network} for dataset, network in profiles()[choose(profile, profiles(), "profile")]["cells"]]
 
-# %% ../nbs/51_grid.ipynb #ceef21ec
+# %% ../nbs/51_grid.ipynb #09e12be4
 _MASKS = ("random_mask", "activation_mask", "fisher_mask")
 _CLASS = ("retrain", "finetune", "mask_classifier", "random_mask", "tfidf", "fisher_noise", "activation_mask", "fisher_mask")
 
@@ -54,22 +54,18 @@ def _axis(name: str, *values: Any) -> list[dict[str, Any]]:
     "An axis of one parameter."
     return [{name: value} for value in values]
 
-def _first(profile: str) -> list[dict[str, str]]:
-    "The first pair of data set and network: the one that the paper's smaller experiments use."
-    return cells(profile)[:1]
-
-def _task(profile: str, name: str) -> dict[str, Any]:
-    "The size of a task in a profile."
-    return profiles()[profile]["tasks"].get(name, {})
+def _first(profile: str, *tasks: str) -> list[dict[str, Any]]:
+    "The first pair of data set and network, which the paper's smaller experiments use, and the sizes of some tasks."
+    sizes = [profiles()[profile]["tasks"][task] for task in tasks]
+    return [dict(itertools.chain.from_iterable(part.items() for part in (cells(profile)[0], *sizes)))]
 
 NEEDS: dict[str, Callable[[str], list[Axis]]] = {
     "table1": lambda p: [cells(p), cast(*_CLASS)],
-    "table3": lambda p: [_first(p), [{"request": "poison", **_task(p, "poison")}], _axis("ratio", .15, .2, .25), cast("retrain", "finetune", *_MASKS)],
-    "table4": lambda p: [_first(p), [{"request": "mislabel"}], _axis("mislabel_ratio", .1, .3, .5), cast("retrain", "finetune", *_MASKS)],
+    "table3": lambda p: [_first(p, "poison"), _axis("request", "poison"), _axis("ratio", .15, .2, .25), cast("retrain", "finetune", *_MASKS)],
+    "table4": lambda p: [_first(p), _axis("request", "mislabel"), _axis("mislabel_ratio", .1, .3, .5), cast("retrain", "finetune", *_MASKS)],
     "table5": lambda p: [_first(p), [*({"remain_limit": 0, "fine_tune_epochs": 0, **case} for case in cast("finetune", "mask_classifier", "tfidf", *_MASKS)),
                                      *({"remain_limit": 50, **case} for case in cast("finetune", "mask_classifier", "tfidf", "fisher_noise", *_MASKS))]],
-    "figure1": lambda p: [_first(p), [*({**_task(p, "figure1"), **case} for case in cast("finetune", "fisher_mask")),
-                                      *({k: v for k, v in _task(p, "figure1").items() if k != "fine_tune_length"} | {"fine_tune_epochs": 0, **_task(p, "influence"), **case} for case in cast("influence"))]],
+    "figure1": lambda p: [_first(p, "influence", "figure1"), [*cast("finetune", "fisher_mask"), *({"fine_tune_epochs": 0, "fine_tune_length": None, **case} for case in cast("influence"))]],
     "figure2": lambda p: [_first(p), cast("retrain", "finetune", "mask_classifier", "activation_mask", "fisher_mask")],
     "figure3": lambda p: [_first(p), _axis("fine_tune_lr", None, .1, .01, .001), cast("finetune", "activation_mask", "fisher_mask")],
     "figure4": lambda p: [_first(p), _axis("ratio", 0., .04, .08, .12), cast("tfidf", "fisher_mask")]}
@@ -78,12 +74,12 @@ NEEDS["table2"] = NEEDS["costs"] = NEEDS["table1"]
 def needed(experiment: str,                     # "table1" to "table5", "figure1" to "figure4", "costs"
            profile: str = "quick",
            seeds: Iterable[int] | None = None,  # None: the profile's
-           **given: Any,                        # parameters in place of the profile's
+           **given: Any,                        # parameters in place of the profile's; what makes the experiment stays
            ) -> list[RunSettings]:
     "The runs that a table or figure is made from; `ValueError` for unknown names."
-    axes = NEEDS[choose(experiment, NEEDS, "experiment")](choose(profile, profiles(), "profile"))
+    chosen, *axes = NEEDS[choose(experiment, NEEDS, "experiment")](choose(profile, profiles(), "profile"))
     over = {name: value for name, value in given.items() if value is not None}
-    return sweep(profile, *axes, _axis("seed", *(profiles()[profile]["seeds"] if seeds is None else seeds)), [over])
+    return sweep(profile, chosen, [over], *axes, _axis("seed", *(profiles()[profile]["seeds"] if seeds is None else seeds)))
 
 # %% ../nbs/51_grid.ipynb #449e69af
 def state(folder: Path) -> tuple[str, str]:

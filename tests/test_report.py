@@ -91,7 +91,8 @@ def test_row_labels(settings, label):
 @pytest.mark.parametrize("parameters, name", [
     ({}, "ResNet20/CIFAR10"), (dict(dataset="mnist", network="densenet"), "DenseNet/MNIST"), (dict(dataset="mnist", ratio=.02), "ResNet20/MNIST, R = 0.02"),
     (dict(method="finetune", ratio=.3), "ResNet20/CIFAR10"), (dict(method="finetune", request="poison"), "ResNet20/CIFAR10, poison"),
-    (dict(request="poison", ratio=.2), "ResNet20/CIFAR10, poison, R = 0.2"), (dict(request="mislabel", mislabel_ratio=.3), "ResNet20/CIFAR10, 30% label noise"),
+    (dict(request="poison"), "ResNet20/CIFAR10, poison, R = 0.02"), (dict(request="poison", ratio=.2), "ResNet20/CIFAR10, poison, R = 0.2"),
+    (dict(request="mislabel", mislabel_ratio=.3), "ResNet20/CIFAR10, 30% label noise"),
     (dict(remain_limit=0, fine_tune_epochs=0), "ResNet20/CIFAR10, no remain data"), (dict(remain_limit=50), "ResNet20/CIFAR10, 50 remain images"),
     (dict(request="random"), "ResNet20/CIFAR10, 200 random samples"), (dict(request="samples", samples=[1]), "ResNet20/CIFAR10, 200 given samples"),
     (dict(fine_tune_lr=.01), "ResNet20/CIFAR10, rate 0.01"), (dict(fine_tune_length=30), "ResNet20/CIFAR10, 30 epochs of fine-tuning"),

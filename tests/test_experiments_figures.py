@@ -1,0 +1,55 @@
+"Figures 1 to 4 as notebooks, on a short schedule: what they keep is what their records say."
+import papermill
+import pandas as pd
+import pytest
+
+from fisher_unlearn.grid import find_notebook
+from fisher_unlearn.report import read_kept
+
+pytestmark = pytest.mark.slow
+SHORT = {"epochs": 2, "fine_tune_epochs": 2, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    "The four notebooks, one after the other, on one folder of runs."
+    base, found = tmp_path_factory.mktemp("figures"), {}
+    for name in ("figure1", "figure2", "figure3", "figure4"):
+        papermill.execute_notebook(find_notebook(name), base / f"{name}.ipynb", {**SHORT, "runs": str(base / "runs"), "figures": str(base / "out")}, progress_bar=False)
+        folder = base / "out" / "quick"
+        found[name] = (pd.read_csv(folder / f"{name}.csv"), read_kept(folder / f"{name}.parquet"), (folder / f"{name}.md").read_text(), folder / f"{name}.png")
+    return found
+
+
+@pytest.mark.parametrize("name, runs", [("figure1", 5), ("figure2", 7), ("figure3", 20), ("figure4", 16)])
+def test_figures_are_kept_with_their_records_and_no_verdict_from_digits(kept, name, runs):
+    table, records, text, picture = kept[name]
+    assert len(table) and len(records) == runs and 5_000 < picture.stat().st_size < 200_000
+    verdicts = [line for line in text.splitlines() if line.startswith("* ")]
+    assert len(verdicts) >= 3 and all("**not enough runs to say**" in line for line in verdicts) and "departures from the paper's protocol" in text
+
+
+def test_figure_1_has_a_point_for_each_epoch_and_each_pass_of_lissa(kept):
+    table, records, _, _ = kept["figure1"]
+    for record in records:
+        chosen = record["settings"]
+        points = record["steps"] if chosen["method"] == "influence" else record["history"]
+        assert len(points) == (2 if chosen["method"] == "influence" else 9)  # the quick profile: 2 passes; 8 epochs and the start
+        name = {"finetune": "Finetune", "influence": f"Influence ({chosen['preset']})", "fisher_mask": f"FisherMask ({chosen['preset']})"}[chosen["method"]]
+        assert table[table.method == name].forget_acc.tolist() == pytest.approx([p["forget_acc"] for p in points])
+
+
+def test_figure_2_has_both_scopes_of_each_method(kept):
+    table, records, _, _ = kept["figure2"]
+    assert len(table) == 2 * len(records) and set(table.scope) == {"classifier", "all"}
+    assert (table["at least"] == table.epochs.fillna(21)).all()
+    assert table[table.method == "MaskClassifier"]["at least"].max() <= table[table.method == "Retrain"]["at least"].max()
+
+
+def test_figure_3_has_four_rates_and_figure_4_four_ratios(kept):
+    table, records, _, _ = kept["figure3"]
+    assert table.groupby("label").rate.nunique().eq(4).all() and len(table) == sum(len(r["history"]) for r in records)
+    table, records, _, _ = kept["figure4"]
+    assert sorted(table.ratio.unique()) == [0, .04, .08, .12] and set(table.key) == {r["key"] for r in records}
+    before = {r["key"]: r["history"][0]["forget_acc"] for r in records}
+    assert table.forget_acc_before.tolist() == pytest.approx([before[k] for k in table.key])
