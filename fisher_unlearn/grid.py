@@ -26,7 +26,7 @@ from .records import PARAMETERS, RunSettings, profiles, read_record, resolve, ru
 from .run import locked, run, write_failure
 from .unlearn import PRESETS
 
-# %% ../nbs/51_grid.ipynb #592bc31f
+# %% ../nbs/51_grid.ipynb #de080c06
 Axis = Sequence[Mapping[str, Any]]
 
 def sweep(profile: str,
@@ -35,8 +35,13 @@ def sweep(profile: str,
           ) -> list[RunSettings]:
     "The settings of all combinations, each key once, in the order of the axes. Raises what `resolve` raises."
     combined = [dict(itertools.chain.from_iterable(part.items() for part in parts)) for parts in itertools.product(*axes)]
-    settings = [resolve(profile, **{**fixed, **part}) for part in combined]
-    return list({run_key(s): s for s in reversed(settings)}.values())[::-1]  # of equal runs the first
+    return _once(resolve(profile, **{**fixed, **part}) for part in combined)
+
+def _once(settings: Iterable[RunSettings]) -> list[RunSettings]:
+    "Each run once, at its first place."
+    found: dict[str, RunSettings] = {}
+    for s in settings: found.setdefault(run_key(s), s)
+    return list(found.values())
 
 def cast(*methods: str) -> list[dict[str, str]]:
     "An axis: methods in all presets."
@@ -140,7 +145,7 @@ def _estimate(known: pd.DataFrame, settings: RunSettings, method: str) -> float:
     epochs = settings.train.length if method in ("w*", "retrain") else settings.fine_tune_length or settings.fine_tune_epochs
     return float(same.seconds.median() if len(same) else alike.epoch.median() * epochs)
 
-# %% ../nbs/51_grid.ipynb #cca2ac60
+# %% ../nbs/51_grid.ipynb #ea224ad7
 Executor = Callable[[RunSettings, str | Path | None, str | Path | None, bool], Any]
 
 def complete(settings: Iterable[RunSettings],
@@ -151,9 +156,15 @@ def complete(settings: Iterable[RunSettings],
              ) -> list[dict[str, Any] | None]:  # the records, in the order of the settings; None where a run failed
     "Do the runs that are missing, and read all. Raises `OSError` in one sentence if the disk takes no more; what is done stays."
     chosen, folder = list(settings), runs_root(runs)
-    todo = [s for s in {run_key(s): s for s in chosen}.values() if not (folder / run_key(s) / "record.json").exists()]
+    todo = [s for s in _once(chosen) if not (folder / run_key(s) / "record.json").exists()]
     EXECUTORS[choose(on, EXECUTORS, "executor")](todo, runs, root, **options)
-    return [read_record(folder / run_key(s) / "record.json") for s in chosen]
+    return [_whole(folder / run_key(s) / "record.json") for s in chosen]
+
+def _whole(path: Path) -> dict[str, Any] | None:
+    "A record; None, and a line that says why, if it is damaged; None if there is none."
+    try: return read_record(path)
+    except ValueError as error: print(f"failed: {error}", flush=True)
+    return None
 
 def _in_turn(one: Executor, todo: list[RunSettings], runs: str | Path | None, root: str | Path | None) -> None:
     "One run after the other; those that other processes do come last."
@@ -172,7 +183,7 @@ def _inline(settings: RunSettings, runs: str | Path | None, root: str | Path | N
     print(f"--- {label(settings)}", flush=True)
     run(settings, runs, root, "lines", wait)
 
-# %% ../nbs/51_grid.ipynb #2a3e9126
+# %% ../nbs/51_grid.ipynb #63f3017f
 def notebooks() -> dict[str, Path]:
     "The experiment notebooks by name, installed or in the checkout."
     package = Path(fisher_unlearn.__file__).parent
@@ -184,13 +195,17 @@ def find_notebook(name: str) -> Path:
     if name in (found := notebooks()): return found[name]
     raise FileNotFoundError(f"the notebook {name!r} is neither in the package nor in a checkout: install the package again.")
 
+_PLACES = ("runs", "root", "figures")  # parameters that say where, not what
+
 def execute(notebook: Path, output: Path, parameters: dict[str, Any], echo: bool = True) -> None:
     "Execute a notebook with papermill; the output is put in place when it is whole, without paths of this machine."
     partial = output.with_suffix(".partial.ipynb")
     papermill.execute_notebook(notebook, partial, parameters, progress_bar=False, stdout_file=sys.stdout if echo else None)
     executed = nbformat.read(partial, 4)
     executed.metadata["papermill"] |= {"input_path": notebook.name, "output_path": output.name}
-    for places in ("runs", "root", "figures"): executed.metadata["papermill"]["parameters"].pop(places, None)
+    for place in _PLACES: executed.metadata["papermill"]["parameters"].pop(place, None)
+    for cell in executed.cells:
+        if "injected-parameters" in cell.metadata.get("tags", []): cell.source = "\n".join(line for line in cell.source.splitlines() if not line.startswith(tuple(f"{p} = " for p in _PLACES)))
     nbformat.write(executed, partial)
     os.replace(partial, output)
 

@@ -1,8 +1,10 @@
 "Which runs, which of them are done, and who does the rest: killed, failed, shared between processes, in notebooks."
 import os
+import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import nbformat
@@ -199,6 +201,36 @@ def test_two_runners_share_one_folder(tmp_path):
     epochs = [line for text in texts for line in text.splitlines() if line.startswith("epoch ")]
     assert len(epochs) == 2 + 2 * 6 and len([p for p in tmp_path.glob("*/record.json")]) == 7
     assert not list(tmp_path.rglob("progress*")) and not list(tmp_path.rglob("*.part")) and not list(tmp_path.rglob("failure*"))
+
+
+@pytest.mark.slow
+def test_a_grid_killed_again_and_again_ends_like_one_never_killed(tmp_path):
+    "SIGKILL at a random moment up to two seconds after each start of work, until it is done: at least 20 kills, in training, in scoring and in fine-tuning; then records and weights are those of the whole."
+    def start(folder): return subprocess.Popen([sys.executable, "-c", RUNNER, str(tmp_path / folder)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True)
+    whole = start("whole")
+    whole.communicate(timeout=300)
+    rng, hit = random.Random(0), []
+    for _ in range(120):
+        process, lines = start("killed"), []
+        reader = threading.Thread(target=lambda p=process, seen=lines: seen.extend(iter(p.stdout.readline, "")))
+        reader.start()
+        while not lines and process.poll() is None: time.sleep(.01)
+        try: process.wait(rng.uniform(0, 2))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            hit.append("train" if "test_acc" in lines[-1] else "fine-tune" if "remain_acc" in lines[-1] else "start or score")
+        process.wait()
+        reader.join()
+        process.stdout.close()
+        for path in (tmp_path / "killed").glob("*/record.json"): assert read_record(path)
+        if process.returncode == 0: break
+    print({stage: hit.count(stage) for stage in set(hit)})
+    assert whole.returncode == process.returncode == 0 and len(hit) >= 20 and set(hit) == {"train", "fine-tune", "start or score"}
+    files = [sorted(str(p.relative_to(tmp_path / folder)) for p in (tmp_path / folder).rglob("*") if p.is_file()) for folder in ("whole", "killed")]
+    assert files[0] == files[1] and not any("progress" in f or f.endswith(".part") for f in files[0])
+    for name in files[0]:
+        a, b = (tmp_path / folder / name for folder in ("whole", "killed"))
+        assert timeless(read_record(a)) == timeless(read_record(b)) if name.endswith(".json") else a.read_bytes() == b.read_bytes()
 
 
 @pytest.mark.slow
