@@ -206,7 +206,7 @@ def _classifier_rows(result: Unlearned) -> list[int]:
     name = f"{find_classifier(result.model)}.weight"
     return masked_rows(result.mask, name, len(result.model.state_dict()[name]))
 
-# %% ../nbs/50a_run.ipynb #355ad9d7
+# %% ../nbs/50a_run.ipynb #ad79022b
 _SCOPES: dict[str, Scope] = {"relearn_classifier": "classifier", "relearn_all": "all"}
 READOUTS = ("agreement", *_SCOPES)
 
@@ -225,6 +225,7 @@ def readout(settings: RunSettings,
         result = _agreement(settings, images, runs, root, progress) if kind == "agreement" else _relearned(settings, images, runs, _SCOPES[kind], cap, progress)
         return write_record(path, {"key": run_key(settings), "readout": kind, "provenance": provenance(settings.device), **result})
 
+# %% ../nbs/50a_run.ipynb #0827c2e5
 def _load(settings: RunSettings, images: ImageData, runs: str | Path | None) -> nn.Module:
     "The model that a finished run ended with."
     model = model_of(settings, images)
@@ -239,6 +240,7 @@ def _agreement(settings: RunSettings, images: ImageData, runs: str | Path | None
     models = _load(settings, images, runs), _load(retraining, images, runs)
     return {name: asdict(agreement(*models, part.batches(500, settings.device))) for name, part in (("forget", request.test_forget), ("remain", request.test_remain))}
 
+# %% ../nbs/50a_run.ipynb #fe560430
 def _relearned(settings: RunSettings, images: ImageData, runs: str | Path | None, scope: Scope, cap: int, progress: Progress) -> dict[str, Any]:
     "Re-learn time, and the loss after each epoch."
     request, size = request_of(settings, images), settings.train.batch_size

@@ -142,3 +142,7 @@ def test_a_wheel_runs_the_quickstart_outside_a_checkout(tmp_path):
                           env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)})
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "figures" / "quick" / "quickstart_digits_resnet20.ipynb").exists() and (tmp_path / "runs").is_dir()
+    done = subprocess.run([sys.executable, "-c", code, "table1", "--set", "epochs=2", "--set", "fine_tune_epochs=2"], cwd=tmp_path, capture_output=True, text=True,
+                          env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "FisherMask" in (tmp_path / "figures" / "quick" / "table1.md").read_text()

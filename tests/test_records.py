@@ -81,6 +81,32 @@ def test_no_unknown_name_is_ever_accepted(name, value):
     with pytest.raises(ValueError, match="unknown parameter"): quick(**{name: value})
 
 
+# What a person might type, right and wrong, for each parameter: made up from the help texts and from slips of the hand, not from the validators.
+RIGHT = {"dataset": ["digits", "mnist", "cifar10"], "network": ["resnet20", "vgg16", "densenet"], "seed": [0, 1, 12345], "epochs": [1, 7, 40], "fine_tune_epochs": [1, 3, 9], "method": ["finetune", "fisher_mask", "random_mask"],
+         "preset": ["paper", "authors_code"], "ratio": [0, .02, .5], "device": ["cpu", "auto"], "threads": [1, 4], "classes": [[0], [1, 2], ["3"]], "subset": [100, None], "lr": [.1, .01], "batch_size": [32, 128], "momentum": [0, .9],
+         "weight_decay": [0, 1e-4], "layout": ["channels_last", "contiguous"], "select": ["best", "last"], "remain_limit": [1, 50], "fine_tune_lr": [.01], "fine_tune_length": [4], "lissa_epochs": [3], "noise_alpha": [1e-5], "tfidf_batches": [0, 2]}
+WRONG = {"dataset": ["imagenet", "MNIST", 10, ""], "network": ["resnet18", "VGG", 20], "seed": [-1, 1.5, "six", [1]], "epochs": [0, -3, "ten", 2.5, [3]], "fine_tune_epochs": [-1, "5x", .5], "method": ["fisher", "Finetune", "prune", 3],
+         "preset": ["Paper", "authors", 1], "ratio": [1, 1.5, -.1, "two", "nan", [.1]], "device": ["gpu", "cuda:9", 0], "threads": [0, -1, "all", 1.5], "classes": [[-.5], [[1]], {"a": 1}], "subset": [0, -5, "half"], "lr": [0, -.1, "fast"],
+         "batch_size": [0, -8, 1.5, "big"], "momentum": [1, -.1, "m"], "weight_decay": [-1, "w"], "layout": ["nhwc", 1], "select": ["first", 0], "remain_limit": [-1, 2.5, "few"], "fine_tune_lr": [0, -1, "slow"], "fine_tune_length": [0, -2, "long"],
+         "lissa_epochs": ["e", 1.5], "noise_alpha": ["a", [1]], "tfidf_batches": ["all", .5], "unit": ["layer", 3], "reach": ["all"], "fisher_labels": ["false", 1], "fisher_per": ["epoch"], "request": ["forget", 1], "hard": ["maybe", 7],
+         "epoch": [3], "Seed": [1], "learning_rate": [.1], "runs_folder": ["r"], "--ratio": [.1], "ratio ": [.1]}
+APART = [{"request": "poison", "method": "tfidf"}, {"request": "mislabel", "method": "fisher_noise"}, {"request": "random", "method": "mask_classifier"}, {"remain_limit": 0}, {"remain_limit": 0, "method": "retrain", "fine_tune_epochs": 0},
+         {"method": "finetune", "hard": True}, {"method": "tfidf", "unit": "weight"}, {"patch_size": 3}, {"request": "samples"}, {"samples": [1]}, {"method": "retrain", "fine_tune_lr": .1}, {"profile": "paper", "dataset": "digits"}, {"drops": [90]}]
+
+
+def test_500_wrong_sets_of_parameters_are_refused_among_100_right_ones():
+    "Each wrong set is a right one with a slip, or two values that don't go together; each is refused in one sentence, and each right one passes."
+    rng, slips = random.Random(0), [(name, value) for name, values in WRONG.items() for value in values]
+    draw = lambda: {name: rng.choice(RIGHT[name]) for name in rng.sample(sorted(RIGHT), rng.randint(1, 5))}
+    for _ in range(100):
+        right = draw()
+        assert isinstance(quick(**right), RunSettings), right
+    for k in range(500):
+        wrong = {**draw(), **dict([rng.choice(slips)])} if k % 4 else rng.choice(APART)
+        with pytest.raises(ValueError) as error: resolve(**{"device": "cpu"} | wrong)
+        assert "\n" not in str(error.value) and len(str(error.value)) > 15 and error.type is ValueError, wrong
+
+
 def test_unknown_names_are_refused_at_every_depth():
     for bad in ({"sed": 1}, {"train": {"epoch": 1}}, {"train": {"schedule": {"rate": 1}}}):
         with pytest.raises(ValueError): RunSettings(**bad)
