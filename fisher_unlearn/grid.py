@@ -145,19 +145,18 @@ def _estimate(known: pd.DataFrame, settings: RunSettings, method: str) -> float:
     epochs = settings.train.length if method in ("w*", "retrain") else settings.fine_tune_length or settings.fine_tune_epochs
     return float(same.seconds.median() if len(same) else alike.epoch.median() * epochs)
 
-# %% ../nbs/51_grid.ipynb #ea224ad7
+# %% ../nbs/51_grid.ipynb #02a1337d
 Executor = Callable[[RunSettings, str | Path | None, str | Path | None, bool], Any]
 
 def complete(settings: Iterable[RunSettings],
              runs: str | Path | None = None,  # folder of runs
              root: str | Path | None = None,  # folder of data sets
              on: str = "inline",              # a name in `EXECUTORS`
-             **options: Any,                  # of the executor
              ) -> list[dict[str, Any] | None]:  # the records, in the order of the settings; None where a run failed
     "Do the runs that are missing, and read all. Raises `OSError` in one sentence if the disk takes no more; what is done stays."
     chosen, folder = list(settings), runs_root(runs)
     todo = [s for s in _once(chosen) if not (folder / run_key(s) / "record.json").exists()]
-    EXECUTORS[choose(on, EXECUTORS, "executor")](todo, runs, root, **options)
+    EXECUTORS[choose(on, EXECUTORS, "executor")](todo, runs, root)
     return [_whole(folder / run_key(s) / "record.json") for s in chosen]
 
 def _whole(path: Path) -> dict[str, Any] | None:
@@ -173,6 +172,7 @@ def _in_turn(one: Executor, todo: list[RunSettings], runs: str | Path | None, ro
         for settings in tqdm(todo, unit="run", disable=not sys.stderr.isatty()):
             try: one(settings, runs, root, wait)
             except BlockingIOError: left.append(settings)
+            except FileNotFoundError as error: print(f"failed: {label(settings)}: {error}", flush=True)  # its data are not at hand; others' may be
             except OSError: raise  # the disk is full, or the folder can't be written: the next run would fare no better
             except Exception as error: print(f"failed: {label(settings)}: {' '.join(str(error).split())}", flush=True)
         todo = left
@@ -209,9 +209,9 @@ def execute(notebook: Path, output: Path, parameters: dict[str, Any], echo: bool
     nbformat.write(executed, partial)
     os.replace(partial, output)
 
-# %% ../nbs/51_grid.ipynb #f74aaa2a
+# %% ../nbs/51_grid.ipynb #16726254
 def parameters(settings: RunSettings) -> dict[str, Any]:
-    "A run as flat parameters with a profile: `resolve(**parameters(settings)) == settings`; `ValueError` if no profile allows it."
+    "A run as flat parameters with a profile: `resolve(**parameters(settings))` has the same key; `ValueError` if no profile allows it."
     flat = {**settings.model_dump(), **settings.model_dump()["train"], **settings.model_dump()["train"]["schedule"]}
     flat = {n: list(v) if isinstance(v, tuple) else v for n, v in flat.items() if n in PARAMETERS and v is not None} | {"seed": settings.seed}
     for profile in profiles():
@@ -228,7 +228,7 @@ def _notebook(settings: RunSettings, runs: str | Path | None, root: str | Path |
     places = {name: str(Path(place).resolve()) for name, place in (("runs", runs_root(runs)), ("root", root)) if place}
     print(f"--- {label(settings)}", flush=True)
     try: execute(find_notebook("unlearn"), folder / "unlearn.ipynb", parameters(settings) | places, echo=False)
-    except PapermillExecutionError as error: raise RuntimeError(error.evalue) from None
+    except PapermillExecutionError as error: raise (OSError if error.ename == "OSError" else RuntimeError)(error.evalue) from None
     except DeadKernelError as error:
         write_failure(folder, settings, error)
         raise

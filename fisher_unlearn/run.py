@@ -136,7 +136,7 @@ def _check_data(record: dict[str, Any], images: ImageData, folder: Path) -> None
     if record["data"]["digest"] != images.digest:
         raise ValueError(f"{folder} was made from other {images.name} images (digest {record['data']['digest'][:12]}…, not {images.digest[:12]}…): choose another folder of runs.")
 
-# %% ../nbs/50a_run.ipynb #9a59b463
+# %% ../nbs/50a_run.ipynb #11839050
 def run(settings: RunSettings,
         runs: str | Path | None = None,  # folder of runs; None: `$FISHER_UNLEARN_RUNS`, else `runs`
         root: str | Path | None = None,  # folder of data sets, as in `load_images`
@@ -145,13 +145,14 @@ def run(settings: RunSettings,
         ) -> dict[str, Any]:             # the record
     "Do one run, or read its record if it is done. Raises what its parts raise, and keeps the sentence in `failure.json`."
     folder = writable_folder(runs_root(runs) / run_key(settings))
-    images = images_of(settings, root)
     with locked(folder, wait):
-        if (record := read_record(folder / "record.json")) is None:
-            try: record = write_record(folder / "record.json", _done(settings, images, folder, runs, progress))
-            except Exception as error:
-                write_failure(folder, settings, error)
-                raise
+        record = read_record(folder / "record.json")
+        try:
+            images = images_of(settings, root)
+            if record is None: record = write_record(folder / "record.json", _done(settings, images, folder, runs, progress))
+        except Exception as error:
+            if record is None: write_failure(folder, settings, error)
+            raise
         for rest in ("progress.safetensors", "failure.json"): (folder / rest).unlink(missing_ok=True)
     _check_data(record, images, folder)
     return record

@@ -82,6 +82,19 @@ def test_a_failure_is_told_and_stops_no_other_run(folder, capsys):
     assert read_record(folder / run_key(bad[0]) / "failure.json")["error"] == "FloatingPointError"
 
 
+def test_data_that_are_not_at_hand_stop_only_their_runs(tmp_path, monkeypatch):
+    "As in Table 1 where one data set is missing: its runs fail with the reason, and the others are done."
+    import fisher_unlearn.run as module
+    whole = module.load_images
+    def load(name, root=None):
+        if name == "mnist": raise FileNotFoundError("mnist is missing: put it there.")
+        return whole(name, root)
+    monkeypatch.setattr(module, "load_images", load)
+    missing, there = sweep("quick", dataset="mnist", method="finetune", **SHORT), few("mask_classifier")
+    first, second = complete([*missing, *there], tmp_path)
+    assert first is None and second["key"] == run_key(there[0]) and state(tmp_path / run_key(missing[0])) == ("failed", "mnist is missing: put it there.")
+
+
 def test_a_failure_is_forgotten_once_the_run_is_done(tmp_path, monkeypatch):
     import fisher_unlearn.run as module
     chosen, whole = few("mask_classifier")[0], module._done
