@@ -19,7 +19,7 @@ help:
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --editable '.[dev,ray]'
 	@touch $@
 
 reproduce: $(READY)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'Root', 'Runs', 'main', 'data', 'unlearn', 'quickstart', 'plan_', 'status']
 
-# %% ../nbs/60_cli.ipynb #33cfc12e
-import json
+# %% ../nbs/60_cli.ipynb #029d9410
+import json, os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +19,7 @@ import yaml
 from papermill.exceptions import PapermillExecutionError
 
 import fisher_unlearn
+from .cluster import given_share
 from .data import choose, find_data, load_images, writable_folder
 from .grid import EXECUTORS, NEEDS, execute, find_notebook, needed, notebooks, plan
 from .records import profiles, resolve, run_key, runs_root
@@ -127,27 +128,32 @@ def quickstart(profile: Annotated[str, typer.Option(help="quick (a minute or two
     for what, file in {"table": f"{name}.csv", "figure": f"{name}.png", "records": "records", "executed notebook": f"{name}.ipynb"}.items():
         print(f"{what + ':':19}{folder / file}")
 
-# %% ../nbs/60_cli.ipynb #b8961f7c
+# %% ../nbs/60_cli.ipynb #5b4991cc
 _PROFILE = Annotated[str, typer.Option(help="quick (minutes on two cores), cpu (hours on two cores) or paper (a GPU).")]
 _MORE = Annotated[list[str] | None, typer.Option("--set", help="A parameter of the notebook, such as epochs=4; may be given several times.", show_default=False)]
 _ON = Annotated[str, typer.Option(help=f"Who does the missing runs: {', '.join(EXECUTORS)}.")]
+_ADDRESS = Annotated[str | None, typer.Option(help="Of the Ray cluster, for --on ray. [default: $RAY_ADDRESS, else the one on this machine, else a new one]", show_default=False)]
+_SHARE = Annotated[str | None, typer.Option(help="Share of a GPU for each run, for --on ray. [default: $FISHER_UNLEARN_GPU_SHARE, else as measured, else 1]", show_default=False)]
 
 def _title(notebook: Path) -> str:
-    "The first line of a notebook, without its mark."
-    return "".join(json.loads(notebook.read_text())["cells"][0]["source"]).splitlines()[0].lstrip("# ")
+    "The first line of a notebook, without its mark, as a sentence."
+    title = "".join(json.loads(notebook.read_text())["cells"][0]["source"]).splitlines()[0].lstrip("# ")
+    return title if title.endswith("?") else f"{title}."
 
 def _add(name: str) -> None:
     "Make a command of an experiment notebook."
-    def command(profile: _PROFILE = "quick", on: _ON = "inline", more: _MORE = None, runs: Runs = None, root: Root = None,
+    def command(profile: _PROFILE = "quick", on: _ON = "inline", address: _ADDRESS = None, gpu_share: _SHARE = None, more: _MORE = None, runs: Runs = None, root: Root = None,
                 figures: Annotated[Path, typer.Option(help="Folder of the results; a folder for the profile is made in it.")] = Path("figures")) -> None:
         with _one_line():
             known = papermill.inspect_notebook(str(find_notebook(name)))
             given = {choose(key, known, f"parameter of {name}"): value for key, value in map(_pair, more or ())}
+            if address: os.environ["RAY_ADDRESS"] = address
+            if gpu_share: os.environ["FISHER_UNLEARN_GPU_SHARE"] = str(given_share(gpu_share))
             folder, keep = writable_folder(figures / choose(profile, profiles(), "profile")), writable_folder(runs_root(runs))
             places = {"runs": str(keep), "figures": str(figures), "on": choose(on, EXECUTORS, "executor")} | ({"root": str(root)} if root else {})
             execute(find_notebook(name), folder / f"{name}.ipynb", {"profile": profile, **{k: v for k, v in places.items() if k in known}, **given})
         print(f"executed notebook: {folder / f'{name}.ipynb'}")
-    app.command(name, help=f"{_title(notebooks()[name])}.")(command)
+    app.command(name, help=_title(notebooks()[name]))(command)
 
 for _name in notebooks():
     if _name not in ("quickstart", "unlearn"): _add(_name)

@@ -1,11 +1,10 @@
 "Which runs, which of them are done, and who does the rest: killed, failed, shared between processes, in notebooks."
 import os
-import random
 import signal
 import subprocess
 import sys
-import threading
 import time
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -174,11 +173,25 @@ def test_plan_and_status_say_what_is_left(folder):
     assert wrong.exit_code == 2 and "did you mean 'table1'" in wrong.output and wrong.output.count("\n") == 1
 
 
-@pytest.mark.parametrize("words, message", [(["--set", "epoch=3"], "did you mean 'epochs'"), (["--profile", "fast"], "unknown profile"), (["--on", "inlin"], "did you mean 'inline'"), (["--runs", "/proc/none"], "cannot write")])
+@pytest.mark.parametrize("words, message", [(["--set", "epoch=3"], "did you mean 'epochs'"), (["--profile", "fast"], "unknown profile"), (["--on", "inlin"], "did you mean 'inline'"), (["--runs", "/proc/none"], "cannot write"), (["--on", "ray", "--gpu-share", "2"], "above 0 and at most 1")])
 def test_experiments_refuse_in_one_line_before_they_start(words, message, tmp_path):
     extra = [] if "--runs" in words else ["--runs", str(tmp_path / "r")]
     failed = command("train", *words, *extra, "--figures", str(tmp_path / "f"))
     assert failed.exit_code == 2 and message in failed.output and failed.output.count("\n") == 1 and not list(tmp_path.rglob("*.ipynb"))
+
+
+LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); from fisher_unlearn.cli import app; app()"
+
+
+@pytest.mark.parametrize("on", ["inline", pytest.param("papermill", marks=pytest.mark.slow)])
+def test_a_disk_that_takes_no_more_ends_in_a_sentence(on, tmp_path):
+    "No file can grow beyond 200 kB, as weights must: one line and exit code 2, nothing half-written, and records made before are untouched."
+    before, = complete(few("retrain"), tmp_path / "runs")
+    words = ["train" if on == "inline" else "figure3", "--runs", str(tmp_path / "runs"), "--figures", str(tmp_path / "figures"), *(w for n, v in SHORT.items() if n != "fine_tune_epochs" or on == "papermill" for w in ("--set", f"{n}={v}")), "--on", on]
+    ended = subprocess.run([sys.executable, "-c", LIMITED, *words], capture_output=True, text=True)
+    assert ended.returncode == 2 and ended.stderr.strip().splitlines()[-1].endswith("is the disk full?") and "cannot write" in ended.stderr, ended.stderr
+    assert not list((tmp_path / "runs").rglob("*.part")) and complete(few("retrain"), tmp_path / "runs") == [before]
+    assert len(list((tmp_path / "runs").glob("*/record.json"))) == 1
 
 
 def test_every_experiment_is_a_command():
@@ -187,63 +200,103 @@ def test_every_experiment_is_a_command():
 
 
 @pytest.mark.slow
-def test_notebooks_leave_the_records_of_this_process(tmp_path):
-    "The same grid inline and with papermill: records equal but for the clock, weights byte for byte, an executed notebook without a place in it; and a failure with its notebook."
-    wanted = [*few("finetune", "random_mask"), *sweep("quick", method="finetune", lr=1e30, **SHORT)]
-    inline, papermill = (complete(wanted, tmp_path / on, on=on) for on in ("inline", "papermill"))
-    assert [r is None for r in papermill] == [False, False, False, True]
-    for s, a, b in zip(wanted[:3], inline, papermill):
+@pytest.mark.parametrize("on", ["papermill", "ray"])
+def test_notebooks_leave_the_records_of_this_process(on, tmp_path):
+    "The same grid inline and in notebooks: records equal but for the clock, weights byte for byte, an executed notebook without a place in it; and a failure with its notebook."
+    chosen = [*few("finetune", "random_mask"), *sweep("quick", method="finetune", lr=1e30, **SHORT)]
+    inline, noted = (complete(chosen, tmp_path / how, on=how) for how in ("inline", on))
+    assert [r is None for r in noted] == [False, False, False, True]
+    for s, a, b in zip(chosen[:3], inline, noted):
         assert timeless(a) == timeless(b)
-        files = [(tmp_path / on / run_key(s) / "weights.safetensors").read_bytes() for on in ("inline", "papermill")]
-        notebook = tmp_path / "papermill" / run_key(s) / "unlearn.ipynb"
+        files = [(tmp_path / how / run_key(s) / "weights.safetensors").read_bytes() for how in ("inline", on)]
+        notebook = tmp_path / on / run_key(s) / "unlearn.ipynb"
         assert files[0] == files[1] and nbformat.read(notebook, 4).metadata.papermill.exception is None and str(tmp_path) not in notebook.read_text()
-    failed = tmp_path / "papermill" / run_key(wanted[3])
+    failed = tmp_path / on / run_key(chosen[3])
     assert state(failed)[1].startswith("training diverged") and (failed / "unlearn.partial.ipynb").exists()
+    assert (tmp_path / on / f"train-{training_key(chosen[0])}" / "train.ipynb").exists() == (on == "ray")
 
 
-RUNNER = "import sys; from fisher_unlearn.grid import cast, complete, sweep\ncomplete(sweep('quick', cast('finetune', 'mask_classifier', 'random_mask', 'activation_mask'), epochs=2, fine_tune_epochs=2, device='cpu'), sys.argv[1])"
+GRID = "sweep('quick', cast('fisher_mask', 'finetune', 'mask_classifier', 'random_mask'), epochs=2, fine_tune_epochs=1, device='cpu')"
+RUNNER = f"import sys; from fisher_unlearn.grid import cast, complete, sweep\ncomplete({GRID}, sys.argv[1], on=sys.argv[2])"
+
+
+def wanted(): return eval(GRID)
 
 
 @pytest.mark.slow
 def test_two_runners_share_one_folder(tmp_path):
     "Every training and fine-tuning epoch is printed by exactly one of them."
     env = {**os.environ, "OMP_WAIT_POLICY": "passive"}
-    runners = [subprocess.Popen([sys.executable, "-c", RUNNER, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env) for _ in range(2)]
+    runners = [subprocess.Popen([sys.executable, "-c", RUNNER, str(tmp_path), "inline"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env) for _ in range(2)]
     texts = [r.communicate(timeout=300)[0] for r in runners]
     assert [r.returncode for r in runners] == [0, 0]
     epochs = [line for text in texts for line in text.splitlines() if line.startswith("epoch ")]
-    assert len(epochs) == 2 + 2 * 6 and len([p for p in tmp_path.glob("*/record.json")]) == 7
+    assert len(epochs) == 2 + 6 and len([p for p in tmp_path.glob("*/record.json")]) == 7
     assert not list(tmp_path.rglob("progress*")) and not list(tmp_path.rglob("*.part")) and not list(tmp_path.rglob("failure*"))
 
 
-@pytest.mark.slow
-def test_a_grid_killed_again_and_again_ends_like_one_never_killed(tmp_path):
-    "SIGKILL at a random moment up to two seconds after each start of work, until it is done: at least 20 kills, in training, in scoring and in fine-tuning; then records and weights are those of the whole."
-    def start(folder): return subprocess.Popen([sys.executable, "-c", RUNNER, str(tmp_path / folder)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True)
-    whole = start("whole")
-    whole.communicate(timeout=300)
-    rng, hit = random.Random(0), []
-    for _ in range(120):
-        process, lines = start("killed"), []
-        reader = threading.Thread(target=lambda p=process, seen=lines: seen.extend(iter(p.stdout.readline, "")))
-        reader.start()
-        while not lines and process.poll() is None: time.sleep(.01)
-        try: process.wait(rng.uniform(0, 2))
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            hit.append("train" if "test_acc" in lines[-1] else "fine-tune" if "remain_acc" in lines[-1] else "start or score")
-        process.wait()
-        reader.join()
-        process.stdout.close()
-        for path in (tmp_path / "killed").glob("*/record.json"): assert read_record(path)
-        if process.returncode == 0: break
-    print({stage: hit.count(stage) for stage in set(hit)})
-    assert whole.returncode == process.returncode == 0 and len(hit) >= 20 and set(hit) == {"train", "fine-tune", "start or score"}
-    files = [sorted(str(p.relative_to(tmp_path / folder)) for p in (tmp_path / folder).rglob("*") if p.is_file()) for folder in ("whole", "killed")]
-    assert files[0] == files[1] and not any("progress" in f or f.endswith(".part") for f in files[0])
+# stage, which time it is entered by a process, seconds after that: in training, then in runs
+KILLS = """train 1 0
+train 1 .1
+evaluate 1 0
+write 1 0
+written 1 0
+write 2 0
+written 2 0
+score 1 0
+score 1 .02
+fine-tune 1 0
+fine-tune 1 .1
+evaluate 1 0
+evaluate 2 0
+write 1 0
+written 1 0
+fine-tune 1 .05
+write 1 0
+written 1 0
+write 2 0
+written 2 0
+score 1 0
+written 2 0"""
+STAGES = {"train", "evaluate", "write", "written", "score", "fine-tune"}
+
+
+def killed(folder, on, plan):
+    "Start a grid until it is done, with processes dying by plan; the stages in which they died, and how often the runner was started."
+    (path := folder.with_suffix(".kills")).write_text(plan)
+    env = {**os.environ, "KILL": f"{'-c' if on == 'inline' else 'ipykernel_launcher'} {path}", "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent / "killed"), *sys.path[1:]])}
+    kept, starts, ended = {}, 0, False
+    while not ended:
+        done = subprocess.run([sys.executable, "-c", RUNNER, str(folder), on], capture_output=True, text=True, env=env)
+        assert done.returncode in (0, -signal.SIGKILL), done.stderr
+        print(*[line for line in done.stdout.splitlines() if line.startswith("failed")], sep="\n")
+        for record, text in kept.items(): assert record.read_text() == text  # what is done is not done again
+        kept |= {record: record.read_text() for record in folder.glob("*/record.json") if read_record(record)}
+        starts, ended = starts + 1, done.returncode == 0 and not path.read_text()
+        assert starts < 60
+    complete(wanted(), folder)
+    return Path(f"{path}.log").read_text().splitlines(), starts
+
+
+def same(one, other):
+    "The files of two folders of runs are the same, byte for byte, but for the clock in records."
+    files = [sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.suffix != ".ipynb") for folder in (one, other)]
+    assert files[0] == files[1] and {Path(f).name for f in files[0]} == {"record.json", "weights.safetensors"}
     for name in files[0]:
-        a, b = (tmp_path / folder / name for folder in ("whole", "killed"))
+        a, b = one / name, other / name
         assert timeless(read_record(a)) == timeless(read_record(b)) if name.endswith(".json") else a.read_bytes() == b.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("on", ["inline", "papermill"])
+def test_a_grid_killed_in_every_stage_ends_like_one_never_killed(on, tmp_path):
+    "At least 20 kills by SIGKILL, of the runner or of the kernels that it starts: in training, scoring, fine-tuning, evaluation, just before and just after a file is put in place."
+    complete(wanted(), tmp_path / "whole")
+    stages, starts = killed(tmp_path / "killed", on, KILLS)
+    print({stage: stages.count(stage) for stage in sorted(set(stages))}, f"{starts} starts")
+    assert len(stages) >= 20 and set(stages) == STAGES and (on == "papermill" or starts == len(stages) + 1)
+    same(tmp_path / "whole", tmp_path / "killed")
+    assert not list(tmp_path.rglob("*.partial.ipynb"))
 
 
 @pytest.mark.slow
