@@ -5,6 +5,7 @@ PYTHON  ?= $(shell command -v python3.11 || command -v python3)
 BIN     := .venv/bin
 READY   := .venv/.installed
 DATASET ?= digits
+WHAT    ?= fisher training overhead
 PROFILE ?= $(if $(filter digits,$(DATASET)),quick,cpu)
 NOTEBOOKS = nbs/*.ipynb nbs/experiments/*.ipynb
 
@@ -14,7 +15,7 @@ help:
 	@echo "make reproduce [DATASET=mnist] [PROFILE=cpu]  train, retrain and forget a class, on digits in two minutes"
 	@echo "make test                                     notebooks, tests, sync, lint and types"
 	@echo "make test-slow                                the tests that take longer"
-	@echo "make bench [BENCH='--networks resnet20']      what scoring costs, beside its rivals; half an hour or more on two cores"
+	@echo "make bench [WHAT=fisher] [BENCH='--repeats 9'] what scoring, training and a run's bookkeeping cost; an hour on two cores"
 	@echo "make readme                                   README.md from nbs/index.ipynb"
 
 $(READY): pyproject.toml
@@ -32,7 +33,7 @@ test-slow: $(READY)
 	$(BIN)/pytest -q -m slow
 
 bench: $(READY)
-	$(BIN)/python benchmarks/fisher.py $(BENCH)
+	for what in $(WHAT); do $(BIN)/python benchmarks/$$what.py $(BENCH) || exit 1; done
 
 # Cleaning, exporting and rendering again must change nothing.
 sync: $(READY)

@@ -7,9 +7,6 @@ import argparse
 import copy
 import json
 import statistics
-import subprocess
-import sys
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from common import peak_elsewhere, peak_of, seconds
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
@@ -79,13 +77,6 @@ def backpack_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Callabl
     return step
 
 
-def seconds(step: Callable[[], object], device: str) -> float:
-    start = time.perf_counter()
-    step()
-    if device == "cuda": torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def peak(network: str, way: str, batch: int, device: str, threads: int) -> float:
     "MB that two steps need above what a fresh process has before them."
     torch.set_num_threads(threads)
@@ -95,15 +86,7 @@ def peak(network: str, way: str, batch: int, device: str, threads: int) -> float
         before = torch.cuda.memory_allocated()
         for _ in range(2): step()
         return (torch.cuda.max_memory_allocated() - before) / 1e6
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here (Linux)
-    before = resident("VmHWM")
-    for _ in range(2): step()
-    return (resident("VmHWM") - before) / 1e3
-
-
-def resident(what: str) -> int:
-    "kB of this process's memory."
-    return int(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what)).split()[1])
+    return peak_of(lambda: [step() for _ in range(2)])
 
 
 def measure(network: str, args: argparse.Namespace) -> pd.DataFrame:
@@ -124,8 +107,7 @@ def row(network: str, name: str, times: dict[str, list[float]], args: argparse.N
     "Medians, the ratio to the plain step's median, the quartiles of the ratios within a round, and peak memory."
     plain, factor = times[PLAIN], CLASSES if name == EXPECTED else 1
     ratios = sorted(t / p / factor for t, p in zip(times[name], plain))
-    command = [sys.executable, __file__, "--peak", json.dumps([network, name, args.batch, args.device, args.threads])]
-    memory = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+    memory = peak_elsewhere(__file__, network, name, args.batch, args.device, args.threads)
     low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
     about = provenance(args.device)
     return {"network": network, "way": name, "batch": args.batch, "repeats": len(ratios), "milliseconds": round(1e3 * statistics.median(times[name]) / factor, 1),

@@ -6,7 +6,7 @@
 __all__ = ['Axis', 'NEEDS', 'Executor', 'EXECUTORS', 'sweep', 'cast', 'cells', 'needed', 'state', 'label', 'plan', 'seen',
            'complete', 'attempt', 'notebooks', 'find_notebook', 'execute', 'parameters', 'in_notebook']
 
-# %% ../nbs/51_grid.ipynb #d52d4ea6
+# %% ../nbs/51_grid.ipynb #9c0dfb7d
 import itertools, os, sys, tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -25,7 +25,7 @@ import fisher_unlearn
 from .data import choose
 from .records import PARAMETERS, RunSettings, profiles, read_record, resolve, run_key, runs_root, training_key
 from .run import locked, run, tidy, write_failure
-from .unlearn import PRESETS
+from .unlearn import MASKING, PRESETS
 
 # %% ../nbs/51_grid.ipynb #de080c06
 Axis = Sequence[Mapping[str, Any]]
@@ -103,13 +103,14 @@ def _held(folder: Path) -> bool:
         with locked(folder, wait=False): return False
     except BlockingIOError: return True
 
-# %% ../nbs/51_grid.ipynb #e3ff02a6
+# %% ../nbs/51_grid.ipynb #c5c8e451
 def label(settings: RunSettings) -> str:
     "What is special about a run, in a few words."
     asked = "" if settings.request == "class" else " ".join(map(str, [settings.request, *settings.asked[1:2]]))
     limit = "" if settings.remain_limit is None else f"{settings.remain_limit} remain images"
     rate = "" if settings.fine_tune_lr is None else f"rate {settings.fine_tune_lr:g}"
-    parts = [settings.method, settings.preset if settings.method in PRESETS["paper"] else "", f"R {settings.ratio:g}" if "mask" in settings.method else "", asked, limit, rate]
+    share = f"R {settings.ratio:g}" if settings.method in MASKING and settings.method != "mask_classifier" else ""
+    parts = [settings.method, settings.preset if settings.method in PRESETS["paper"] else "", share, asked, limit, rate]
     return f"{settings.dataset} {settings.network} {settings.seed}: " + ", ".join(filter(None, parts))
 
 def plan(settings: Iterable[RunSettings],

@@ -175,29 +175,34 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items(): module.training = training
 
-# %% ../nbs/02_models.ipynb #b4372ebb
+# %% ../nbs/02_models.ipynb #64965b3e
 def device_of(model: nn.Module) -> torch.device:
     "The device of a model's parameters; `ValueError` if it has none."
     for parameter in model.parameters(): return parameter.device
     raise ValueError("the model has no parameters: there is nothing to train or to forget with.")
 
-@torch.inference_mode()
-def check_batch(model: nn.Module, inputs: Tensor, labels: Tensor, name: str = "batches") -> int:
-    "The number of classes of `model`, if it and one batch fit each other; `TypeError` or `ValueError` in one sentence otherwise."
+def _check_pair(inputs: Tensor, labels: Tensor, name: str) -> None:
+    "Raise `TypeError` or `ValueError` unless these are normalised inputs with their labels."
     if inputs.dtype == torch.uint8:
         raise TypeError(f"`{name}` yields bytes ({inputs.dtype}): normalise them to floating point, as `samples.batches()` does.")
     if labels.is_floating_point() or labels.shape != inputs.shape[:1]:
         raise ValueError(f"`{name}` must yield {len(inputs)} integer labels with {len(inputs)} inputs, not {labels.dtype} {tuple(labels.shape)}.")
+
+@torch.inference_mode()
+def check_batch(model: nn.Module, inputs: Tensor, labels: Tensor, name: str = "batches") -> int:
+    "The number of classes of `model`, if it and one batch fit each other; `TypeError` or `ValueError` in one sentence otherwise."
+    _check_pair(inputs, labels, name)
     try:
-        with eval_mode(model): logits = model(inputs.to(device_of(model)))
+        few = inputs[:2]  # as good as all of them, and cheaper
+        with eval_mode(model): logits = model(few.to(device_of(model)))
     except (RuntimeError, IndexError) as error:
         raise ValueError(f"the model can't take the inputs of `{name}`, {tuple(inputs.shape)}: {' '.join(str(error).split())}.") from error
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(inputs):
-        raise ValueError(f"the model must return logits of the shape ({len(inputs)}, classes), not {getattr(logits, 'shape', type(logits).__name__)}.")
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(few):
+        raise ValueError(f"the model must return logits of the shape ({len(few)}, classes) for {len(few)} inputs, not {getattr(logits, 'shape', type(logits).__name__)}.")
     check_labels(labels, logits.shape[1], name)
     return logits.shape[1]
 
-# %% ../nbs/02_models.ipynb #c4258743
+# %% ../nbs/02_models.ipynb #8cb0b392
 def check_labels(labels: Tensor, num_classes: int, name: str = "batches") -> None:
     "Raise `ValueError` unless all labels are classes of the model."
     if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
@@ -206,10 +211,13 @@ def check_labels(labels: Tensor, num_classes: int, name: str = "batches") -> Non
 def check_batches(model: nn.Module,
                   batches: Any,  # normalised (inputs, labels), readable again and again
                   name: str,     # the name of the argument that they came in, for the message
+                  known: dict[Any, int] | None = None,  # what the model is known to take, from checks before; this one is added
                   ) -> int:      # the number of classes of the model
     "Check that batches are repeatable and fit the model; `TypeError` or `ValueError` in one sentence otherwise."
     check_repeatable(batches, name)
     inputs, labels = next(iter(batches))
-    classes = check_batch(model, inputs, labels, name)
-    if isinstance(batches, Batches): check_labels(batches.labels, classes, name)
-    return classes
+    kind, known = (inputs.shape[1:], inputs.dtype), {} if known is None else known
+    if kind not in known: known[kind] = check_batch(model, inputs, labels, name)
+    _check_pair(inputs, labels, name)
+    check_labels(batches.labels if isinstance(batches, Batches) else labels, known[kind], name)
+    return known[kind]

@@ -185,7 +185,7 @@ class _State:
             if name in momentum: self.optimizer.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(momentum[name])
         self.best, self.rows = part("best"), json.loads(meta["rows"])
 
-# %% ../nbs/05_train.ipynb #38840e99
+# %% ../nbs/05_train.ipynb #71316071
 Progress = Literal["auto", "bar", "lines", "none"]
 
 def train_model(model: nn.Module,              # trained in place, on the device where it is
@@ -204,8 +204,8 @@ def train_model(model: nn.Module,              # trained in place, on the device
     if settings.select == "best" and not sets:
         raise ValueError('select="best" needs test images: pass `evaluate={"test": batches}`, or select "last" or "validation".')
     batches, validation = _split(samples, settings, device_of(model))
-    classes = check_batches(model, batches, "samples")
-    for name, part in sets.items(): check_batches(model, part, f"evaluate[{name!r}]")
+    classes = check_batches(model, batches, "samples", known := dict[Any, int]())
+    for name, part in sets.items(): check_batches(model, part, f"evaluate[{name!r}]", known)
     held = _checked_zeros(model, zeros or {})
     if checkpoint: writable_folder(Path(checkpoint).parent)
     for p in model.parameters():

@@ -239,7 +239,7 @@ class Unlearned:
         total, distance = self.changed[["changed", "masked"]].sum(), self.changed.distance.pow(2).sum() ** 0.5
         return f"The method changed {total.changed:,} entries in {len(self.changed)} tensors, {total.masked:,} of them masked, and moved the model by {distance:.3g}."
 
-# %% ../nbs/30_unlearn.ipynb #992757b0
+# %% ../nbs/30_unlearn.ipynb #fead9db6
 def unlearn(model: nn.Module,          # a trained classifier; it is not changed
             forget: Loader,            # the forget set, normalised (inputs, labels), readable again and again
             remain: Loader | None,     # the remain set; None if there is none left, and then there is no fine-tuning
@@ -256,12 +256,12 @@ def unlearn(model: nn.Module,          # a trained classifier; it is not changed
 
     For `retrain`, `fine_tune` is the full training. Raises `ValueError` or `TypeError` in one sentence before scoring and training,
     and what `diag_fisher` and `train_model` raise."""
-    chosen, sets = method_options(method, preset, **options), dict(evaluate or {})
+    chosen, sets, known = method_options(method, preset, **options), dict(evaluate or {}), dict[Any, int]()
     for name, batches in (("remain", remain), ("reference", chosen.reference), *((f"evaluate[{n!r}]", b) for n, b in sets.items())):
-        if batches is not None: check_batches(model, batches, name)
+        if batches is not None: check_batches(model, batches, name, known)
     if fine_tune and remain is None: raise ValueError("fine-tuning needs a remain set: pass `remain`, or `fine_tune=None`.")
     if checkpoint: writable_folder(Path(checkpoint).parent)
-    chosen = replace(chosen, num_classes=check_batches(model, forget, "forget"), seed=seed, progress=shows_bar(progress))
+    chosen = replace(chosen, num_classes=check_batches(model, forget, "forget", known), seed=seed, progress=shows_bar(progress))
     copied, steps, start = copy.deepcopy(model), list[dict[str, Any]](), time.perf_counter()
     mask = METHODS[method](copied, forget, remain, replace(chosen, watch=_measuring(steps, sets)))
     seconds, what = {"method": time.perf_counter() - start}, _changes(model, copied, mask)
