@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from common import peak_elsewhere, peak_of, seconds
+from timing import peak_elsewhere, peak_of, seconds
 from torch import nn
 from torch.func import functional_call, grad, vmap
 

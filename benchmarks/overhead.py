@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
-from common import keep
+from timing import keep
 
 from fisher_unlearn.grid import EXECUTORS, complete, sweep
 

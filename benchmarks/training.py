@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from common import in_turn, keep, peak_elsewhere, peak_of, ratios
+from timing import in_turn, keep, peak_elsewhere, peak_of, ratios
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset

@@ -22,7 +22,7 @@ from fisher_unlearn.data import DATASETS
 from fisher_unlearn.models import build_model
 from fisher_unlearn.records import PARAMETERS, RunSettings, profiles, provenance, read_record, resolve, run_key, training_key, write_record
 from fisher_unlearn.metrics import accuracy
-from fisher_unlearn.run import images_of, repeatable, request_of, run
+from fisher_unlearn.run import images_of, keep, repeatable, request_of, run
 from fisher_unlearn.train import load_weights, train_model
 
 SHORT = {"epochs": 2, "fine_tune_epochs": 1}
@@ -314,3 +314,18 @@ def test_a_killed_command_goes_on_and_ends_like_one_never_killed(tmp_path):
     files = [sorted(str(p.relative_to(tmp_path / run)) for p in (tmp_path / run).rglob("*") if p.is_file()) for run in ("whole", "killed")]
     assert files[0] == files[1] and not any(f.endswith(".part") for f in files[0])
     for name in (f for f in files[0] if f.endswith(".safetensors")): assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+
+
+def test_a_kept_run_is_not_done_again(tmp_path, monkeypatch):
+    "Nor is the training of a kept w*, by another method; half a copy is none."
+    done = run(quick(method="mask_classifier", epochs=2, fine_tune_epochs=1), tmp_path / "mine", progress="none")
+    for key in (done["key"], f"train-{done['training']}"): keep(key, tmp_path / "mine", tmp_path / "data")
+    assert {p.name for p in (tmp_path / "data" / "checkpoints").iterdir()} == {f"{key}.{end}" for key in (done["key"], f"train-{done['training']}") for end in ("safetensors", "json")}
+    monkeypatch.setattr("fisher_unlearn.run._trained", None)  # training would raise
+    other = run(quick(method="finetune", epochs=2, fine_tune_epochs=0), tmp_path / "other", tmp_path / "data", progress="none")
+    assert other["training"] == done["training"]
+    monkeypatch.setattr("fisher_unlearn.run._done", None)
+    assert run(quick(method="mask_classifier", epochs=2, fine_tune_epochs=1), tmp_path / "other", tmp_path / "data") == done
+    (tmp_path / "data" / "checkpoints" / f"{done['key']}.json").unlink()
+    with pytest.raises(TypeError): run(quick(method="mask_classifier", epochs=2, fine_tune_epochs=1), tmp_path / "third", tmp_path / "data")
+    with pytest.raises(ValueError, match="holds no finished run"): keep("0" * 16, tmp_path / "mine", tmp_path / "data")
