@@ -235,7 +235,7 @@ def test_two_runners_share_one_folder(tmp_path):
     assert not list(tmp_path.rglob("progress*")) and not list(tmp_path.rglob("*.part")) and not list(tmp_path.rglob("failure*"))
 
 
-# stage, which time it is entered by a process, seconds after that: in training, then in runs
+# stage, which time it is entered by a process, seconds after that (then it may have gone on to another stage, or have ended): in training, then in runs
 KILLS = """train 1 0
 train 1 .1
 evaluate 1 0
@@ -257,6 +257,8 @@ written 1 0
 write 2 0
 written 2 0
 score 1 0
+evaluate 1 0
+fine-tune 1 0
 written 2 0"""
 STAGES = {"train", "evaluate", "write", "written", "score", "fine-tune"}
 
@@ -294,7 +296,7 @@ def test_a_grid_killed_in_every_stage_ends_like_one_never_killed(on, tmp_path):
     complete(wanted(), tmp_path / "whole")
     stages, starts = killed(tmp_path / "killed", on, KILLS)
     print({stage: stages.count(stage) for stage in sorted(set(stages))}, f"{starts} starts")
-    assert len(stages) >= 20 and set(stages) == STAGES and (on == "papermill" or starts == len(stages) + 1)
+    assert len(stages) >= 20 and set(stages) >= STAGES and (on == "papermill" or starts == len(stages) + 1)
     same(tmp_path / "whole", tmp_path / "killed")
     assert not list(tmp_path.rglob("*.partial.ipynb"))
 
