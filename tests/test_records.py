@@ -152,7 +152,10 @@ def test_a_machine_without_git_is_no_obstacle(monkeypatch):
 
 
 def test_committed_records_are_those_of_their_settings():
-    records = [json.loads(p.read_text()) for p in (Path(fisher_unlearn.__file__).parent.parent / "figures").glob("*/records/*.json")]
+    root = Path(fisher_unlearn.__file__).parent.parent
+    kept = list((root / "data" / "checkpoints").glob("*.json"))
+    records = [json.loads(p.read_text()) for p in [*(root / "figures").glob("*/records/*.json"), *kept]]
+    assert kept and all(p.with_suffix(".safetensors").exists() for p in kept)
     assert records
     for record in records:
         chosen = RunSettings(**record["settings"])
