@@ -98,7 +98,7 @@ def _peak_of_process() -> float:
     lines = [line.split() for line in status.read_text().splitlines() if line.startswith("VmHWM:")] if status.exists() else []
     return 1024 * float(lines[0][1]) if lines else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
-# %% ../nbs/50a_run.ipynb #87cbabe7
+# %% ../nbs/50a_run.ipynb #73751400
 def _kept(folder: Path, root: str | Path | None) -> dict[Path, Path]:
     "The files of a run, each with its kept copy; the record comes last."
     kept = data_root(root) / "checkpoints"
@@ -122,26 +122,27 @@ def keep(key: str,                        # of a finished run, or "train-" and t
     for here, there in files.items(): _copy(here, there)
     return next(iter(files.values()))
 
-def _fetch(folder: Path, root: str | Path | None) -> dict[str, Any] | None:
-    "The record of a run that is done here or was kept; None if it is to be done."
+def _fetch(folder: Path, root: str | Path | None, images: ImageData) -> dict[str, Any] | None:
+    "Take a run that was kept, and return its record; None if there is none, or one of other images."
     files = _kept(folder, root)
-    if not (folder / "record.json").exists() and all(there.exists() for there in files.values()):
-        for here, there in files.items(): _copy(there, here)
-    return read_record(folder / "record.json")
+    record = read_record(files[folder / "record.json"])
+    if record is None or record["data"]["digest"] != images.digest: return None
+    for here, there in files.items(): _copy(there, here)
+    return record
 
 # %% ../nbs/50a_run.ipynb #b3fd0588
 def tidy(folder: Path) -> None:
     "Remove what the folder of a finished run may still hold: of failures before, or because its process was killed just after the record was written."
     for rest in (folder / "progress.safetensors", folder / "failure.json", *folder.glob("*.partial.ipynb")): rest.unlink(missing_ok=True)
 
-# %% ../nbs/50a_run.ipynb #743c95d4
+# %% ../nbs/50a_run.ipynb #9ccbc312
 def train_original(settings: RunSettings, images: ImageData, runs: str | Path | None = None, progress: Progress = "lines",
                    root: str | Path | None = None) -> tuple[nn.Module, dict[str, Any]]:
     "w* and its record: read if it is done or was kept, else trained from where it stopped."
     key = training_key(settings)
     folder = writable_folder(runs_root(runs) / f"train-{key}")
     with locked(folder):
-        if (record := _fetch(folder, root)) is None:
+        if (record := read_record(folder / "record.json") or _fetch(folder, root, images)) is None:
             record = write_record(folder / "record.json", _trained(settings, images, folder, progress))
         tidy(folder)
     _check_data(record, images, folder)
@@ -174,7 +175,7 @@ def _check_data(record: dict[str, Any], images: ImageData, folder: Path) -> None
     if record["data"]["digest"] != images.digest:
         raise ValueError(f"{folder} was made from other {images.name} images (digest {record['data']['digest'][:12]}…, not {images.digest[:12]}…): choose another folder of runs.")
 
-# %% ../nbs/50a_run.ipynb #05100ea6
+# %% ../nbs/50a_run.ipynb #41532b7f
 def run(settings: RunSettings,
         runs: str | Path | None = None,  # folder of runs; None: `$FISHER_UNLEARN_RUNS`, else `runs`
         root: str | Path | None = None,  # folder of data sets, as in `load_images`
@@ -184,10 +185,10 @@ def run(settings: RunSettings,
     "Do one run, or read its record if it is done or was kept. Raises what its parts raise, and keeps the sentence in `failure.json`."
     folder = writable_folder(runs_root(runs) / run_key(settings))
     with locked(folder, wait):
-        record = _fetch(folder, root)
+        record = read_record(folder / "record.json")
         try:
             images = images_of(settings, root)
-            if record is None: record = write_record(folder / "record.json", _done(settings, images, folder, runs, root, progress))
+            if record is None: record = _fetch(folder, root, images) or write_record(folder / "record.json", _done(settings, images, folder, runs, root, progress))
         except Exception as error:
             if record is None: write_failure(folder, settings, error)
             raise

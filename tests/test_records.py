@@ -329,6 +329,9 @@ def test_a_kept_run_is_not_done_again(tmp_path, monkeypatch):
     assert other["training"] == done["training"]
     monkeypatch.setattr("fisher_unlearn.run._done", None)
     assert run(quick(method="mask_classifier", epochs=2, fine_tune_epochs=1), tmp_path / "other", tmp_path / "data") == done
-    (tmp_path / "data" / "checkpoints" / f"{done['key']}.json").unlink()
+    kept = tmp_path / "data" / "checkpoints" / f"{done['key']}.json"
+    write_record(kept, done | {"data": done["data"] | {"digest": "of other images"}})
+    with pytest.raises(TypeError): run(quick(method="mask_classifier", epochs=2, fine_tune_epochs=1), tmp_path / "elsewhere", tmp_path / "data")  # it would be done
+    kept.unlink()
     with pytest.raises(TypeError): run(quick(method="mask_classifier", epochs=2, fine_tune_epochs=1), tmp_path / "third", tmp_path / "data")
     with pytest.raises(ValueError, match="holds no finished run"): keep("0" * 16, tmp_path / "mine", tmp_path / "data")
