@@ -9,12 +9,11 @@ import json
 import statistics
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from timing import peak_elsewhere, peak_of, seconds
+from timing import arguments, peak_elsewhere, peak_of, seconds
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
@@ -116,16 +115,9 @@ def row(network: str, name: str, times: dict[str, list[float]], args: argparse.N
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", default=["resnet20", "vgg16", "densenet", "googlenet"])
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser = arguments(__doc__, ["resnet20", "vgg16", "densenet", "googlenet"], 7)
     parser.add_argument("--slow-repeats", type=int, default=7, help="rounds for all but the plain step and the true labels")
     parser.add_argument("--ways", nargs="+", default=[TRUE, EXPECTED, *RIVALS], choices=[TRUE, EXPECTED, *RIVALS], metavar="WAY")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("figures/benchmarks"))
-    parser.add_argument("--peak", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak: return print(peak(*json.loads(args.peak)))
     torch.set_num_threads(args.threads)

@@ -1,4 +1,5 @@
 "What the benchmarks share: a clock, the memory of this process, and tables."
+import argparse
 import json
 import statistics
 import subprocess
@@ -13,6 +14,19 @@ import torch
 from fisher_unlearn.records import provenance
 
 ABOUT = ["device", "threads", "torch", "python", "commit", "clean"]
+
+
+def arguments(about: str, networks: list[str], repeats: int) -> argparse.ArgumentParser:
+    "The options of a benchmark of networks."
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=networks)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=repeats)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("figures/benchmarks"))
+    parser.add_argument("--peak", help=argparse.SUPPRESS)  # what `peak_elsewhere` asks
+    return parser
 
 
 def seconds(step: Callable[[], object], device: str) -> float:

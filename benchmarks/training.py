@@ -3,15 +3,13 @@
 All ways take turns in one run, on made images of CIFAR's shape, and medians are compared. The bare epoch is forward, backward and step on batches that are prepared beforehand; the loop that one would write
 first reads images one by one through torchvision's transforms and a DataLoader with two workers, in the default layout. Prints Markdown tables and writes
 CSV files. `make bench`, or `python benchmarks/training.py --help`."""
-import argparse
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from timing import in_turn, keep, peak_elsewhere, peak_of, ratios
+from timing import arguments, in_turn, keep, peak_elsewhere, peak_of, ratios
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -108,23 +106,16 @@ def peak(network: str, way: str, steps: int, batch: int, device: str, threads: i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", default=["resnet20"])
+    parser = arguments(__doc__, ["resnet20"], 9)
     parser.add_argument("--steps", type=int, default=50, help="of an epoch")
-    parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--images", type=int, default=10_000, help="to evaluate and to score")
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("figures/benchmarks"))
-    parser.add_argument("--peak", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak: return print(peak(*json.loads(args.peak)))
     torch.set_num_threads(args.threads)
     for network in args.networks:
-        rows = [{"what": "training", **row} for row in ratios(in_turn(epochs(network, args.steps, args.batch, args.device), args.repeats, args.device), BARE)]
+        rows = [{"what": "training", "images": args.steps * args.batch, **row} for row in ratios(in_turn(epochs(network, args.steps, args.batch, args.device), args.repeats, args.device), BARE)]
         for what, steps in readings(network, args.images, args.device).items():
-            rows += [{"what": what, **row} for row in ratios(in_turn(steps, args.repeats, args.device), next(iter(steps)))]
+            rows += [{"what": what, "images": args.images, **row} for row in ratios(in_turn(steps, args.repeats, args.device), next(iter(steps)))]
         if args.device == "cpu":
             for row in rows[:2]: row["peak_mb"] = round(peak_elsewhere(__file__, network, row["way"], args.steps, args.batch, args.device, args.threads))
         keep(pd.DataFrame(rows), args.out / f"training_{network}_{args.device}.csv", args.device, args.threads)

@@ -70,10 +70,10 @@ def test_an_epoch_waits_for_the_device_once(model, digits):
 
 
 def test_a_step_calls_little_more_than_a_bare_one(model, digits):
-    "Taking a batch, normalising it, and adding to the loss: a dozen operators beside hundreds."
+    "Taking a batch, normalising it, and adding to the loss: fewer than a dozen operators beside hundreds."
     def a_step(loop): return (calls(loop(model, digits, 6)).count.total() - calls(loop(model, digits, 2)).count.total()) / 4
     ours, theirs = a_step(epoch), a_step(bare)
-    assert theirs > 200 and ours - theirs <= 15, (ours, theirs)
+    assert theirs > 200 and ours - theirs < 12, (ours, theirs)
 
 
 def test_a_step_keeps_nothing(model, digits):
