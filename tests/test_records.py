@@ -142,7 +142,7 @@ def test_settings_survive_json():
 
 def test_provenance_says_what_is_needed_and_names_no_place():
     found = provenance()
-    assert found["torch"] == torch.__version__ and found["device"] == "cpu" and found["cores"] == os.cpu_count()
+    assert found["torch"] == torch.__version__ and found["device"] == "cpu" and found["cores"] == os.cpu_count() and found["instructions"] == torch.backends.cpu.get_cpu_capability()
     assert not any(os.sep in str(v) or str(v) == os.uname().nodename for k, v in found.items() if k != "processor")
 
 
