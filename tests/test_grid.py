@@ -183,7 +183,8 @@ def test_experiments_refuse_in_one_line_before_they_start(words, message, tmp_pa
 LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); from fisher_unlearn.cli import app; app()"
 
 
-@pytest.mark.parametrize("on", ["inline", pytest.param("papermill", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("on", ["inline", "papermill"])
 def test_a_disk_that_takes_no_more_ends_in_a_sentence(on, tmp_path):
     "No file can grow beyond 200 kB, as weights must: one line and exit code 2, nothing half-written, and records made before are untouched."
     before, = complete(few("retrain"), tmp_path / "runs")

@@ -154,6 +154,7 @@ def killed_run(folder, steps):
     return subprocess.run([sys.executable, "-c", RUN, str(folder), str(steps)]).returncode
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_like_one_never_killed(tmp_path):
     "11 steps are an epoch: killed in the middle of epoch 1, with nothing saved yet, and of epochs 3 and 5."
     assert killed_run(tmp_path / "whole", 0) == 0
