@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ASKED', 'RECIPE', 'PARAMETERS', 'RequestSettings', 'OptionSettings', 'RunSettings', 'training_settings',
-           'training_key', 'run_key', 'profiles', 'resolve', 'provenance', 'runs_root', 'write_record', 'read_record']
+           'training_key', 'unusual_options', 'run_key', 'profiles', 'resolve', 'provenance', 'runs_root',
+           'write_record', 'read_record']
 
 # %% ../nbs/50_records.ipynb #8ca2c704
 import hashlib, importlib.resources, json, os, platform, subprocess
@@ -152,7 +153,7 @@ def _unlimited(settings: RunSettings) -> str | None:
     if settings.method == "fisher_noise": return "`fisher_noise` can't be calculated without remain data: let `remain_limit` be 1 or more."
     return "there is nothing to fine-tune on without remain data: let `fine_tune_epochs` be 0." if settings.fine_tune_epochs else None
 
-# %% ../nbs/50_records.ipynb #8d305e04
+# %% ../nbs/50_records.ipynb #7b61244e
 RECIPE = 1
 
 def _hash(values: dict[str, Any]) -> str:
@@ -175,6 +176,12 @@ def _training_values(settings: RunSettings) -> dict[str, Any]:
 def training_key(settings: RunSettings) -> str:
     "The key of the training of w*, shared by all methods, and by all requests that leave the training set as it is."
     return _hash(_training_values(settings))
+
+def unusual_options(settings: RunSettings) -> dict[str, Any]:
+    "The options that decide what a run does and are not those of its preset, without the ratio, which has no preset."
+    method, preset = settings.method, settings.preset
+    given, usual = options_read(method, method_options(method, preset, **settings.options)), options_read(method, method_options(method, preset))
+    return {name: value for name, value in given.items() if name != "ratio" and usual.get(name) != value}
 
 def run_key(settings: RunSettings) -> str:
     "The key of a whole run."

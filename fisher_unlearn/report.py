@@ -8,7 +8,7 @@ __all__ = ['Record', 'METHOD_NAMES', 'DATASET_NAMES', 'NETWORK_NAMES', 'PAPER_NE
            'summary', 'missing_cells', 'with_average', 'beside', 'printable', 'departures', 'conditions', 'lacking',
            'Verdict', 'verdict', 'bullets', 'read_kept', 'keep']
 
-# %% ../nbs/52_report.ipynb #9dbc04cb
+# %% ../nbs/52_report.ipynb #926ceb73
 import importlib.resources, json, os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from .data import choose, writable_folder
 from .metrics import Window, best_epoch, fluctuation, mean_and_deviation
-from .records import ASKED, RunSettings, profiles, resolve, run_key
+from .records import ASKED, RunSettings, profiles, resolve, run_key, unusual_options
 from .unlearn import PRESETS, method_options, options_read
 
 Record = dict[str, Any]
@@ -36,20 +36,14 @@ def paper_numbers(table: int | None = None,  # number of a table, 1 to 5; None: 
     choose(str(table), [str(t) for t in numbers.table.unique()], "table")
     return numbers[numbers.table == table].reset_index(drop=True)
 
-# %% ../nbs/52_report.ipynb #95b32901
+# %% ../nbs/52_report.ipynb #88d31b27
 METHOD_NAMES = {"retrain": "Retrain", "finetune": "Finetune", "mask_classifier": "MaskClassifier", "random_mask": "RandomMask", "tfidf": "TF-IDF",
                 "fisher_noise": "FisherNoise", "activation_mask": "ActivationMask", "influence": "Influence", "fisher_mask": "FisherMask"}
-
-def _options(settings: RunSettings) -> dict[str, Any]:
-    "The options that decide what a run does and are not those of its preset; the ratio is told elsewhere."
-    method, preset = settings.method, settings.preset
-    given, usual = options_read(method, method_options(method, preset, **settings.options)), options_read(method, method_options(method, preset))
-    return {name: value for name, value in given.items() if name != "ratio" and usual.get(name) != value}
 
 def row_label(settings: RunSettings) -> str:
     "A method as the paper names it, and in parentheses the preset, where presets differ, and options that are not the preset's."
     differ = len({str(preset.get(settings.method)) for preset in PRESETS.values()}) > 1
-    more = [*([settings.preset] if differ else []), *(f"{name}={value}" for name, value in _options(settings).items())]
+    more = [*([settings.preset] if differ else []), *(f"{name}={value}" for name, value in unusual_options(settings).items())]
     return METHOD_NAMES[settings.method] + (f" ({', '.join(more)})" if more else "")
 
 # %% ../nbs/52_report.ipynb #957f8329
@@ -122,7 +116,7 @@ def _runs(records: Iterable[Record | None]) -> list[Record]:
         if "request" not in record: raise ValueError(f"the record {record['key']} is that of a training, not of a run: leave it out.")
     return whole
 
-# %% ../nbs/52_report.ipynb #a616aa7a
+# %% ../nbs/52_report.ipynb #830453c3
 _SETTINGS = ("dataset", "network", "subset", "seed", "request", "method", "preset", "ratio", "remain_limit",
              "fine_tune_epochs", "fine_tune_length", "fine_tune_lr", "device", "threads")
 IDENTITY = ("key", "cell", "setting", "label", *_SETTINGS, "epochs", "options")
@@ -131,7 +125,7 @@ def _identity(record: Record) -> dict[str, Any]:
     "The columns that say which run a record is."
     settings = RunSettings.model_validate(record["settings"])
     return {"key": record["key"], "cell": run_key(settings.model_copy(update={"seed": 0})), "setting": setting_name(record), "label": row_label(settings),
-            **{name: getattr(settings, name) for name in _SETTINGS}, "epochs": settings.train.length, "options": json.dumps(_options(settings))}
+            **{name: getattr(settings, name) for name in _SETTINGS}, "epochs": settings.train.length, "options": json.dumps(unusual_options(settings))}
 
 def histories(records: Iterable[Record | None],  # of runs, each once
               ) -> pd.DataFrame:                 # `IDENTITY`, epoch, and lr, train_loss, seconds, accuracies and scores in percent, NaN where there is none
@@ -273,7 +267,7 @@ def _of_tuning(s: RunSettings, paper: RunSettings) -> list[str]:
     if s.method == "retrain": return []
     return _unlike("fine_tune_epochs", s.fine_tune_epochs, 0 if s.remain_limit == 0 or s.method == "influence" else paper.fine_tune_epochs)
 
-# %% ../nbs/52_report.ipynb #58c46c27
+# %% ../nbs/52_report.ipynb #e00236b2
 def _of_request(record: Record, s: RunSettings) -> list[str]:
     "Departures in what is to be forgotten, and from how much of the rest."
     if s.request not in ("class", "poison", "mislabel"): return [f"the paper has no request {s.request!r}"]
@@ -285,7 +279,7 @@ def _of_request(record: Record, s: RunSettings) -> list[str]:
 def _of_method(s: RunSettings) -> list[str]:
     "Departures from the preset: what it is set to may be read from the paper or its code, what differs may not."
     usual = method_options(s.method, s.preset)
-    return [text for name, value in _options(s).items() for text in _unlike(name, value, getattr(usual, name))]
+    return [text for name, value in unusual_options(s).items() for text in _unlike(name, value, getattr(usual, name))]
 
 def _inexact(record: Record) -> list[str]:
     "What the data file says of images that are not the data set's own."

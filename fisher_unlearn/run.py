@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['READOUTS', 'images_of', 'request_of', 'model_of', 'repeatable', 'locked', 'peak_memory', 'keep', 'tidy',
-           'train_original', 'run', 'write_failure', 'readout']
+           'train_original', 'KeptScores', 'run', 'write_failure', 'readout']
 
-# %% ../nbs/50a_run.ipynb #080fb28a
-import fcntl, math, os, resource, shutil
-from collections.abc import Iterator
+# %% ../nbs/50a_run.ipynb #c1f85828
+import fcntl, math, os, resource, shutil, time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,15 +18,15 @@ import pandas as pd
 import torch
 from torch import nn
 
-from .data import ImageData, Samples, choose, data_root, load_images, writable_folder
+from .data import ImageData, Samples, choose, data_root, digest, load_images, writable_folder
 from .forget import ForgetRequest, forget_classes, forget_samples, mislabel, poison, random_subset
 from .masking import masked_rows
 from .models import build_model, find_classifier, min_size
 from .readouts import Scope, agreement, relearn_time
 from .records import OptionSettings, RunSettings, provenance, read_record, run_key, runs_root, training_key, training_settings, write_record
 from .schedule import Schedule
-from .train import Progress, TrainSettings, load_weights, save_weights, train_model
-from .unlearn import Unlearned, unlearn
+from .train import Progress, TrainSettings, load_weights, read_tensors, save_tensors, save_weights, train_model
+from .unlearn import Scores, Unlearned, unlearn
 
 # %% ../nbs/50a_run.ipynb #97bd222a
 def images_of(settings: RunSettings, root: str | Path | None = None) -> ImageData:
@@ -175,6 +175,31 @@ def _check_data(record: dict[str, Any], images: ImageData, folder: Path) -> None
     if record["data"]["digest"] != images.digest:
         raise ValueError(f"{folder} was made from other {images.name} images (digest {record['data']['digest'][:12]}…, not {images.digest[:12]}…): choose another folder of runs.")
 
+# %% ../nbs/50a_run.ipynb #a5a602c3
+class KeptScores:
+    "Scores by name in the files of a folder, each computed once."
+
+    def __init__(self, folder: Path, device: str):
+        self.folder, self.device = folder, device
+        self.spared = 0.0  # seconds that computing took of what was only read
+
+    def __call__(self, name: str, compute: Callable[[], Scores]) -> Scores:
+        "The scores of that name: read, or first computed and written."
+        path = writable_folder(self.folder) / f"{name}.safetensors"
+        with locked(self.folder):
+            if not (found := path.exists()):
+                start = time.perf_counter()
+                computed = compute()
+                save_tensors(path, computed, seconds=str(time.perf_counter() - start))
+            scores, told = read_tensors(path)  # even if they were computed just now, so that all runs have the same layout in memory
+        self.spared += found * float(told["seconds"])
+        return {n: s.to(self.device) for n, s in scores.items()}
+
+def _scores_of(settings: RunSettings, request: ForgetRequest, model: nn.Module, runs: str | Path | None) -> KeptScores:
+    "Where the scores of a model for a request are kept."
+    weights = digest(*(value.cpu() for value in model.state_dict().values()))
+    return KeptScores(runs_root(runs) / f"train-{training_key(settings)}" / "fisher" / f"{request.digest[:12]}-{weights[:12]}", settings.device)
+
 # %% ../nbs/50a_run.ipynb #41532b7f
 def run(settings: RunSettings,
         runs: str | Path | None = None,  # folder of runs; None: `$FISHER_UNLEARN_RUNS`, else `runs`
@@ -202,22 +227,23 @@ def write_failure(folder: Path, settings: RunSettings, error: BaseException) -> 
     try: write_record(folder / "failure.json", {"key": folder.name, "settings": settings.model_dump(), "error": type(error).__name__, "reason": reason})
     except OSError: pass  # the error itself goes on to the caller
 
-# %% ../nbs/50a_run.ipynb #7d931ab2
+# %% ../nbs/50a_run.ipynb #3dd4cf3f
 def _done(settings: RunSettings, images: ImageData, folder: Path, runs: str | Path | None, root: str | Path | None, progress: Progress) -> dict[str, Any]:
     "Everything that a run does before its record is written; returns the record."
     request = request_of(settings, images)
     fresh = settings.method == "retrain"
     original = model_of(settings, images) if fresh else train_original(settings, images, runs, progress, root)[0]
     with repeatable(settings.threads), peak_memory(settings.device) as memory:
-        result = _unlearned(settings, images, request, original, folder / "progress.safetensors", progress)
+        kept = _scores_of(settings, request, original, runs)
+        result = _unlearned(settings, images, request, original, folder / "progress.safetensors", progress, kept)
     save_weights(result.model, folder / "weights.safetensors")
     asked = {"kind": request.kind, "classes": request.classes, "forget": len(request.forget), "remain": len(request.remain), "digest": request.digest, "details": request.details}
     history = result.history if request.kind == "class" else result.history.assign(accuracy=result.history.remain_acc)  # always that of the whole test set
     return _record(run_key(settings), settings.model_dump(), images, training=None if fresh else training_key(settings), request=asked, changed=_rows(result.changed),
-                   note=result.note, masked_rows=_classifier_rows(result), history=_rows(history), steps=_rows(result.steps), seconds=result.seconds, memory=memory)
+                   note=result.note, masked_rows=_classifier_rows(result), history=_rows(history), steps=_rows(result.steps), seconds=result.seconds, spared=kept.spared, memory=memory)
 
-# %% ../nbs/50a_run.ipynb #8439f1a4
-def _unlearned(settings: RunSettings, images: ImageData, request: ForgetRequest, model: nn.Module, checkpoint: Path, progress: Progress) -> Unlearned:
+# %% ../nbs/50a_run.ipynb #69362c03
+def _unlearned(settings: RunSettings, images: ImageData, request: ForgetRequest, model: nn.Module, checkpoint: Path, progress: Progress, kept: KeptScores) -> Unlearned:
     "The method of the settings, with fine-tuning (for `retrain`: the full training) and measurement."
     device, size = settings.device, settings.train.batch_size
     remain = request.remain.batches(size, device) if len(request.remain) else None
@@ -225,7 +251,7 @@ def _unlearned(settings: RunSettings, images: ImageData, request: ForgetRequest,
     training = settings.train if settings.method == "retrain" else _tuning(settings)
     return unlearn(model, request.forget.batches(size, device), remain, settings.method, settings.preset, training, sets,
                    settings.seed, checkpoint, progress, build=lambda: model_of(settings, images), classes=request.classes or None,
-                   reference=_at_hand(request).batches(size, device), **settings.options)
+                   reference=_at_hand(request).batches(size, device), kept=kept, **settings.options)
 
 def _tuning(settings: RunSettings) -> TrainSettings | None:
     "How to fine-tune: by the replayed schedule or at a constant rate, for S epochs or longer; None: not at all."

@@ -179,7 +179,7 @@ def runs(tmp_path_factory):
 def test_a_run_leaves_a_whole_record_and_is_not_done_twice(runs):
     chosen = quick(method="fisher_mask", preset="authors_code", **SHORT)
     record = run(chosen, runs, progress="none")
-    assert {"key", "settings", "data", "provenance", "training", "request", "changed", "note", "masked_rows", "history", "steps", "seconds", "memory"} == set(record)
+    assert {"key", "settings", "data", "provenance", "training", "request", "changed", "note", "masked_rows", "history", "steps", "seconds", "spared", "memory"} == set(record)
     assert [row["epoch"] for row in record["history"]] == [0, 1] and record["request"]["forget"] == 128
     assert sum(record["masked_rows"]) + sum(r["masked"] for r in record["changed"] if "classifier" not in r["name"]) == sum(r["masked"] for r in record["changed"])
     stamp = (runs / record["key"] / "record.json").stat().st_mtime_ns
