@@ -227,7 +227,7 @@ METHODS: dict[str, Callable[[nn.Module, Loader, Loader | None, MethodOptions], M
     "retrain": retrain, "finetune": finetune, "mask_classifier": mask_classifier, "random_mask": random_mask, "activation_mask": activation_mask,
     "tfidf": tfidf, "fisher_noise": fisher_noise, "influence": influence, "fisher_mask": fisher_mask}
 
-# %% ../nbs/30_unlearn.ipynb #1de6e019
+# %% ../nbs/30_unlearn.ipynb #c4976d53
 @dataclass(frozen=True, eq=False)
 class Unlearned:
     "A model after unlearning, and what happened to it."
@@ -242,9 +242,10 @@ class Unlearned:
     @property
     def note(self) -> str:
         "One sentence on how much the method changed before fine-tuning."
-        if not len(self.changed): return "The method changed nothing."
-        total, distance = self.changed[["changed", "masked"]].sum(), self.changed.distance.pow(2).sum() ** 0.5
-        return f"The method changed {total.changed:,} entries in {len(self.changed)} tensors, {total.masked:,} of them masked, and moved the model by {distance:.3g}."
+        changed, masked = self.changed.changed.sum(), self.changed.masked.sum()
+        if not changed: return "The method changed nothing" + (f": the {masked:,} entries that it masked were zero before." if masked else ".")
+        distance = self.changed.distance.pow(2).sum() ** 0.5
+        return f"The method changed {changed:,} entries in {(self.changed.changed > 0).sum()} tensors, masked {masked:,}, and moved the model by {distance:.3g}."
 
 # %% ../nbs/30_unlearn.ipynb #fead9db6
 def unlearn(model: nn.Module,          # a trained classifier; it is not changed

@@ -4,6 +4,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from fisher_unlearn.activation import activation_scores, find_convolutions, mean_activations, read_channels
@@ -48,6 +49,24 @@ def test_channels_are_read_after_the_next_batchnorm_in_every_network(network):
     slow, fast = slow_table(model, inputs, True), read_channels(model, inputs, find_readers(model))
     assert set(fast) == set(slow) == set(find_convolutions(model))
     for layer in slow: near(fast[layer], np.array(slow[layer]))
+
+
+def test_channels_are_read_where_later_features_are_appended():
+    "In torchvision's DenseNet the new features come last: the next BatchNorm reads them behind all that were there before."
+    torch.manual_seed(0)
+    model, inputs, wanted = torchvision.models.DenseNet(4, (2, 2), 8, num_classes=3).eval(), torch.randn(2, 3, 32, 32), {}
+    norms = {m: n for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    for m in norms:
+        m.running_mean.data.normal_(), m.running_var.data.uniform_(.5, 1.5), m.weight.data.normal_(), m.bias.data.normal_()
+        m.register_forward_hook(lambda m, args, out: wanted.update({norms[m]: out.clamp_min(0).mean((2, 3)).detach()}))
+    with torch.no_grad(): model(inputs)
+    found = read_channels(model, inputs, find_readers(model))
+    after = {"denseblock1.denselayer1": "denseblock1.denselayer2.norm1", "denseblock1.denselayer2": "transition1.norm", "denseblock2.denselayer1": "denseblock2.denselayer2.norm1", "denseblock2.denselayer2": "norm5"}
+    for layer, norm in after.items():
+        near(found[f"features.{layer}.conv1"], wanted[f"features.{layer}.norm2"])
+        near(found[f"features.{layer}.conv2"], wanted[f"features.{norm}"][:, -4:])
+    near(found["features.conv0"], wanted["features.norm0"])
+    near(found["features.transition1.conv"], wanted["features.denseblock2.denselayer1.norm1"])
 
 
 @pytest.mark.parametrize("per", ["sample", "batch"])

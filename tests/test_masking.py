@@ -4,13 +4,14 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from fisher_unlearn.masking import (Stretch, candidates, draw_mask, mask_by_layer, masked_rows, masked_units, quota, select_bottom,
                                     select_random, select_top, zero_)
-from fisher_unlearn.models import build_model
+from fisher_unlearn.models import NETWORKS, build_model
 
 
 def network():
@@ -123,21 +124,25 @@ def test_drawn_units_are_drawn_without_replacement_and_by_seed():
     assert abs(counts - 5 / 11).max() < .1 and all(torch.equal(a, b) for a, b in zip(select_random(.5, pool, 3).values(), drawn[3].values()))
 
 
-@pytest.mark.parametrize("network_name", ["densenet", "googlenet", "resnet20"])
+@pytest.mark.parametrize("network_name", ["densenet", "googlenet", "resnet20", "torchvision's DenseNet"])
 def test_a_channel_takes_its_entries_of_the_batchnorm_with_it(network_name):
     "Where a BatchNorm follows, the masked entries are as many as the channels, at the place where it reads them: the masked network reads zero there."
-    model = build_model(network_name, 4, 1, seed=0).eval()
+    appending = network_name not in NETWORKS  # new features come last there, and are read behind all others
+    model = torchvision.models.DenseNet(4, (2, 2), 8, num_classes=4).eval() if appending else build_model(network_name, 4, 1, seed=0).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d): module.bias.data.fill_(.1)
     pool = candidates(model, "channel", reach="norm")
-    mask = select_random(.1, pool, seed=1)
+    mask = select_random(.3, pool, seed=1)
     chosen = masked_units(mask, pool)
-    for part in ("running_mean", "running_var"): assert sum(int(m.sum()) for n, m in mask.items() if n.endswith(part)) == sum(chosen.values()) == quota(.1, len(pool))
+    for part in ("running_mean", "running_var"): assert sum(int(m.sum()) for n, m in mask.items() if n.endswith(part)) == sum(chosen.values()) == quota(.3, len(pool))
     zero_(model, mask)
     zeros = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d): module.register_forward_hook(lambda m, args, out, name=name: zeros.update({name: (out == 0).flatten(2).all(2).all(0)}))
-    model(torch.randn(2, 1, 32, 32))
+    model(torch.randn(2, 3 if appending else 1, 32, 32))
     for name, where in mask.items():
         if name.endswith("running_var"): assert zeros[name.removesuffix(".running_var")][where].all()
+    if appending: assert mask["features.denseblock1.denselayer2.norm1.weight"].tolist() == [False] * 8 + mask["features.denseblock1.denselayer1.conv2.weight"].flatten(1).all(1).tolist()
 
 
 def test_tables_and_pictures_count_what_the_mask_holds(tmp_path):

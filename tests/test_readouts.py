@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fisher_unlearn.data import load_images
-from fisher_unlearn.forget import forget_class, forget_samples
+from fisher_unlearn.forget import forget_class, forget_samples, random_subset
 from fisher_unlearn.models import build_model
 from fisher_unlearn.readouts import agreement, jensen_shannon, relearn_time
 from fisher_unlearn.schedule import Schedule
@@ -296,3 +296,18 @@ def test_forgetting_the_copies_of_what_remains_changes_nothing():
         trained[name] = agreement(*models, request.forget.batches(200))
     assert trained["copies"].same_top1 >= 98 and trained["copies"].divergence < .02
     assert trained["class"].same_top1 == 0 and trained["class"].divergence > .5
+
+
+def test_a_random_subset_whose_twins_stay_is_answered_as_before():
+    "Every image twice, and 150 of them are drawn: where the other copy stays, the retrained model answers as w* does (the paper's footnote 1)."
+    images = load_images("digits").subset(400, seed=0)
+    twice = replace(images, train=replace(images.train, images=torch.cat([images.train.images] * 2), labels=torch.cat([images.train.labels] * 2)))
+    request = random_subset(twice, 150, seed=3)
+    drawn = set(request.forget_indices.tolist())
+    stays = torch.tensor([(k + 400) % 800 not in drawn for k in request.forget_indices.tolist()])
+    assert 90 < stays.sum() < 150
+    models = [build_model("resnet20", 10, 1, seed=0) for _ in range(2)]
+    for model, part in zip(models, (request.train, request.remain)):
+        train_model(model, part, TrainSettings(Schedule(epochs=12, drops=(8,)), batch_size=64, select="last"), progress="none")
+    found = agreement(*models, request.forget[stays].batches(200))
+    assert found.images == stays.sum() and found.same_top1 >= 98 and found.divergence < .02

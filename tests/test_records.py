@@ -3,11 +3,13 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,9 @@ from fisher_unlearn.data import DATASETS
 from fisher_unlearn.models import build_model
 from fisher_unlearn.records import PARAMETERS, RunSettings, profiles, provenance, read_record, resolve, run_key, training_key, write_record
 from fisher_unlearn.metrics import accuracy
-from fisher_unlearn.run import images_of, keep, repeatable, request_of, run
+from fisher_unlearn.forget import random_subset
+from fisher_unlearn.readouts import agreement
+from fisher_unlearn.run import KeptScores, images_of, keep, readout, repeatable, request_of, run
 from fisher_unlearn.train import load_weights, train_model
 
 SHORT = {"epochs": 2, "fine_tune_epochs": 1}
@@ -202,6 +206,55 @@ def test_samples_can_be_forgotten_from_settings(runs):
     assert record["request"]["kind"] == "samples" and record["request"]["forget"] == 3
 
 
+def test_a_random_subset_is_drawn_by_the_seed_and_judged_by_the_retrained_model(runs):
+    chosen = quick(request="random", count=60, method="finetune", seed=5, **SHORT)
+    record, images = run(chosen, runs, progress="none"), images_of(chosen)
+    request = random_subset(images, 60, 5)
+    assert record["request"] == {"kind": "random", "classes": [], "forget": 60, "remain": 1237, "digest": request.digest, "details": request.details}
+    found = readout(chosen, "agreement", runs, progress="none")
+    fresh = build_model("resnet20", 10, 1, seed=5)
+    with repeatable(2): train_model(fresh, request.remain, replace(chosen.train, seed=5, select="last"), progress="none")
+    tuned = build_model("resnet20", 10, 1)
+    load_weights(tuned, runs / record["key"] / "weights.safetensors")
+    for name, part in (("forget", request.test_forget), ("remain", request.test_remain)): assert found[name] == pytest.approx(asdict(agreement(tuned, fresh, part.batches(500))), rel=1e-5)
+
+
+def test_fisher_information_is_computed_once(tmp_path, monkeypatch):
+    "For one w*, one request and one estimator; other options read it, with the masks that fresh scores give."
+    computed, real = [], fisher_unlearn.unlearn.diag_fisher
+    def counting(model, batches, labels, per, reduction, *rest):
+        computed.append((labels, per, reduction))
+        return real(model, batches, labels, per, reduction, *rest)
+    monkeypatch.setattr("fisher_unlearn.unlearn.diag_fisher", counting)
+    def news(**given):
+        computed.clear()
+        record = run(quick(**SHORT, **given), tmp_path, progress="none")
+        return record, list(computed)
+    first, made = news(ratio=.02)
+    assert made == [("true", "sample", "sum")] * 2 and first["spared"] == 0
+    again, made = news(ratio=.01, unit="kernel")
+    assert made == [] and 0 < again["spared"] <= first["seconds"]["method"]
+    assert news(method="fisher_noise")[1] == [("true", "sample", "mean")]
+    assert news(remain_weight=1.)[1] == [("true", "sample", "mean")]  # of the forget set: that of the remain set is there
+    assert len(news(classes=[1])[1]) == 2 and len(news(seed=5)[1]) == 2 and len(news(remain_limit=50)[1]) == 2
+    shutil.rmtree(tmp_path / again["key"])
+    for path in tmp_path.glob("train-*/fisher"): shutil.rmtree(path)
+    fresh, made = news(ratio=.01, unit="kernel")
+    assert len(made) == 2 and fresh["changed"] == again["changed"] and fresh["history"][0] == again["history"][0]
+
+
+def test_scores_that_another_process_computes_are_waited_for(tmp_path):
+    "Two at once compute once."
+    calls = []
+    def slow():
+        calls.append(time.sleep(.5))
+        return {"w": torch.ones(2)}
+    stores = [KeptScores(tmp_path, "cpu") for _ in range(2)]
+    with ThreadPoolExecutor() as pool: found = list(pool.map(lambda store: store("name", slow), stores))
+    assert len(calls) == 1 and all(torch.equal(f["w"], torch.ones(2)) for f in found)
+    assert sorted(store.spared > .4 for store in stores) == [False, True]
+
+
 def test_poisoned_and_mislabelled_images_are_learned_and_then_forgotten(runs):
     "w* learns the spoilt training set and the retrained network the clean rest; what else tells is in the history; the accuracy is that of the test set."
     for given_, name in (({"request": "poison", "count": 40, "patch_size": 2, "patch_value": 255}, "trigger_acc"), ({"request": "mislabel", "mislabel_ratio": .2}, "truth_acc")):
@@ -284,7 +337,7 @@ def test_help_names_every_option():
 
 def test_unlearn_prints_the_history_and_where_the_record_is(tmp_path):
     done = command("unlearn", "--method", "mask_classifier", "--epochs", "1", "--fine-tune-epochs", "1", "--classes", "3,4", "--runs", str(tmp_path))
-    assert done.exit_code == 0 and "130 of them masked" in done.output and "unlearn_score" in done.output
+    assert done.exit_code == 0 and "masked 130," in done.output and "unlearn_score" in done.output
     assert any(str(path.parent) in done.output.replace("\n", "") for path in tmp_path.rglob("record.json"))
 
 

@@ -13,7 +13,7 @@ from fisher_unlearn.models import NETWORKS, build_model, min_size
 from fisher_unlearn.schedule import Schedule
 from fisher_unlearn.train import TrainSettings, train_model
 from fisher_unlearn.unlearn import MASKING, METHODS, PRESETS, MethodOptions, fisher_scores, method_options, options_read, unlearn
-from test_activation import slow_table, slow_tfidf
+from test_activation import made, slow_table, slow_tfidf
 from test_influence import Small, flat, hessian_of
 from test_noise import slow_std
 
@@ -115,6 +115,15 @@ def test_mask_classifier_zeroes_one_row_and_nothing_else(original, loaders, sets
     assert rows.any(1).nonzero()[:, 0].tolist() == [3, 5]
 
 
+def test_a_mask_of_what_was_zero_already_changes_nothing_and_says_so(original, loaders):
+    model = unlearn(original, *loaders, "mask_classifier").model
+    again = unlearn(model, *loaders, "mask_classifier")
+    assert again.note == "The method changed nothing: the 65 entries that it masked were zero before."
+    assert again.changed[["name", "masked", "changed", "distance"]].values.tolist() == [["classifier.weight", 64, 0, 0.], ["classifier.bias", 1, 0, 0.]]
+    wider = unlearn(model, *loaders, "mask_classifier", classes=(0, 1))
+    assert wider.note.startswith("The method changed 65 entries in 2 tensors, masked 130, and moved the model by ")
+
+
 def with_norms(model, units):
     "The masked entries of the state, by the order of the modules: rows of convolutions with biases and the next BatchNorm, rows of the classifier with biases. `units`: positions in that order."
     order = [(n, m) for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d, nn.Linear))]
@@ -133,20 +142,35 @@ def same_masks(found, wanted):
     return set(found) == set(wanted) and all(np.array_equal(found[n].numpy(), wanted[n]) for n in wanted)
 
 
-def test_random_mask_draws_weights_or_channels_of_which_everything_goes(original, loaders):
+def task(network):
+    "A network with statistics that do something and biases that are not zero, 11 images of three classes, forget and remain batches of them; in double precision, so that ranks don't hang on rounding."
+    model, x, y = made(network, n=11)
+    model, x = model.double(), x.double()
+    y[:] = torch.tensor([0, 1, 2] * 3 + [1, 0])
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith("bias"): p.add_(.1)
+    part = lambda keep, size: list(zip(x[keep].split(size), y[keep].split(size)))
+    return model, x, y, part(y == 0, 3), part(y > 0, 4)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_random_mask_draws_weights_or_channels_of_which_everything_goes(network):
     "The draw is the first ⌊R·N⌋ of a permutation by the seed."
-    weights = {n: p for n, p in original.named_parameters() if p.dim() == 4}
-    drawn = torch.randperm(sum(p.numel() for p in weights.values()), generator=torch.Generator().manual_seed(9))[:int(.02 * 269_968)]
-    flat_mask = np.zeros(269_968, bool)
+    model, _, _, *loaders = task(network)
+    weights = {n: p for n, p in model.named_parameters() if p.dim() == 4}
+    total, channels = sum(p.numel() for p in weights.values()), sum(len(p) for p in weights.values()) + 3
+    drawn = torch.randperm(total, generator=torch.Generator().manual_seed(9))[:total * 2 // 100]
+    flat_mask = np.zeros(total, bool)
     flat_mask[drawn] = True
     parts = dict(zip(weights, np.split(flat_mask, np.cumsum([p.numel() for p in weights.values()])[:-1])))
-    paper = unlearn(original, *loaders, "random_mask", "paper", seed=9)
+    paper = unlearn(model, *loaders, "random_mask", "paper", seed=9)
     assert same_masks(paper.mask, {n: p.reshape(weights[n].shape) for n, p in parts.items() if p.any()})
-    code = unlearn(original, *loaders, "random_mask", "authors_code", seed=9, ratio=.05)
-    assert same_masks(code.mask, with_norms(original, torch.randperm(794, generator=torch.Generator().manual_seed(9))[:39].tolist()))
-    before = original.state_dict()
+    code = unlearn(model, *loaders, "random_mask", "authors_code", seed=9, ratio=.05)
+    assert same_masks(code.mask, with_norms(model, torch.randperm(channels, generator=torch.Generator().manual_seed(9))[:channels * 5 // 100].tolist()))
+    before = model.state_dict()
     for n, v in code.model.state_dict().items(): assert torch.equal(v, before[n].masked_fill(code.mask[n], 0) if n in code.mask else before[n])
-    assert code.changed.channels.sum() == 39 and paper.changed.masked.sum() == len(drawn)
+    assert code.changed.channels.sum() == channels * 5 // 100 and paper.changed.masked.sum() == len(drawn)
 
 
 @pytest.fixture(scope="module")
@@ -155,40 +179,47 @@ def few(request_zero):
     return request_zero.forget[torch.arange(3)], request_zero.remain[torch.arange(0, 1169, 90)][torch.arange(13)]
 
 
+@pytest.mark.parametrize("network", ["resnet20", "vgg16", "densenet"])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_activation_mask_takes_the_top_of_the_slow_scores(original, few, preset):
-    tables = [slow_table(original, next(iter(part.batches(99)))[0], True) for part in few]
-    per = (3, 13) if preset == "paper" else (1, 1)  # images, or batches of 128
+def test_activation_mask_takes_the_top_of_the_slow_scores(network, preset):
+    model, x, y, forget, remain = task(network)
+    tables = [slow_table(model, x[part], True) for part in (y == 0, y > 0)]
+    per = (4, 7) if preset == "paper" else (1, 1)  # images, or batches of 128
     scores = np.concatenate([np.sum(tables[0][layer], 0) / per[0] - np.sum(tables[1][layer], 0) / per[1] for layer in tables[0]])
-    order = {n: k for k, n in enumerate(tables[0])}
-    assert list(order) == [n for n, m in original.named_modules() if isinstance(m, nn.Conv2d)]
-    top = np.argsort(-scores, kind="stable")[:31].tolist()
-    result = unlearn(original, few[0].batches(2), few[1].batches(4), "activation_mask", preset, ratio=.04)
-    wanted = with_norms(original, top)
+    assert list(tables[0]) == [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)]
+    count = len(scores) * 4 // 100
+    result = unlearn(model, forget, remain, "activation_mask", preset, ratio=.04)
+    wanted = with_norms(model, np.argsort(-scores, kind="stable")[:count].tolist())
     if preset == "paper": wanted = {n: m for n, m in wanted.items() if m.ndim == 4}
-    assert same_masks(result.mask, wanted) and result.changed.channels.sum() == 31
+    assert same_masks(result.mask, wanted) and result.changed.channels.sum() == count
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_tfidf_takes_the_highest_or_what_is_not_above_the_threshold(original, few, digits, preset):
-    reference = digits.train[torch.arange(30)]
-    table = slow_table(original, next(iter(reference.batches(30)))[0], False)
-    scores = {layer: np.array(slow_tfidf(rows, reference.labels.tolist(), [0], 10)) for layer, rows in table.items()}
+@pytest.mark.parametrize("network", ["resnet20", "vgg16", "densenet"])
+@pytest.mark.parametrize("preset, batches, read", [("paper", None, 5), ("authors_code", None, 5), ("paper", 2, 10), ("authors_code", 0, 11)])
+def test_tfidf_takes_the_highest_or_what_is_not_above_the_threshold(network, preset, batches, read):
+    "Whole filters, with their biases where there are any; of the reference, as many batches as are to be read."
+    model, x, y, forget, remain = task(network)
+    table = slow_table(model, x[:read], False)
+    scores = {layer: np.array(slow_tfidf(rows, y[:read].tolist(), [0], 3)) for layer, rows in table.items()}
     every = np.sort(np.concatenate(list(scores.values())))
-    threshold = every[-(784 * 96 // 100)] if preset == "authors_code" else every[-31]
+    threshold = every[-(len(every) * 96 // 100)] if preset == "authors_code" else every[-(len(every) * 4 // 100)]
     taken = {layer: s <= threshold if preset == "authors_code" else s >= threshold for layer, s in scores.items()}
     if preset == "authors_code": taken = {layer: t for layer, t in taken.items() if len(t) * 4 // 100 >= 1}
-    result = unlearn(original, few[0].batches(2), few[1].batches(4), "tfidf", preset, ratio=.04, reference=reference.batches(30))
-    assert same_masks({n: m.flatten(1).all(1) for n, m in result.mask.items()}, {f"{layer}.weight": t for layer, t in taken.items() if t.any()})
-    assert sum(int(m.sum()) for m in result.mask.values()) == sum(t.sum() * original.get_submodule(layer).weight[0].numel() for layer, t in taken.items())
+    result = unlearn(model, forget, remain, "tfidf", preset, ratio=.04, tfidf_batches=batches, reference=list(zip(x.split(5), y.split(5))))
+    wanted, state = {}, model.state_dict()
+    for layer, t in taken.items():
+        for entry in (f"{layer}.weight", f"{layer}.bias"):
+            if entry in state and t.any(): wanted[entry] = np.broadcast_to(t.reshape(-1, *[1] * (state[entry].dim() - 1)), state[entry].shape)
+    assert same_masks(result.mask, wanted) and any(n.endswith("bias") for n in wanted) == (network == "vgg16")
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_fisher_noise_is_its_formula_with_the_seeds_draws(original, few, preset):
+@pytest.mark.parametrize("preset, given", [("paper", {}), ("authors_code", {}), ("authors_code", {"alpha": 3e-6, "clamp": 50.})])
+def test_fisher_noise_is_its_formula_with_the_seeds_draws(original, few, preset, given):
     "The Fisher information by backward(), the spread by loops, and the draws of one generator in the order of declaration."
     information = squared_gradients(original, few[1], "sample" if preset == "paper" else "batch")
     rule = dict(alpha=1e-6, exponent=.25, clamp=1e3, averaged=False, row=False) if preset == "paper" else dict(alpha=1e-6, exponent=.5, clamp=1e3, averaged=True, row=True)
-    result, generator = unlearn(original, few[0].batches(2), few[1].batches(4), "fisher_noise", preset, seed=7), torch.Generator().manual_seed(7)
+    rule |= given
+    result, generator = unlearn(original, few[0].batches(2), few[1].batches(4), "fisher_noise", preset, seed=7, **{f"noise_{name}": value for name, value in given.items()}), torch.Generator().manual_seed(7)
     for (name, old), new in zip(original.named_parameters(), result.model.parameters()):
         head = name.startswith("classifier")
         std = slow_std(information[name] / (13 if preset == "paper" else 1), head=head, rows=[0], **rule)
@@ -196,7 +227,7 @@ def test_fisher_noise_is_its_formula_with_the_seeds_draws(original, few, preset)
         if head and preset == "authors_code": mean[0] = 0
         assert np.abs(new.detach().numpy() - mean - std * drawn).max() <= 1e-4 * np.abs(std * drawn).max(), name
     assert not difference(dict(original.named_buffers()), dict(result.model.named_buffers()))
-    assert not result.mask and "0 of them masked" in result.note
+    assert not result.mask and "masked 0," in result.note
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -211,19 +242,30 @@ def test_influence_is_the_recursion_with_the_whole_hessian(preset):
     for _ in range(4): v = g + .9 * v - hessian @ v / 5
     moved = flat(result.model.parameters()).detach().numpy() - flat(model.parameters()).detach().numpy()
     assert np.allclose(moved, v / 5 / (3 if preset == "paper" else 1), atol=1e-13) and np.abs(moved).max() > 1e-3
-    assert "0 of them masked" in result.note and result.changed.distance.pow(2).sum() ** .5 == pytest.approx(np.linalg.norm(moved))
+    assert "masked 0," in result.note and result.changed.distance.pow(2).sum() ** .5 == pytest.approx(np.linalg.norm(moved))
 
 
-@pytest.mark.parametrize("method", ["fisher_mask", "activation_mask", "mask_classifier"])
-def test_hard_masks_hold_and_soft_ones_do_not(original, loaders, digits, method):
-    "Through two epochs at the full rate, with decay and momentum; the rest of the model moves in both."
+@pytest.mark.parametrize("method, preset", [("fisher_mask", "paper"), ("activation_mask", "paper"), ("mask_classifier", "paper"), ("activation_mask", "authors_code"), ("random_mask", "authors_code")])
+def test_hard_masks_hold_and_soft_ones_do_not(original, loaders, method, preset):
+    "Through two epochs at the full rate, with decay and momentum, in convolutions and in BatchNorm's weights and biases; the rest of the model moves in both. Its running statistics are no weights, but of a channel that is held at zero they are zero too."
     tune = TrainSettings(Schedule(epochs=2, drops=()), select="last", weight_decay=1e-2)
-    hard, soft = (unlearn(original, *loaders, method, "paper", tune, hard=h, progress="none", reference=digits.train.batches(128)) for h in (True, False))
+    hard, soft = (unlearn(original, *loaders, method, preset, tune, hard=h, progress="none") for h in (True, False))
     assert set(hard.mask) == set(soft.mask) and all(torch.equal(hard.mask[n], soft.mask[n]) for n in hard.mask)
     ends = [torch.cat([r.model.state_dict()[n][m] for n, m in r.mask.items()]) for r in (hard, soft)]
-    assert (ends[0] == 0).all() and (ends[1] != 0).float().mean() > .5
+    back = (ends[1] != 0).float().mean()
+    assert (ends[0] == 0).all() and (back > .5 if preset == "paper" else back > 0)
     assert (hard.model.state_dict()["features.1.0.0.conv1.weight"] != original.state_dict()["features.1.0.0.conv1.weight"]).any()
     assert not any(p._backward_hooks for p in hard.model.parameters())
+
+
+@pytest.mark.parametrize("method, preset", [("random_mask", "authors_code"), ("tfidf", "paper")])
+def test_hard_masks_hold_the_biases_of_convolutions(method, preset):
+    model, x, y, forget, remain = task("vgg16")
+    tune = TrainSettings(Schedule(epochs=2, drops=()), select="last", weight_decay=1e-2)
+    hard, soft = (unlearn(model, forget, remain, method, preset, tune, hard=h, ratio=.1, progress="none", reference=[(x, y)]) for h in (True, False))
+    biases = [n for n in hard.mask if n.endswith("bias") and f"{n[:-4]}running_var" not in hard.model.state_dict()]
+    assert len(biases) > 5 and all((hard.model.state_dict()[n][hard.mask[n]] == 0).all() for n in hard.mask if not n.endswith(("running_mean", "running_var")))
+    assert preset != "paper" or any((soft.model.state_dict()[n][soft.mask[n]] != 0).any() for n in biases)
 
 
 def test_a_checkpoint_of_soft_fine_tuning_is_not_taken_for_a_hard_one(original, loaders, tmp_path):
@@ -275,19 +317,20 @@ def test_fine_tuning_replays_the_schedule_from_the_masked_model(original, loader
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("preset", PRESETS)
-def test_conformance(network, method, preset):
-    "Every method on every network: the input is untouched, dtype and layout are kept, and the same seed gives the same result."
+@pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+def test_conformance(network, method, preset, device):
+    "Every method on every network: the input is untouched, dtype, layout and device are kept, and the same seed gives the same result."
     g = torch.Generator().manual_seed(0)
     samples = Samples(torch.randint(256, (12, 1, 8, 8), generator=g).to(torch.uint8), torch.tensor([0] * 4 + [1] * 4 + [2] * 4), (.5,), (.25,), min_size(network))
-    forget, remain = samples[samples.labels == 0].batches(3), samples[samples.labels > 0].batches(4)
-    build = lambda: build_model(network, 3, 1, seed=1)
+    forget, remain = samples[samples.labels == 0].batches(3, device), samples[samples.labels > 0].batches(4, device)
+    build = lambda: build_model(network, 3, 1, seed=1).to(device)
     model = build().train()
     before = {n: v.clone() for n, v in model.state_dict().items()}
     tune = TrainSettings(Schedule(epochs=1, drops=()), select="last")
-    a, b = (unlearn(model, forget, remain, method, preset, tune, {"all": samples.batches(6)}, build=build, reference=samples.batches(12), lissa_epochs=1, progress="none") for _ in range(2))
+    a, b = (unlearn(model, forget, remain, method, preset, tune, {"all": samples.batches(6, device)}, build=build, reference=samples.batches(12, device), lissa_epochs=1, progress="none") for _ in range(2))
     assert model.training and not difference(before, model.state_dict())
     assert not difference(a.model.state_dict(), b.model.state_dict()) and not a.model.training
-    assert all(v.dtype == before[n].dtype and v.shape == before[n].shape for n, v in a.model.state_dict().items())
+    assert all((v.dtype, v.shape, v.device) == (before[n].dtype, before[n].shape, before[n].device) for n, v in a.model.state_dict().items())
     assert a.changed.masked.sum() == sum(int(m.sum()) for m in a.mask.values()) and bool(a.mask) == (method in MASKING)
     same = method in ("finetune", "retrain")  # the network of this test is fresh, as is the one that retraining starts from
     assert (a.note == "The method changed nothing.") == same == (len(a.changed) == 0)
@@ -337,6 +380,18 @@ def test_a_layer_with_other_rows_than_classes_is_no_classifier(loaders):
 
 
 def test_presets_are_what_they_say():
+    noise, lissa = {"noise_alpha": 1e-6, "noise_clamp": 1e3}, {"lissa_epochs": 30, "lissa_damping": .01, "lissa_scale": 20.}
+    assert PRESETS == {
+        "paper": {"random_mask": {"unit": "weight", "classifier_in_pool": False}, "activation_mask": {"unit": "channel", "reach": "kernels", "activation_per": "sample"},
+                  "tfidf": {"unit": "channel", "reach": "bias", "tfidf_direction": "highest", "tfidf_gate": False, "tfidf_batches": 1},
+                  "fisher_noise": noise | {"fisher_labels": "true", "fisher_per": "sample", "noise_exponent": .25, "noise_averaged": False, "noise_row": False},
+                  "influence": lissa | {"lissa_divide": True},
+                  "fisher_mask": {"unit": "weight", "classifier_in_pool": False, "fisher_labels": "true", "fisher_per": "sample", "remain_weight": None}},
+        "authors_code": {"random_mask": {"unit": "channel", "reach": "norm", "classifier_in_pool": True}, "activation_mask": {"unit": "channel", "reach": "norm", "activation_per": "batch"},
+                         "tfidf": {"unit": "channel", "reach": "bias", "tfidf_direction": "lowest", "tfidf_gate": True, "tfidf_batches": 1},
+                         "fisher_noise": noise | {"fisher_labels": "expected", "fisher_per": "batch", "noise_exponent": .5, "noise_averaged": True, "noise_row": True},
+                         "influence": lissa | {"lissa_divide": False},
+                         "fisher_mask": {"unit": "kernel", "classifier_in_pool": True, "fisher_labels": "expected", "fisher_per": "batch", "remain_weight": 1.}}}
     assert method_options("fisher_mask", "authors_code", remain_weight=None).remain_weight == 1.0
     paper, code = (method_options("fisher_mask", p) for p in ("paper", "authors_code"))
     assert (paper.unit, paper.classifier_in_pool, paper.fisher_labels, paper.fisher_per, paper.remain_weight) == ("weight", False, "true", "sample", None)
@@ -377,6 +432,34 @@ def test_what_cannot_work_is_refused_before_any_work(original, loaders, request_
     ]:
         with pytest.raises(kind, match=message): bad()
     assert not difference(before, original.state_dict())
+
+
+class Choosing(nn.Module):
+    "Goes one way or another by what it sees, so that torch.fx can't trace it: channels and their BatchNorms are found by hooks, the classifier by name."
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.norm1, self.conv2, self.norm2, self.head = nn.Conv2d(1, 6, 3, bias=False), nn.BatchNorm2d(6), nn.Conv2d(6, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 3)
+    def forward(self, x):
+        if x.sum() == float("inf"): return x
+        return self.head(self.norm2(self.conv2(self.norm1(self.conv1(x)).relu())).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("retrain", "finetune")])
+def test_a_network_that_cannot_be_traced_is_served_through_hooks(method, preset):
+    torch.manual_seed(0)
+    model, x, y = Choosing(), torch.randn(12, 1, 9, 9), torch.arange(12) % 3
+    loaders = [(x[y == 0], y[y == 0])], [(x[y > 0], y[y > 0])]
+    given = {"reference": [(x, y)], "lissa_epochs": 1, **({"ratio": .2} if method in MASKING and method != "mask_classifier" else {})}
+    result = unlearn(model, *loaders, method, preset, classifier="head", **given)
+    assert len(result.changed) and bool(result.mask) == (method in MASKING)
+    if preset == "authors_code" and method in ("activation_mask", "random_mask"):
+        for layer, norm in (("conv1", "norm1"), ("conv2", "norm2")):
+            rows = result.mask[f"{layer}.weight"].flatten(1).all(1) if f"{layer}.weight" in result.mask else torch.zeros(len(model.get_submodule(layer).weight), dtype=torch.bool)
+            for part in ("weight", "bias", "running_mean", "running_var"): assert torch.equal(result.mask.get(f"{norm}.{part}", torch.zeros_like(rows)), rows)
+    named = {"mask_classifier", "fisher_noise", *(["random_mask", "activation_mask", "tfidf", "fisher_mask"] if preset == "paper" else ["activation_mask", "tfidf"])}
+    if method in named:
+        with pytest.raises(ValueError, match="classifier"): unlearn(model, *loaders, method, preset, **given)
 
 
 def test_any_classifier_and_any_loader_will_do():
