@@ -1,0 +1,74 @@
+"What the mask removes, as a notebook on a short schedule: its table, its judgements and its answers are what its records say."
+import re
+
+import papermill
+import pandas as pd
+import pytest
+
+from fisher_unlearn.grid import MASKS_TO_TUNE, find_notebook
+from fisher_unlearn.report import read_kept
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    base = tmp_path_factory.mktemp("masks")
+    given = {"epochs": 6, "device": "cpu", "runs": str(base / "runs"), "figures": str(base / "out")}
+    papermill.execute_notebook(find_notebook("what_the_mask_removes"), base / "x.ipynb", given, progress_bar=False)
+    stem = base / "out" / "quick" / "what_the_mask_removes"
+    return pd.read_csv(f"{stem}.csv"), read_kept(f"{stem}.parquet"), stem.with_suffix(".md").read_text()
+
+
+def start(record): return record["history"][0]["remain_acc"], record["history"][0]["forget_acc"]
+
+
+def alone(records, method):
+    "The record of a method without fine-tuning."
+    return next(r for r in records if r["settings"]["method"] == method and not r["settings"]["fine_tune_epochs"])
+
+
+def test_each_mask_is_in_the_table_as_its_record_has_it(kept):
+    table, records, _ = kept
+    masks = [r for r in records if r["settings"]["method"] == "fisher_mask" and not r["settings"]["fine_tune_epochs"]]
+    assert len(table) == len(masks) == 3 * 2 * 2 * 2 * 2 and len(records) == len(masks) + 2 + 10
+    w_star, control = start(alone(records, "finetune")), start(alone(records, "mask_classifier"))
+    for r in masks:
+        s = r["settings"]
+        pool = "in the pool" if s["classifier_in_pool"] else "not in the pool"
+        mine = table[(table.estimator == f"{s['fisher_labels']} labels, per {s['fisher_per']}") & (table.unit == s["unit"]) & (table.classifier == pool) & (table["λ"] == s["remain_weight"]) & (table.R == s["ratio"])]
+        assert len(mine) == 1
+        (_, m), (remain, forget) = next(mine.iterrows()), start(r)
+        assert (m.remain, m.forget) == pytest.approx((remain, forget))
+        assert m.masked == sum(part["masked"] for part in r["changed"]) and m["in row"] == r["masked_rows"][0] and m["in other rows"] == sum(r["masked_rows"][1:])
+        assert pool == "in the pool" or m["in row"] == m["in other rows"] == 0
+        assert m["does nothing"] == (max(abs(remain - w_star[0]), abs(forget - w_star[1])) <= 1) and m["is the control"] == (max(abs(remain - control[0]), abs(forget - control[1])) <= 1)
+        assert m.forgets == (forget < 5) and m.keeps == (remain >= w_star[0] - 1) and m.printed == (forget < .05 and abs(remain - w_star[0] - 1.2) <= .5)
+
+
+def test_the_eight_are_named_and_told_at_their_last_epoch(kept):
+    _, records, text = kept
+    lines = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in text.splitlines() if line.startswith("|") and line.count("|") == 9}
+    assert {"retrained", "fine-tuned only", *MASKS_TO_TUNE} <= set(lines)
+    for name, case in MASKS_TO_TUNE.items():
+        r = next(r for r in records if r["settings"]["fine_tune_epochs"] and all((r["settings"][k] if r["settings"][k] is not None else v) == v for k, v in case.items())
+                 and {k for k in ("unit", "fisher_labels", "remain_weight", "classifier_in_pool") if r["settings"][k] is not None} == {*case} - {"method", "preset", "ratio"})
+        before, last = start(r), r["history"][-1]
+        assert [float(x) for x in lines[name][:4]] == pytest.approx([*before, last["remain_acc"], last["forget_acc"]], abs=1e-3), name
+        assert re.search(rf"\* \*\*{re.escape(name)}\*\*, fine-tuned: remain {last['remain_acc']:.1f} ", text)
+
+
+def test_the_answers_count_what_the_table_holds(kept):
+    table, records, text = kept
+    for pool, words in (("in the pool", "with the classifier in the pool"), ("not in the pool", "Without the classifier")):
+        part = table[table.classifier == pool]
+        assert f"{words} {part.printed.sum()} of {len(part)}" in text
+    out = table[table.classifier == "not in the pool"]
+    assert f"(forget below 5 %): {out.forgets.sum()} of {len(out)} masks" in text
+    gap = out.forget.mean() - table[table.classifier == "in the pool"].forget.mean()
+    assert f"raises the forget accuracy by {gap:.0f} points on average over all {len(out)} pairs" in text
+    for labels, unit, weight in (("expected labels, per batch", "kernel", 1), ("true labels, per sample", "weight", 9)):
+        own = table[(table.estimator == labels) & (table.unit == unit) & (table["λ"] == weight)]
+        usual = own[(own.R == .02) & (own.classifier == "in the pool")].iloc[0]
+        assert f"it masks {usual['in row']:.0f} of the row's 64 weights and {usual['in other rows']:.0f} of all other rows, and has {usual.remain:.1f} / {usual.forget:.1f} " in text
+        assert f"it does nothing in {own[own.classifier == 'not in the pool']['does nothing'].sum()} of 2 masks without the classifier, and is the control in {own[own.classifier == 'in the pool']['is the control'].sum()} of 2 with it" in text
