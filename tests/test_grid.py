@@ -72,6 +72,12 @@ def test_the_rest_is_done_and_nothing_twice(folder):
     assert table.seconds.notna().all() and table.seconds.iloc[-1] == pytest.approx(plan(few("fisher_mask"), folder).seconds.iloc[-1])
 
 
+def test_nobody_does_what_is_missing_and_what_is_done_is_read(folder, capsys):
+    done, missing = few("finetune"), few("finetune", seed=91)
+    found = complete([*done, *missing], folder, on="none")
+    assert found[0]["key"] == run_key(done[0]) and found[1] is None and "left undone: 1" in capsys.readouterr().out and not (folder / run_key(missing[0])).exists()
+
+
 def test_a_failure_is_told_and_stops_no_other_run(folder, capsys):
     bad, good = sweep("quick", method="finetune", lr=1e30, **SHORT), few("mask_classifier", seed=5)
     first, second = complete([*bad, *good], folder)
