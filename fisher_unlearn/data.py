@@ -140,7 +140,7 @@ def check_repeatable(batches: Any,  # what a caller passed as batches
         raise TypeError(f"`{name}` can be read only once ({type(batches).__name__}): pass a DataLoader, a list of batches, or `samples.batches()`.")
     if next(iter(batches), None) is None: raise ValueError(f"`{name}` is empty: it yields no batch.")
 
-# %% ../nbs/00_data.ipynb #e5e12403
+# %% ../nbs/00_data.ipynb #5e738ad9
 @dataclass(frozen=True, eq=False)
 class ImageData:
     "A named training and test set."
@@ -165,6 +165,16 @@ class ImageData:
         index = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))[:n].sort().values
         train = self.train[index]
         return replace(self, train=train, digest=digest(train.images, train.labels, self.test.images, self.test.labels))
+
+    def held_out(self,
+                 n: int,    # training images that become the test set
+                 seed: int  # of the draw
+                 ) -> "ImageData":
+        "`n` training images drawn without replacement are the test set, the others the training set: for choices that must not look at the test images."
+        if not 0 < n < len(self.train): raise ValueError(f"{n} images can't be held out of {len(self.train)}.")
+        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))
+        test, train = (self.train[part.sort().values] for part in (order[:n], order[n:]))
+        return replace(self, train=train, test=test, digest=digest(train.images, train.labels, test.images, test.labels))
 
 # %% ../nbs/00_data.ipynb #b9d7bfbb
 def digest(*tensors: Tensor) -> str:

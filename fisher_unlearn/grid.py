@@ -126,15 +126,16 @@ def _held(folder: Path) -> bool:
         with locked(folder, wait=False): return False
     except BlockingIOError: return True
 
-# %% ../nbs/51_grid.ipynb #55a45ef5
+# %% ../nbs/51_grid.ipynb #ea8e3231
 def label(settings: RunSettings) -> str:
     "What is special about a run, in a few words."
+    judge = "" if settings.held_out is None else f"judged by {settings.held_out} training images"
     asked = "" if settings.request == "class" else " ".join(map(str, [settings.request, *settings.asked[1:2]]))
     limit = "" if settings.remain_limit is None else f"{settings.remain_limit} remain images"
     rate = "" if settings.fine_tune_lr is None else f"rate {settings.fine_tune_lr:g}"
     share = f"R {settings.ratio:g}" if settings.method in MASKING and settings.method != "mask_classifier" else ""
     tuned = "" if settings.fine_tune_epochs else "not fine-tuned"
-    parts = [settings.method, settings.preset if settings.method in PRESETS["paper"] else "", *(f"{n} {v}" for n, v in unusual_options(settings).items()), share, asked, limit, rate, tuned]
+    parts = [settings.method, settings.preset if settings.method in PRESETS["paper"] else "", *(f"{n} {v}" for n, v in unusual_options(settings).items()), share, asked, limit, rate, tuned, judge]
     return f"{settings.dataset} {settings.network} {settings.seed}: " + ", ".join(filter(None, parts))
 
 def plan(settings: Iterable[RunSettings],

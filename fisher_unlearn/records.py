@@ -93,7 +93,7 @@ class OptionSettings(BaseModel):
         "The options of the method that are set here; the preset has the others."
         return {name: value for name in OptionSettings.model_fields if (value := getattr(self, name)) is not None}
 
-# %% ../nbs/50_records.ipynb #1f684d34
+# %% ../nbs/50_records.ipynb #faef4c38
 _TABLES: dict[str, tuple[Any, str]] = {
     "dataset": (DATASETS, "data set"), "network": (NETWORKS, "network"), "method": (METHODS, "method"), "preset": (PRESETS, "preset"),
     "patch_corner": (CORNERS, "corner"), "mislabel_how": (WRONG, "way to mislabel")}
@@ -102,6 +102,7 @@ class RunSettings(RequestSettings, OptionSettings):
     "Everything that can be chosen about one run. Unknown names and wrong types are refused."
     dataset: str = "digits"                   # a name of `load_images`
     subset: int | None = None                 # training images to draw; None: all
+    held_out: int | None = None               # of these, images to draw that take the place of the test images; None: the test images
     network: str = "resnet20"                 # a name of `build_model`
     seed: int = 666                           # of all that is drawn: weights, orders, subsets, poisoned and mislabelled images
     method: str = "fisher_mask"               # a name in `METHODS`
@@ -121,7 +122,7 @@ class RunSettings(RequestSettings, OptionSettings):
     @model_validator(mode="after")
     def _sensible(self) -> "RunSettings":
         method_options(self.method, self.preset, **self.options)
-        least = {"seed": 0, "fine_tune_epochs": 0, "threads": 1, "subset": 1, "count": 1, "patch_size": 1, "remain_limit": 0, "fine_tune_length": 1}
+        least = {"seed": 0, "fine_tune_epochs": 0, "threads": 1, "subset": 1, "held_out": 1, "count": 1, "patch_size": 1, "remain_limit": 0, "fine_tune_length": 1}
         for name, low in least.items():
             if (value := getattr(self, name)) is not None and value < low: raise ValueError(f"`{name}` is {value}: it is too small.")
         for reason in (_stray(self), _unfit(self), _unlimited(self)):
@@ -153,7 +154,7 @@ def _unlimited(settings: RunSettings) -> str | None:
     if settings.method == "fisher_noise": return "`fisher_noise` can't be calculated without remain data: let `remain_limit` be 1 or more."
     return "there is nothing to fine-tune on without remain data: let `fine_tune_epochs` be 0." if settings.fine_tune_epochs else None
 
-# %% ../nbs/50_records.ipynb #7b61244e
+# %% ../nbs/50_records.ipynb #4b673990
 RECIPE = 1
 
 def _hash(values: dict[str, Any]) -> str:
@@ -166,11 +167,12 @@ _OF_DATA = ("poison", "mislabel")  # requests that change the training set
 def training_settings(settings: RunSettings) -> dict[str, Any]:
     "The settings that can change w*, by name."
     asked = ("request", *ASKED[settings.request]) if settings.request in _OF_DATA else ()
-    return settings.model_dump(include={*_OF_TRAINING, "train", *asked})
+    return settings.model_dump(include={*_OF_TRAINING, "held_out", "train", *asked})
 
 def _training_values(settings: RunSettings) -> dict[str, Any]:
     "What can change w*, as its key has it."
-    changed = {"data": settings.asked} if settings.request in _OF_DATA else {}
+    changed: dict[str, Any] = {"data": settings.asked} if settings.request in _OF_DATA else {}
+    if settings.held_out is not None: changed["held_out"] = settings.held_out
     return {n: getattr(settings, n) for n in _OF_TRAINING} | {"train": asdict(replace(settings.train, seed=settings.seed)), "recipe": RECIPE} | changed
 
 def training_key(settings: RunSettings) -> str:

@@ -116,8 +116,8 @@ def _runs(records: Iterable[Record | None]) -> list[Record]:
         if "request" not in record: raise ValueError(f"the record {record['key']} is that of a training, not of a run: leave it out.")
     return whole
 
-# %% ../nbs/52_report.ipynb #830453c3
-_SETTINGS = ("dataset", "network", "subset", "seed", "request", "method", "preset", "ratio", "remain_limit",
+# %% ../nbs/52_report.ipynb #5f7ded76
+_SETTINGS = ("dataset", "network", "subset", "held_out", "seed", "request", "method", "preset", "ratio", "remain_limit",
              "fine_tune_epochs", "fine_tune_length", "fine_tune_lr", "device", "threads")
 IDENTITY = ("key", "cell", "setting", "label", *_SETTINGS, "epochs", "options")
 
@@ -267,7 +267,7 @@ def _of_tuning(s: RunSettings, paper: RunSettings) -> list[str]:
     if s.method == "retrain": return []
     return _unlike("fine_tune_epochs", s.fine_tune_epochs, 0 if s.remain_limit == 0 or s.method == "influence" else paper.fine_tune_epochs)
 
-# %% ../nbs/52_report.ipynb #e00236b2
+# %% ../nbs/52_report.ipynb #6f2c3e6f
 def _of_request(record: Record, s: RunSettings) -> list[str]:
     "Departures in what is to be forgotten, and from how much of the rest."
     if s.request not in ("class", "poison", "mislabel"): return [f"the paper has no request {s.request!r}"]
@@ -290,7 +290,7 @@ def _of_images(record: Record, s: RunSettings) -> list[str]:
     "Departures in the images (paper, Table 6)."
     counts = zip(("training", "test"), (record["data"]["train"], record["data"]["test"]), PAPER_IMAGES[s.dataset])
     fewer = [f"{found:,} {what} images of {s.dataset} (paper: {paper:,})" for what, found, paper in counts if found != paper]
-    return _unlike("subset", s.subset, None) + fewer + _inexact(record)
+    return _unlike("subset", s.subset, None) + _unlike("held_out", s.held_out, None) + fewer + _inexact(record)
 
 # %% ../nbs/52_report.ipynb #25a9c372
 def departures(record: Record,  # of a run or a training
@@ -301,7 +301,7 @@ def departures(record: Record,  # of a run or a training
     found = _unlike("network", s.network, *PAPER_NETWORKS[s.dataset]) + _of_images(record, s) + _of_training(s, paper)
     return found + _of_tuning(s, paper) + _of_request(record, s) + _of_method(s) if "request" in record else found
 
-# %% ../nbs/52_report.ipynb #6959b41a
+# %% ../nbs/52_report.ipynb #a9ee198e
 def _rate(s: RunSettings) -> str:
     "The schedule of training in words."
     t = s.train.schedule
@@ -318,7 +318,7 @@ def _tuning(s: RunSettings) -> str:
 def _facts(record: Record) -> dict[str, str]:
     "The conditions of one record, by name."
     s, made, data = RunSettings.model_validate(record["settings"]), record["provenance"], record["data"]
-    images = f"{data['name']} ({data['train']:,} training and {data['test']:,} test images)"
+    images = f"{data['name']} ({data['train']:,} training and {data['test']:,} {'test' if s.held_out is None else 'held-out'} images)"
     tree = {True: "clean tree", False: "changed tree", None: "tree unknown"}[made["clean"]]
     return {"data": images, "network": s.network, "seeds": str(s.seed), "training": _rate(s), "fine-tuning": _tuning(s) if "request" in record else "",
             "device": f"{made['device']} ({made['processor']}, {s.threads} threads)", "torch": made["torch"],

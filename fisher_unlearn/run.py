@@ -28,11 +28,12 @@ from .schedule import Schedule
 from .train import Progress, TrainSettings, load_weights, read_tensors, save_tensors, save_weights, train_model
 from .unlearn import Scores, Unlearned, unlearn
 
-# %% ../nbs/50a_run.ipynb #97bd222a
+# %% ../nbs/50a_run.ipynb #e3f248b6
 def images_of(settings: RunSettings, root: str | Path | None = None) -> ImageData:
     "The images of a run, at a size that its network takes."
     images = load_images(settings.dataset, root)
     if settings.subset: images = images.subset(settings.subset, settings.seed)
+    if settings.held_out is not None: images = images.held_out(settings.held_out, settings.seed)
     if images.train.size >= (smallest := min_size(settings.network)): return images
     print(f"{settings.network} needs {smallest}×{smallest} pixels: the {images.train.size}×{images.train.size} images of {images.name} are padded with zeros.")
     return images.resized(smallest)

@@ -84,6 +84,14 @@ def test_a_subset_is_drawn_by_seed(digits):
     with pytest.raises(ValueError, match="can't be drawn"): digits.subset(5000, 0)
 
 
+def test_held_out_images_leave_the_training_set_and_the_test_set_plays_no_part(digits):
+    a, b, c = (digits.held_out(100, seed) for seed in (1, 1, 2))
+    assert (len(a.train), len(a.test)) == (1197, 100) and a.digest == b.digest != c.digest != digits.digest
+    rows = lambda part: sorted(bytes(image.numpy().tobytes()) + bytes([label]) for image, label in zip(part.images, part.labels.tolist()))
+    assert sorted(rows(a.train) + rows(a.test)) == rows(digits.train)
+    for n in (0, 1297): pytest.raises(ValueError, digits.held_out, n, 0)
+
+
 @pytest.mark.parametrize("change, message", [
     ({"train_labels": None}, "not a whole prepared file"),
     ({"train_images": torch.zeros(12, 3, 10, 10)}, "must be uint8"),

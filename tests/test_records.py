@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 import fisher_unlearn
 from fisher_unlearn.cli import app
-from fisher_unlearn.data import DATASETS
+from fisher_unlearn.data import DATASETS, load_images
 from fisher_unlearn.models import build_model
 from fisher_unlearn.records import PARAMETERS, RunSettings, profiles, provenance, read_record, resolve, run_key, training_key, write_record
 from fisher_unlearn.metrics import accuracy
@@ -119,7 +119,7 @@ def test_unknown_names_are_refused_at_every_depth():
 def test_keys_change_with_what_can_change_a_result_and_with_nothing_else():
     base = quick()
     different = [{"seed": 1}, {"epochs": 3}, {"classes": [1]}, {"ratio": .1}, {"preset": "authors_code"}, {"unit": "kernel"}, {"fine_tune_epochs": 2}, {"threads": 1},
-                 {"layout": "contiguous"}, {"network": "densenet"}, {"method": "finetune"}, {"subset": 100}, {"remain_weight": 2.}, {"weight_decay": 0.}, {"select": "last"},
+                 {"layout": "contiguous"}, {"network": "densenet"}, {"method": "finetune"}, {"subset": 100}, {"held_out": 100}, {"held_out": 50}, {"remain_weight": 2.}, {"weight_decay": 0.}, {"select": "last"},
                  {"hard": True}, {"remain_limit": 50}, {"remain_limit": 0, "fine_tune_epochs": 0}, {"fine_tune_epochs": 0}, {"request": "random"}, {"request": "random", "count": 5}, {"unit": "channel"}, {"unit": "channel", "reach": "norm"},
                  *({"request": "poison"} | more for more in ({}, {"count": 5}, {"target": 1}, {"patch_size": 2}, {"patch_value": 9}, {"patch_corner": "upper left"}, {"patch_replace": True})),
                  *({"request": "mislabel"} | more for more in ({}, {"mislabel_ratio": .3}, {"mislabel_how": "permuted"})),
@@ -133,7 +133,7 @@ def test_keys_change_with_what_can_change_a_result_and_with_nothing_else():
     for d in ({"method": "influence"}, {"method": "fisher_noise"}): assert run_key(quick(**d)) == run_key(quick(**d, ratio=.3)) == run_key(quick(**d, tfidf_batches=3))
     assert run_key(quick(method="retrain", ratio=.3, fine_tune_epochs=1)) == run_key(quick(method="retrain", preset="authors_code"))
     shared = {training_key(quick(**d)) for d in ({}, {"classes": [1]}, {"ratio": .1}, {"method": "finetune"}, {"fine_tune_epochs": 2}, {"preset": "authors_code"}, {"request": "random"}, {"remain_limit": 5}, {"hard": True})}
-    assert len(shared) == 1 and training_key(quick(seed=1)) not in shared
+    assert len(shared) == 1 and not {training_key(quick(**d)) for d in ({"seed": 1}, {"held_out": 9})} & shared
     spoilt = [training_key(quick(**d)) for d in ({"request": "poison"}, {"request": "poison", "target": 1}, {"request": "mislabel"}, {"request": "mislabel", "mislabel_how": "permuted"})]
     assert len({*spoilt, *shared}) == 5
 
@@ -217,6 +217,15 @@ def test_a_random_subset_is_drawn_by_the_seed_and_judged_by_the_retrained_model(
     tuned = build_model("resnet20", 10, 1)
     load_weights(tuned, runs / record["key"] / "weights.safetensors")
     for name, part in (("forget", request.test_forget), ("remain", request.test_remain)): assert found[name] == pytest.approx(asdict(agreement(tuned, fresh, part.batches(500))), rel=1e-5)
+
+
+def test_a_held_out_part_of_the_training_set_judges_instead_of_the_test_set(tmp_path):
+    chosen = quick(method="mask_classifier", held_out=200, **SHORT | {"fine_tune_epochs": 0})
+    record, images = run(chosen, tmp_path, progress="none"), load_images("digits").held_out(200, 666)
+    assert record["data"]["digest"] == images.digest and (record["data"]["train"], record["data"]["test"]) == (1097, 200)
+    model = build_model("resnet20", 10, 1)
+    load_weights(model, tmp_path / record["key"] / "weights.safetensors")
+    assert record["history"][0]["accuracy"] == pytest.approx(accuracy(model, images.test.batches(500)))
 
 
 def test_fisher_information_is_computed_once(tmp_path, monkeypatch):
