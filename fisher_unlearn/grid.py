@@ -55,7 +55,7 @@ def cells(profile: str) -> list[dict[str, str]]:
     "An axis: the pairs of data set and network of a profile."
     return [{"dataset": dataset, "network": network} for dataset, network in profiles()[choose(profile, profiles(), "profile")]["cells"]]
 
-# %% ../nbs/51_grid.ipynb #c31e5a4d
+# %% ../nbs/51_grid.ipynb #a2ae1286
 _MASKS = ("random_mask", "activation_mask", "fisher_mask")
 _CLASS = ("retrain", "finetune", "mask_classifier", "random_mask", "tfidf", "fisher_noise", "activation_mask", "fisher_mask")
 
@@ -100,7 +100,7 @@ NEEDS: dict[str, Callable[[str], list[Axis]]] = {
 NEEDS["what_the_mask_removes"] = lambda p: [_first(p), [*_masked_only(p), *cast("retrain", "finetune"), *MASKS_TO_TUNE.values()]]
 NEEDS["table2"] = NEEDS["costs"] = NEEDS["table1"]
 
-def needed(experiment: str,                     # "table1" to "table5", "figure1" to "figure4", "costs"
+def needed(experiment: str,                     # "table1" to "table5", "figure1" to "figure4", "costs", "what_the_mask_removes"
            profile: str = "quick",
            seeds: Iterable[int] | None = None,  # None: the profile's
            **given: Any,                        # parameters in place of the profile's; what makes the experiment stays
