@@ -176,7 +176,7 @@ def _check_data(record: dict[str, Any], images: ImageData, folder: Path) -> None
     if record["data"]["digest"] != images.digest:
         raise ValueError(f"{folder} was made from other {images.name} images (digest {record['data']['digest'][:12]}…, not {images.digest[:12]}…): choose another folder of runs.")
 
-# %% ../nbs/50a_run.ipynb #a5a602c3
+# %% ../nbs/50a_run.ipynb #ea09d1ef
 class KeptScores:
     "Scores by name in the files of a folder, each computed once."
 
@@ -188,13 +188,18 @@ class KeptScores:
         "The scores of that name: read, or first computed and written."
         path = writable_folder(self.folder) / f"{name}.safetensors"
         with locked(self.folder):
-            if not (found := path.exists()):
+            if found := _whole_file(path): self.spared += float(found[1]["seconds"])
+            else:
                 start = time.perf_counter()
                 computed = compute()
                 save_tensors(path, computed, seconds=str(time.perf_counter() - start))
-            scores, told = read_tensors(path)  # even if they were computed just now, so that all runs have the same layout in memory
-        self.spared += found * float(told["seconds"])
+            scores, _ = found or read_tensors(path)  # read even if they were computed just now, so that all runs have the same layout in memory
         return {n: s.to(self.device) for n, s in scores.items()}
+
+def _whole_file(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:
+    "Tensors and metadata; None if the file is missing or damaged."
+    try: return read_tensors(path)
+    except (FileNotFoundError, ValueError): return None
 
 def _scores_of(settings: RunSettings, request: ForgetRequest, model: nn.Module, runs: str | Path | None) -> KeptScores:
     "Where the scores of a model for a request are kept."

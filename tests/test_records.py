@@ -247,7 +247,7 @@ def test_fisher_information_is_computed_once(tmp_path, monkeypatch):
     assert news(remain_weight=1.)[1] == [("true", "sample", "mean")]  # of the forget set: that of the remain set is there
     assert len(news(classes=[1])[1]) == 2 and len(news(seed=5)[1]) == 2 and len(news(remain_limit=50)[1]) == 2
     shutil.rmtree(tmp_path / again["key"])
-    for path in tmp_path.glob("train-*/fisher"): shutil.rmtree(path)
+    for path in tmp_path.glob("train-*/fisher/*/*"): path.write_bytes(path.read_bytes()[:1000])  # damaged
     fresh, made = news(ratio=.01, unit="kernel")
     assert len(made) == 2 and fresh["changed"] == again["changed"] and fresh["history"][0] == again["history"][0]
 
