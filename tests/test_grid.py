@@ -8,12 +8,14 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from fisher_unlearn.cli import app
 from fisher_unlearn.grid import NEEDS, cast, complete, label, needed, notebooks, parameters, plan, state, sweep
 from fisher_unlearn.records import profiles, read_record, resolve, run_key, training_key
 from fisher_unlearn.run import READOUTS, locked, readout, run
+from fisher_unlearn.train import read_tensors
 
 SHORT = {"epochs": 2, "fine_tune_epochs": 1, "device": "cpu"}
 
@@ -23,7 +25,7 @@ def few(*methods, **more): return sweep("quick", cast(*(methods or ("finetune", 
 
 def timeless(record):
     "A record without what depends on the clock, the machine's load and the commit."
-    return {k: [{c: x for c, x in row.items() if c != "seconds"} for row in v] if k == "history" else v for k, v in record.items() if k not in ("seconds", "memory", "provenance")}
+    return {k: [{c: x for c, x in row.items() if c != "seconds"} for row in v] if k == "history" else v for k, v in record.items() if k not in ("seconds", "spared", "memory", "provenance")}
 
 
 def test_a_sweep_is_a_product_without_repetitions():
@@ -288,12 +290,14 @@ def killed(folder, on, plan):
 
 
 def same(one, other):
-    "The files of two folders of runs are the same, byte for byte, but for the clock in records."
+    "The files of two folders of runs are the same, byte for byte, but for the clock in records and beside scores."
     files = [sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.suffix != ".ipynb") for folder in (one, other)]
-    assert files[0] == files[1] and {Path(f).name for f in files[0]} == {"record.json", "weights.safetensors"}
+    scores = {f for f in files[0] if Path(f).parts[1] == "fisher"}
+    assert files[0] == files[1] and scores and {Path(f).name for f in files[0] if f not in scores} == {"record.json", "weights.safetensors"}
     for name in files[0]:
         a, b = one / name, other / name
-        assert timeless(read_record(a)) == timeless(read_record(b)) if name.endswith(".json") else a.read_bytes() == b.read_bytes()
+        if name in scores: assert all(torch.equal(x, y) for x, y in zip(*(read_tensors(p)[0].values() for p in (a, b)), strict=True))
+        else: assert timeless(read_record(a)) == timeless(read_record(b)) if name.endswith(".json") else a.read_bytes() == b.read_bytes()
 
 
 @pytest.mark.slow
