@@ -7,8 +7,8 @@ __all__ = ['DATASETS', 'Arrays', 'TINY_URL', 'TINY_MD5', 'NAMES', 'RAW', 'choose
            'pad_or_resize', 'Batches', 'check_repeatable', 'ImageData', 'digest', 'data_root', 'load_images',
            'find_data']
 
-# %% ../nbs/00_data.ipynb #595d342c
-import difflib, hashlib, json, os
+# %% ../nbs/00_data.ipynb #499335ae
+import difflib, hashlib, json, os, tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,16 +39,14 @@ def choose(name: str,             # what was asked for
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ValueError(f"unknown {what} {name!r}: {hint}Known: {', '.join(names)}.")
 
-# %% ../nbs/00_data.ipynb #9b3d32ea
+# %% ../nbs/00_data.ipynb #74615a59
 def writable_folder(path: str | Path,  # made if it is not there
                     ) -> Path:         # the same folder
     "Make a folder and prove that a file can be written in it; `OSError` in one sentence otherwise."
     path = Path(path)
-    probe = path / f".probe-{os.getpid()}"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=path): pass
     except OSError as error:
         raise OSError(f"cannot write in the folder {path} ({error.strerror}): choose another one.") from error
     return path
