@@ -7,7 +7,7 @@ __all__ = ['DATASETS', 'Arrays', 'TINY_URL', 'TINY_MD5', 'NAMES', 'RAW', 'choose
            'pad_or_resize', 'Batches', 'check_repeatable', 'ImageData', 'digest', 'data_root', 'load_images',
            'find_data']
 
-# %% ../nbs/00_data.ipynb #499335ae
+# %% ../nbs/00_data.ipynb #075ccd8c
 import difflib, hashlib, json, os, tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 import torchvision
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
@@ -256,7 +256,7 @@ def _unreadable(name: str, root: Path, download: bool, error: Exception) -> Exce
     return FileNotFoundError(f"{name} is missing: looked for {root / name}.safetensors and for torchvision's files in {raw}, and {how} ({why}): "
                              "put one of them there, or set FISHER_UNLEARN_DATA or `root` to the folder that has it.")
 
-# %% ../nbs/00_data.ipynb #1df19155
+# %% ../nbs/00_data.ipynb #387dbcc6
 def _prepare(name: str, root: Path, download: bool) -> None:
     "Build `<root>/<name>.safetensors`, at once or not at all."
     if download: writable_folder(root)
@@ -264,7 +264,7 @@ def _prepare(name: str, root: Path, download: bool) -> None:
     except (OSError, RuntimeError, ValueError, AssertionError, EOFError, KeyError) as error: raise _unreadable(name, root, download, error) from error
     meta = {"classes": json.dumps(classes), "source": source, "digest": digest(*tensors)}
     part = writable_folder(root) / f"{name}.safetensors.part"
-    save_file(dict(zip(NAMES, tensors)), part, metadata=meta)
+    part.write_bytes(save(dict(zip(NAMES, tensors)), meta))
     part.replace(root / f"{name}.safetensors")
 
 # %% ../nbs/00_data.ipynb #c5f4f5fa

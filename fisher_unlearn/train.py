@@ -6,7 +6,7 @@
 __all__ = ['Progress', 'TrainSettings', 'epoch_seed', 'epoch_batches', 'train_epoch', 'save_tensors', 'read_tensors',
            'save_weights', 'load_weights', 'train_model', 'shows_bar']
 
-# %% ../nbs/05_train.ipynb #5540d833
+# %% ../nbs/05_train.ipynb #852378d1
 import json, math, os, sys, time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -117,13 +117,14 @@ def _check_finite(model: nn.Module, loss: float, epoch: int, settings: TrainSett
     raise FloatingPointError(f"training diverged in epoch {epoch + 1}: the loss is {loss} or a weight is not finite. "
                              f"Lower the learning rate ({settings.schedule.lr}), or look for bad values in the inputs.")
 
-# %% ../nbs/05_train.ipynb #99cdd49b
+# %% ../nbs/05_train.ipynb #b2585330
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], **metadata: str) -> None:
     "Write a safetensors file at once or not at all."
     part = Path(f"{path}.part")
     writable_folder(part.parent)
-    try: save_file({k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}, part, metadata=metadata)
-    except SafetensorError as error:
+    content = save({k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}, metadata)  # `save_file` would write under a name of its own, which a killed process leaves
+    try: part.write_bytes(content)
+    except OSError as error:
         part.unlink(missing_ok=True)
         raise OSError(f"cannot write {path} ({error}): is the disk full?") from error
     os.replace(part, path)

@@ -3,6 +3,7 @@ import copy
 import json
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from torch import nn
 from fisher_unlearn.data import Batches, Samples
 from fisher_unlearn.models import build_model
 from fisher_unlearn.schedule import Schedule
-from fisher_unlearn.train import TrainSettings, train_epoch, _bar, epoch_seed, load_weights, read_tensors, save_weights, train_model
+from fisher_unlearn.train import TrainSettings, train_epoch, _bar, epoch_seed, load_weights, read_tensors, save_tensors, save_weights, train_model
 
 
 def same(a, b):
@@ -193,6 +194,23 @@ def test_divergence_stops_the_run_and_keeps_what_was_good(digits, tmp_path):
     with pytest.raises(FloatingPointError, match="training diverged in epoch 1"):
         train_model(build_model("resnet20", 10, 1, seed=0), digits.train, settings, checkpoint=tmp_path / "p.safetensors", progress="none")
     assert not (tmp_path / "p.safetensors").exists()
+
+
+KILLED_IN_WRITING = """
+import resource, signal, sys, torch
+from fisher_unlearn.train import save_tensors
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+save_tensors(sys.argv[1], {"x": torch.zeros(10_000)})
+"""
+
+
+def test_a_process_that_dies_in_writing_leaves_one_part_that_the_next_replaces(tmp_path):
+    for _ in range(2):
+        died = subprocess.run([sys.executable, "-c", KILLED_IN_WRITING, str(tmp_path / "x.safetensors")], preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0)))
+        assert died.returncode == -signal.SIGXFSZ and [p.name for p in tmp_path.iterdir()] == ["x.safetensors.part"]
+    save_tensors(tmp_path / "x.safetensors", {"x": torch.zeros(3)})
+    assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
 
 
 class Trap:
