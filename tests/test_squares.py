@@ -61,7 +61,10 @@ class Over(nn.Module):
 convolutions = st.fixed_dictionaries({
     "dims": st.integers(1, 3), "groups": st.sampled_from([1, 1, 2, 4]), "inside": st.integers(1, 2), "outside": st.integers(1, 3), "kernel": st.integers(1, 3),
     "stride": st.integers(1, 2), "padding": st.sampled_from([0, 1, 2, "same"]), "dilation": st.integers(1, 2), "mode": st.sampled_from(["zeros", "zeros", "reflect", "replicate", "circular"]),
-    "bias": st.booleans(), "size": st.integers(1, 7), "n": st.integers(1, 9), "last": st.booleans(), "seed": st.integers(0, 99)})
+    "bias": st.booleans(), "size": st.integers(1, 7), "n": st.integers(1, 9), "last": st.booleans(), "as_groups": st.booleans(), "seed": st.integers(0, 99)})
+
+
+def in_float32(taps, weight, x, positions): return x.dtype == torch.float32
 
 
 @given(convolutions)
@@ -78,7 +81,23 @@ def test_convolutions_of_any_geometry(c):
         model = Over(conv, c["groups"] * c["outside"])
         x = torch.randn(c["n"], c["groups"] * c["inside"], *[size + k for k in range(c["dims"])])
         if c["last"] and c["dims"] == 2: x, model = x.contiguous(memory_format=torch.channels_last), model.to(memory_format=torch.channels_last)
-        assert set(agree(model, x, 3).values()) == {"rule"}
+        with pytest.MonkeyPatch.context() as patch:
+            if c["as_groups"]: patch.setattr(squares, "_grouping_pays", in_float32)
+            assert set(agree(model, x, 3).values()) == {"rule"}
+
+
+@pytest.mark.parametrize("conv, size, calls", [
+    (nn.Conv2d(16, 16, 3), (6, 6), 1), (nn.Conv2d(32, 48, 3, groups=2), (9, 4), 0), (nn.Conv2d(32, 64, 3, 2, 1, groups=2), (8, 8), 1), (nn.Conv1d(16, 16, 5), (20,), 1),
+    (nn.Conv2d(16, 16, 1), (4, 4), 0), (nn.Conv2d(16, 16, 3), (5, 5), 0), (nn.Conv2d(16, 24, 3), (6, 6), 0), (nn.Conv2d(256, 256, 3), (6, 6), 0)])
+def test_samples_become_groups_where_that_pays(monkeypatch, conv, size, calls):
+    "In single precision on a CPU: enough channels in a group, more than one tap, positions and weights as measured."
+    counted, way = [], squares._grouped
+    monkeypatch.setattr(squares, "_grouped", lambda *given: counted.append(1) or way(*given))
+    x = torch.randn(5, conv.in_channels, *size)
+    gs = [torch.randn_like(conv(x)) for _ in range(2)]
+    found = squares._conv(conv, x, gs)
+    wanted = squares._conv(copy.deepcopy(conv).double(), x.double(), [g.double() for g in gs])
+    assert len(counted) == calls and (found - wanted).abs().max() <= 1e-5 * wanted.max()
 
 
 @given(st.sampled_from(["linear", "batch", "group", "layer"]), st.lists(st.integers(1, 4), max_size=3), st.integers(1, 9), st.booleans(), st.integers(0, 99))
@@ -109,7 +128,7 @@ def test_embeddings_whose_rows_repeat(tokens, padding):
 @pytest.mark.parametrize("entries", [1, 300, 20_000])
 def test_chunks_of_any_size_give_the_same(monkeypatch, entries):
     "One sample and one row at a time, and everything between."
-    model = nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.Tanh(), nn.Conv2d(6, 4, 3, groups=2), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 3)).eval()
+    model = nn.Sequential(nn.Conv2d(2, 16, 3, padding=1), nn.Tanh(), nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 4, 3, groups=2), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 3)).eval()
     x = torch.randn(11, 2, 8, 8)
     monkeypatch.setattr(squares, "_budget", lambda tensor: entries)
     monkeypatch.setattr(squares, "_SAMPLES", 4)
