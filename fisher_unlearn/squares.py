@@ -85,17 +85,18 @@ def _add_expanded(total: Tensor, g: Tensor, u: Tensor, inside: Tensor) -> None:
         for l, m in product(positions, positions):
             if m <= l: total[:, tap].addmm_((g[:, l] * g[:, m]).T, u[:, l, tap] * u[:, m, tap], alpha=1 + (m < l))
 
-# %% ../nbs/09_squares.ipynb #114d4f5b
+# %% ../nbs/09_squares.ipynb #67900e54
 def _add_direct(total: Tensor, g: Tensor, u: Tensor, work: Tensor) -> None:
-    "Add Σᵢ (g[i]ᵀ u[i])² to total (G, rows, columns), from g (n·G, L, rows) and u (n·G, L, columns)."
-    groups, rows, columns = total.shape
+    "Add Σᵢ (g[i]ᵀ u[i])² to total (lanes, G, rows, columns), each lane for its share of the samples, from g (n·G, L, rows) and u (n·G, L, columns)."
+    lanes, groups, rows, columns = total.shape
     step = max(1, work.numel() // (len(g) * columns))
-    for some, part in zip(g.split(step, 2), total.split(step, 1)):
+    for some, part in zip(g.split(step, 2), total.split(step, 2)):
         size = (len(g), some.shape[2], columns)
-        grads = torch.bmm(some.mT, u, out=work[:math.prod(size)].view(size)).view(-1, *part.shape)
-        if part.numel() < 2**16: part += grads.square_().sum(0)
+        grads = torch.bmm(some.mT, u, out=work[:math.prod(size)].view(size)).view(-1, *part.shape[1:])
+        if part[0].numel() < 2**16: part[0] += grads.square_().sum(0)
         else:
-            for one in grads: part.addcmul_(one, one)  # reads each gradient while it is still in the cache
+            some_lanes = part if len(grads) % lanes == 0 else part[:1]
+            for ones in grads.unflatten(0, (len(some_lanes), -1)).unbind(1): some_lanes.addcmul_(ones, ones)  # reads each gradient while it is still in the cache
 
 # %% ../nbs/09_squares.ipynb #2c7cc7f6
 @dataclass(frozen=True)
@@ -107,23 +108,26 @@ class _Columns:
     entries: int    # of work space for one sample
     slabs: Callable[[Tensor, Tensor], Iterable[Tensor]]  # (inputs, work space) → for each slab (n, G, positions…, taps, depth)
 
-# %% ../nbs/09_squares.ipynb #e75c4657
+# %% ../nbs/09_squares.ipynb #b85a1de7
 def _outer_squares(columns: _Columns, x: Tensor, gs: list[Tensor]) -> Tensor:
     "Σᵢ Σ_g (Σ_l g[i, l] u[i, l]ᵀ)² from x (n, …) and each g (n, L, G·rows): (slabs, G, rows, taps·depth)."
     (count, length, taps), groups, budget = columns.inside.shape, columns.groups, _budget(x)
     wide, own = taps * columns.depth, gs[0].shape[2] // groups
     rows = own * len(gs)  # each direction is treated as further rows
     pays = [groups == 1 and _expansion_pays(inside, rows, columns.depth) for inside in columns.inside]
+    lanes = 1 if all(pays) or x.device.type != "cpu" else torch.get_num_threads()
     kept = 0 if all(pays) else groups * rows * wide
-    size = min(len(x), max(1, budget // (columns.entries + min(kept, budget // 4))))
+    size = min(len(x), max(1, budget // (columns.entries + min(kept, budget // 8))))
+    size -= size % min(size, lanes)  # all threads get as many samples
     room, work = (x.new_empty(n) for n in (size * columns.entries, max(size * groups * wide, min(size * kept, budget - size * columns.entries))))
-    total = x.new_zeros(count, groups, rows, wide)
+    total = x.new_zeros(lanes, count, groups, rows, wide)
     for part, *slopes in zip(x.split(size), *(g.split(size) for g in gs)):
         parts = [s.view(len(s), length, groups, own).movedim(2, 1) for s in slopes]
         g = (parts[0] if len(parts) == 1 else torch.cat(parts, 3)).reshape(-1, length, rows)
         for k, u in enumerate(columns.slabs(part, room)):
-            if pays[k]: _add_expanded(total[k, 0].view(rows, taps, -1), g, u.reshape(-1, length, taps, columns.depth), columns.inside[k])
-            else: _add_direct(total[k], g, u.reshape(-1, length, wide), work)
+            if pays[k]: _add_expanded(total[0, k, 0].view(rows, taps, -1), g, u.reshape(-1, length, taps, columns.depth), columns.inside[k])
+            else: _add_direct(total[:, k], g, u.reshape(-1, length, wide), work)
+    total = total.sum(0) if lanes > 1 else total[0]
     if any(pays): total.clamp_min_(0)  # products that cancel may end a rounding error below
     shaped = total.view(count, groups, len(gs), own, wide)
     return shaped.sum(2) if len(gs) > 1 else shaped[:, :, 0]
@@ -291,8 +295,8 @@ def scoring(model: nn.Module) -> Iterator[None]:
         finally:
             for n, b in model.named_buffers(): b.copy_(found[n])
 
-# %% ../nbs/09_squares.ipynb #b16e30d2
-_SAMPLES = 64  # samples times directions that a CPU treats at once
+# %% ../nbs/09_squares.ipynb #c92da7c0
+_SAMPLES = 64  # that a CPU treats at once
 
 @dataclass
 class GradientSquares:
@@ -312,7 +316,7 @@ class GradientSquares:
             together: int = 1,      # directions that are treated together
             ) -> None:
         "Add Σᵢ (∂⟨zᵢ, sᵢ⟩/∂w)² for each direction s, where zᵢ are the logits of sample i."
-        size = max(1, (_SAMPLES if inputs.device.type == "cpu" else len(inputs)) // together)
+        size = max(1, _SAMPLES if inputs.device.type == "cpu" else len(inputs))
         for start in range(0, len(inputs), size):
             _add_part(self, inputs, slice(start, start + size), directions, together)
 
