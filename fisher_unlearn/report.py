@@ -6,9 +6,9 @@
 __all__ = ['Record', 'METHOD_NAMES', 'DATASET_NAMES', 'NETWORK_NAMES', 'PAPER_NETWORKS', 'CELLS', 'AVERAGE', 'PAPER_SETTINGS',
            'IDENTITY', 'SEEDS', 'PAPER_IMAGES', 'paper_numbers', 'row_label', 'setting_name', 'histories', 'outcomes',
            'summary', 'missing_cells', 'with_average', 'beside', 'printable', 'departures', 'conditions', 'lacking',
-           'Verdict', 'verdict', 'bullets', 'read_kept', 'keep']
+           'Verdict', 'verdict', 'bullets', 'read_kept', 'keep', 'restore']
 
-# %% ../nbs/52_report.ipynb #926ceb73
+# %% ../nbs/52_report.ipynb #d943b83d
 import importlib.resources, json, os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from .data import choose, writable_folder
 from .metrics import Window, best_epoch, fluctuation, mean_and_deviation
-from .records import ASKED, RunSettings, profiles, resolve, run_key, unusual_options
+from .records import ASKED, RunSettings, profiles, resolve, run_key, runs_root, unusual_options, write_record
 from .unlearn import PRESETS, method_options, options_read
 
 Record = dict[str, Any]
@@ -375,7 +375,7 @@ def bullets(verdicts: Iterable[Verdict]) -> str:
     "Verdicts as a Markdown list."
     return "\n".join(map(str, verdicts))
 
-# %% ../nbs/52_report.ipynb #2124067b
+# %% ../nbs/52_report.ipynb #13aaeb7c
 def _replace(path: Path, write: Callable[[Path], Any]) -> str:
     "Write a file beside its place, then put it there; returns its name."
     part = path.with_name(f"{path.name}.part")
@@ -388,7 +388,9 @@ def _replace(path: Path, write: Callable[[Path], Any]) -> str:
 def read_kept(path: str | Path,   # a parquet file of `keep`
               ) -> list[Record]:  # equal to those that were kept, in their order
     "The records behind a table or figure."
+    if not Path(path).exists(): raise FileNotFoundError(f"there is no file {path}.")
     rows = pd.read_parquet(path).to_dict("records")
+    if any("key" not in row for row in rows): raise ValueError(f"{path} holds no records: name a parquet file that came with a result.")
     return [{name: text if name == "key" else json.loads(text) for name, text in row.items() if isinstance(text, str)} for row in rows]
 
 # %% ../nbs/52_report.ipynb #21e67f41
@@ -406,3 +408,16 @@ def keep(stem: str,                          # name of the files, without an end
         "png": lambda part: figure.savefig(part, format="png", dpi=110), "parquet": lambda part: rows.to_parquet(part, index=False)}
     place = writable_folder(folder)
     return [_replace(place / f"{stem}.{ending}", write) for ending, write in writers.items()]
+
+# %% ../nbs/52_report.ipynb #1709e9e4
+def restore(path: str | Path,                # a parquet file of `keep`
+            runs: str | Path | None = None,  # folder of runs
+            ) -> list[str]:                  # the keys of the records that were put in place
+    "Put kept records of runs without any fine-tuning where those count as done, unless they are there. Their weights are not; runs that need theirs are kept by `fisher_unlearn.run.keep`."
+    def alone(record: Record) -> bool: return "request" in record and not record["settings"]["fine_tune_epochs"] and record["settings"]["method"] != "retrain"
+    places = {record["key"]: (runs_root(runs) / record["key"] / "record.json", record) for record in read_kept(path) if alone(record)}
+    missing = {key: pair for key, pair in places.items() if not pair[0].exists()}
+    for place, record in missing.values():
+        writable_folder(place.parent)
+        write_record(place, record)
+    return list(missing)
