@@ -40,7 +40,7 @@ def _bias(module: Any, x: Tensor, gs: list[Tensor]) -> Tensor:
     "b is added at each position: Σᵢ (Σ_p g[i, p])²."
     return torch.stack([_squared(g, _positions(module, g.dim())) for g in gs]).sum(0)
 
-# %% ../nbs/09_squares.ipynb #86e32553
+# %% ../nbs/09_squares.ipynb #761bcc15
 def _budget(tensor: Tensor) -> int:
     "Entries of work space: what a CPU's cache holds, or 256 MiB on other devices."
     return (2**23 if tensor.device.type == "cpu" else 2**28) // tensor.element_size()
@@ -53,7 +53,7 @@ def _normalised(module: Any, x: Tensor) -> Tensor:
 
 def _scale(module: Any, x: Tensor, gs: list[Tensor]) -> Tensor:
     "γ multiplies x̂ at each position: Σᵢ (Σ_p g[i, p] x̂[i, p])²."
-    total, size = torch.zeros_like(module.weight), max(1, _budget(x) // (2 * x[0].numel()))
+    total, size = torch.zeros_like(module.weight), max(1, _budget(x) // (4 * x[0].numel()))
     for part, *slopes in zip(x.split(size), *(g.split(size) for g in gs)):
         scaled = _normalised(module, part)
         for g in slopes: total += _squared(scaled * g, _positions(module, g.dim()))
@@ -184,14 +184,21 @@ def _unrolled(taps: _Taps, weight: Tensor, x: Tensor, gs: list[Tensor]) -> Tenso
     total = _outer_squares(columns, x, [g.movedim(1, -1).flatten(1, -2) for g in gs])  # (slabs, G, O/G, last taps · I/G)
     return total.movedim(0, 2).flatten(0, 1).unflatten(1, taps.kernel[:-1] or (1,)).unflatten(-1, (taps.kernel[-1], -1)).movedim(-1, 1).reshape(weight.shape)
 
-# %% ../nbs/09_squares.ipynb #cfe0d770
-def _grouping_pays(taps: _Taps, weight: Tensor, x: Tensor, positions: int) -> bool:
-    "Is a convolution over samples as groups cheaper than products with unrolled windows? As measured with oneDNN on a CPU."
+# %% ../nbs/09_squares.ipynb #66f6d256
+def _grouping(taps: _Taps, weight: Tensor, x: Tensor, positions: int) -> str | None:
+    "Where a convolution over samples as groups has its channels in memory, \"first\" or \"last\", if it is cheaper than products with unrolled windows. As measured with oneDNN on a CPU."
     fast = x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    if not fast or math.prod(taps.kernel) == 1 or positions < 16: return None
     fills = all(channels // taps.groups % 16 == 0 for channels in (x.shape[1], len(weight)))
-    return fast and fills and math.prod(taps.kernel) > 1 and positions >= 16 and weight.numel() <= 2**18
+    if weight.numel() <= 2**16 and (positions >= 512 or not fills): return "last"
+    return "first" if fills and weight.numel() <= 2**18 else None
 
-def _grouped(taps: _Taps, weight: Tensor, x: Tensor, gs: list[Tensor]) -> Tensor:
+def _side_by_side(x: Tensor, channels: str) -> Tensor:
+    "Images (n, C, …) as one (1, n·C, …), with its channels first or last in memory."
+    if channels == "last": return x.movedim((0, 1), (-2, -1)).flatten(-2)[None].movedim(-1, 1)
+    return x.reshape(1, -1, *x.shape[2:])
+
+def _grouped(taps: _Taps, weight: Tensor, x: Tensor, gs: list[Tensor], channels: str) -> Tensor:
     "The squares of a convolution's weight from its gradients of some samples at a time, each sample a group of channels."
     even = taps.mode == "constant" and taps.border[::2] == taps.border[1::2]
     if not even: x = F.pad(x, taps.border, taps.mode)
@@ -199,18 +206,18 @@ def _grouped(taps: _Taps, weight: Tensor, x: Tensor, gs: list[Tensor]) -> Tensor
     pieces = min(len(x), math.ceil(len(x) * (x[0].numel() + gs[0][0].numel() + weight.numel()) / _budget(x)))
     total, many = torch.zeros_like(weight, memory_format=torch.contiguous_format), weight.new_empty(math.ceil(len(x) / pieces), *weight.shape)  # whose shape is read, not its values
     for part, *slopes in zip(x.chunk(pieces), *(g.chunk(pieces) for g in gs)):
-        image = part.reshape(1, -1, *part.shape[2:])
+        image = _side_by_side(part, channels)
         for g in slopes:
-            _, grads, _ = torch.ops.aten.convolution_backward(g.reshape(1, -1, *g.shape[2:]), image, many[:len(g)].flatten(0, 1), None, taps.stride, padding, taps.dilation,
+            _, grads, _ = torch.ops.aten.convolution_backward(_side_by_side(g, channels), image, many[:len(g)].flatten(0, 1), None, taps.stride, padding, taps.dilation,
                                                               False, [0] * len(padding), len(g) * taps.groups, [False, True, False])
-            total += grads.view(len(g), *weight.shape).square_().sum(0)
+            total += grads.reshape(len(g), *weight.shape).square_().sum(0)
     return total
 
 def _conv(conv: Any, x: Tensor, gs: list[Tensor]) -> Tensor:
     "The weight of a convolution."
     taps, weight = _Taps.of(conv), conv.weight.detach()
-    way = _grouped if _grouping_pays(taps, weight, x, gs[0][0, 0].numel()) else _unrolled
-    return way(taps, weight, x, gs)
+    channels = _grouping(taps, weight, x, gs[0][0, 0].numel())
+    return _grouped(taps, weight, x, gs, channels) if channels else _unrolled(taps, weight, x, gs)
 
 # %% ../nbs/09_squares.ipynb #b2e831a6
 RULES: dict[type[nn.Module], dict[str, Rule]] = {

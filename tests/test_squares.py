@@ -61,10 +61,7 @@ class Over(nn.Module):
 convolutions = st.fixed_dictionaries({
     "dims": st.integers(1, 3), "groups": st.sampled_from([1, 1, 2, 4]), "inside": st.integers(1, 2), "outside": st.integers(1, 3), "kernel": st.integers(1, 3),
     "stride": st.integers(1, 2), "padding": st.sampled_from([0, 1, 2, "same"]), "dilation": st.integers(1, 2), "mode": st.sampled_from(["zeros", "zeros", "reflect", "replicate", "circular"]),
-    "bias": st.booleans(), "size": st.integers(1, 7), "n": st.integers(1, 9), "last": st.booleans(), "as_groups": st.booleans(), "seed": st.integers(0, 99)})
-
-
-def in_float32(taps, weight, x, positions): return x.dtype == torch.float32
+    "bias": st.booleans(), "size": st.integers(1, 7), "n": st.integers(1, 9), "last": st.booleans(), "as_groups": st.sampled_from([None, "first", "last"]), "seed": st.integers(0, 99)})
 
 
 @given(convolutions)
@@ -82,22 +79,23 @@ def test_convolutions_of_any_geometry(c):
         x = torch.randn(c["n"], c["groups"] * c["inside"], *[size + k for k in range(c["dims"])])
         if c["last"] and c["dims"] == 2: x, model = x.contiguous(memory_format=torch.channels_last), model.to(memory_format=torch.channels_last)
         with pytest.MonkeyPatch.context() as patch:
-            if c["as_groups"]: patch.setattr(squares, "_grouping_pays", in_float32)
+            if c["as_groups"]: patch.setattr(squares, "_grouping", lambda taps, weight, x, positions: c["as_groups"] if x.dtype == torch.float32 else None)
             assert set(agree(model, x, 3).values()) == {"rule"}
 
 
-@pytest.mark.parametrize("conv, size, calls", [
-    (nn.Conv2d(16, 16, 3), (6, 6), 1), (nn.Conv2d(32, 48, 3, groups=2), (9, 4), 0), (nn.Conv2d(32, 64, 3, 2, 1, groups=2), (8, 8), 1), (nn.Conv1d(16, 16, 5), (20,), 1),
-    (nn.Conv2d(16, 16, 1), (4, 4), 0), (nn.Conv2d(16, 16, 3), (5, 5), 0), (nn.Conv2d(16, 24, 3), (6, 6), 0), (nn.Conv2d(256, 256, 3), (6, 6), 0)])
-def test_samples_become_groups_where_that_pays(monkeypatch, conv, size, calls):
-    "In single precision on a CPU: enough channels in a group, more than one tap, positions and weights as measured."
-    counted, way = [], squares._grouped
-    monkeypatch.setattr(squares, "_grouped", lambda *given: counted.append(1) or way(*given))
+@pytest.mark.parametrize("conv, size, way", [
+    (nn.Conv2d(16, 16, 3), (6, 6), "first"), (nn.Conv2d(16, 16, 3, padding=1), (16, 32), "last"), (nn.Conv2d(32, 64, 3, 2, 1, groups=2), (8, 8), "first"), (nn.Conv2d(32, 48, 3, groups=2), (9, 6), "last"),
+    (nn.Conv1d(16, 16, 5), (20,), "first"), (nn.Conv3d(3, 16, 2), (4, 4, 4), "last"), (nn.Conv2d(3, 16, 3), (6, 6), "last"),
+    (nn.Conv2d(16, 16, 1), (4, 4), None), (nn.Conv2d(16, 16, 3), (5, 5), None), (nn.Conv2d(256, 256, 3), (6, 6), None), (nn.Conv2d(120, 120, 3), (6, 6), None)])
+def test_samples_become_groups_where_that_pays(monkeypatch, conv, size, way):
+    "In single precision on a CPU, by taps, positions, weights and channels, as measured."
+    taken, grouped = [], squares._grouped
+    monkeypatch.setattr(squares, "_grouped", lambda *given: taken.append(given[-1]) or grouped(*given))
     x = torch.randn(5, conv.in_channels, *size)
     gs = [torch.randn_like(conv(x)) for _ in range(2)]
     found = squares._conv(conv, x, gs)
     wanted = squares._conv(copy.deepcopy(conv).double(), x.double(), [g.double() for g in gs])
-    assert len(counted) == calls and (found - wanted).abs().max() <= 1e-5 * wanted.max()
+    assert taken == ([way] if way else []) and (found - wanted).abs().max() <= 1e-5 * wanted.max()
 
 
 @given(st.sampled_from(["linear", "batch", "group", "layer"]), st.lists(st.integers(1, 4), max_size=3), st.integers(1, 9), st.booleans(), st.integers(0, 99))
