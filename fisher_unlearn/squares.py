@@ -108,17 +108,18 @@ class _Columns:
     entries: int    # of work space for one sample
     slabs: Callable[[Tensor, Tensor], Iterable[Tensor]]  # (inputs, work space) → for each slab (n, G, positions…, taps, depth)
 
-# %% ../nbs/09_squares.ipynb #b85a1de7
+# %% ../nbs/09_squares.ipynb #3844151b
 def _outer_squares(columns: _Columns, x: Tensor, gs: list[Tensor]) -> Tensor:
     "Σᵢ Σ_g (Σ_l g[i, l] u[i, l]ᵀ)² from x (n, …) and each g (n, L, G·rows): (slabs, G, rows, taps·depth)."
     (count, length, taps), groups, budget = columns.inside.shape, columns.groups, _budget(x)
     wide, own = taps * columns.depth, gs[0].shape[2] // groups
     rows = own * len(gs)  # each direction is treated as further rows
     pays = [groups == 1 and _expansion_pays(inside, rows, columns.depth) for inside in columns.inside]
-    lanes = 1 if all(pays) or x.device.type != "cpu" else torch.get_num_threads()
     kept = 0 if all(pays) else groups * rows * wide
     size = min(len(x), max(1, budget // (columns.entries + min(kept, budget // 8))))
-    size -= size % min(size, lanes)  # all threads get as many samples
+    threads = torch.get_num_threads() if x.device.type == "cpu" else 1
+    lanes = threads if threads <= size and kept >= 2**16 else 1
+    size -= size % lanes  # all threads get as many samples
     room, work = (x.new_empty(n) for n in (size * columns.entries, max(size * groups * wide, min(size * kept, budget - size * columns.entries))))
     total = x.new_zeros(lanes, count, groups, rows, wide)
     for part, *slopes in zip(x.split(size), *(g.split(size) for g in gs)):

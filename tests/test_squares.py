@@ -133,6 +133,17 @@ def test_chunks_of_any_size_give_the_same(monkeypatch, entries):
     agree(model, x, 3)
 
 
+@pytest.mark.parametrize("threads, lanes", [(1, 1), (3, 3), (4, 4), (64, 1)])
+def test_each_thread_has_a_lane_if_there_are_samples_for_all(monkeypatch, threads, lanes):
+    "Large weights, 11 samples: whatever the number of threads, and with a last part that doesn't fill the lanes."
+    taken, direct = set(), squares._add_direct
+    monkeypatch.setattr(squares, "_add_direct", lambda total, *given: taken.add(len(total)) or direct(total, *given))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(squares, "_expansion_pays", lambda *_: False)
+    agree(Over(nn.Conv2d(160, 160, 3, padding=1), 160), torch.randn(11, 160, 3, 4), 3)
+    assert max(taken) == lanes  # the head is small and has one
+
+
 @pytest.mark.parametrize("pays", [True, False])
 @pytest.mark.parametrize("shape", [(3, 5, 2, 2), (3, 5, 3, 4)])
 def test_expanded_and_direct_products_are_the_same(monkeypatch, pays, shape):
