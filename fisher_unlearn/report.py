@@ -6,7 +6,7 @@
 __all__ = ['Record', 'METHOD_NAMES', 'DATASET_NAMES', 'NETWORK_NAMES', 'PAPER_NETWORKS', 'CELLS', 'AVERAGE', 'PAPER_SETTINGS',
            'IDENTITY', 'SEEDS', 'PAPER_IMAGES', 'paper_numbers', 'row_label', 'setting_name', 'histories', 'outcomes',
            'summary', 'missing_cells', 'with_average', 'beside', 'printable', 'departures', 'conditions', 'lacking',
-           'Verdict', 'verdict', 'bullets', 'read_kept', 'keep', 'restore']
+           'Verdict', 'verdict', 'bullets', 'keep', 'read_kept', 'restore']
 
 # %% ../nbs/52_report.ipynb #d943b83d
 import importlib.resources, json, os
@@ -375,7 +375,7 @@ def bullets(verdicts: Iterable[Verdict]) -> str:
     "Verdicts as a Markdown list."
     return "\n".join(map(str, verdicts))
 
-# %% ../nbs/52_report.ipynb #13aaeb7c
+# %% ../nbs/52_report.ipynb #54cc9c16
 def _replace(path: Path, write: Callable[[Path], Any]) -> str:
     "Write a file beside its place, then put it there; returns its name."
     part = path.with_name(f"{path.name}.part")
@@ -385,15 +385,6 @@ def _replace(path: Path, write: Callable[[Path], Any]) -> str:
     finally: part.unlink(missing_ok=True)
     return path.name
 
-def read_kept(path: str | Path,   # a parquet file of `keep`
-              ) -> list[Record]:  # equal to those that were kept, in their order
-    "The records behind a table or figure."
-    if not Path(path).exists(): raise FileNotFoundError(f"there is no file {path}.")
-    rows = pd.read_parquet(path).to_dict("records")
-    if any("key" not in row for row in rows): raise ValueError(f"{path} holds no records: name a parquet file that came with a result.")
-    return [{name: text if name == "key" else json.loads(text) for name, text in row.items() if isinstance(text, str)} for row in rows]
-
-# %% ../nbs/52_report.ipynb #21e67f41
 def keep(stem: str,                          # name of the files, without an ending
          folder: str | Path,                 # made if it is not there
          table: pd.DataFrame,                # such as that of `beside`; its index is not kept
@@ -409,7 +400,15 @@ def keep(stem: str,                          # name of the files, without an end
     place = writable_folder(folder)
     return [_replace(place / f"{stem}.{ending}", write) for ending, write in writers.items()]
 
-# %% ../nbs/52_report.ipynb #1709e9e4
+# %% ../nbs/52_report.ipynb #db2993e1
+def read_kept(path: str | Path,   # a parquet file of `keep`
+              ) -> list[Record]:  # equal to those that were kept, in their order
+    "The records behind a table or figure."
+    if not Path(path).exists(): raise FileNotFoundError(f"there is no file {path}.")
+    rows = pd.read_parquet(path).to_dict("records")
+    if any("key" not in row for row in rows): raise ValueError(f"{path} holds no records: name a parquet file that came with a result.")
+    return [{name: text if name == "key" else json.loads(text) for name, text in row.items() if isinstance(text, str)} for row in rows]
+
 def restore(path: str | Path,                # a parquet file of `keep`
             runs: str | Path | None = None,  # folder of runs
             ) -> list[str]:                  # the keys of the records that were put in place
