@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from fisher_unlearn.cli import app
 from fisher_unlearn.grid import NEEDS, cast, complete, label, needed, notebooks, parameters, plan, state, sweep
-from fisher_unlearn.records import profiles, read_record, resolve, run_key, training_key
+from fisher_unlearn.records import profiles, read_record, resolve, run_key, training_key, write_record
 from fisher_unlearn.report import keep, restore
 from fisher_unlearn.run import READOUTS, locked, readout, run
 from fisher_unlearn.train import read_tensors
@@ -211,7 +211,7 @@ def test_every_experiment_is_a_command():
     assert set(notebooks()) >= {"quickstart", "train", "unlearn"} and all(name in text for name in notebooks())
 
 
-def test_restored_records_count_as_done(tmp_path, monkeypatch):
+def test_restored_records_count_as_done(tmp_path):
     "Those of masked models only: what was fine-tuned or retrained has weights that a record can't replace. What is there stays."
     chosen = [*few("mask_classifier", fine_tune_epochs=0), *few("mask_classifier"), *few("retrain", fine_tune_epochs=0)]
     done = complete(chosen, tmp_path / "runs")
@@ -219,6 +219,8 @@ def test_restored_records_count_as_done(tmp_path, monkeypatch):
     (tmp_path / "there" / done[0]["key"]).mkdir(parents=True)
     assert restore(tmp_path / "x.parquet", tmp_path / "there") == [done[0]["key"]] and restore(tmp_path / "x.parquet", tmp_path / "there") == []
     assert complete(chosen, tmp_path / "there", on="none") == [done[0], None, None]
+    other = write_record(tmp_path / "there" / done[0]["key"] / "record.json", done[0] | {"note": "another"})
+    assert restore(tmp_path / "x.parquet", tmp_path / "there") == [] and complete(chosen[:1], tmp_path / "there", on="none") == [other]
     assert command("restore", str(tmp_path / "x.parquet"), "--runs", str(tmp_path / "new")).output.startswith("1 runs of ")
     for bad, message in ((tmp_path / "none", "there is no file"), (tmp_path / "x.csv", "arquet")):
         failed = command("restore", str(bad), "--runs", str(tmp_path / "new"))

@@ -85,7 +85,7 @@ def test_convolutions_of_any_geometry(c):
 
 @pytest.mark.parametrize("conv, size, way", [
     (nn.Conv2d(16, 16, 3), (6, 6), "first"), (nn.Conv2d(16, 16, 3, padding=1), (16, 32), "last"), (nn.Conv2d(32, 64, 3, 2, 1, groups=2), (8, 8), "first"), (nn.Conv2d(32, 48, 3, groups=2), (9, 6), "last"),
-    (nn.Conv1d(16, 16, 5), (20,), "first"), (nn.Conv3d(3, 16, 2), (4, 4, 4), "last"), (nn.Conv2d(3, 16, 3), (6, 6), "last"),
+    (nn.Conv1d(16, 16, 5), (20,), "first"), (nn.Conv3d(3, 16, 2), (4, 4, 4), "last"), (nn.Conv2d(3, 16, 3), (6, 6), "last"), (nn.Conv2d(16, 16, (3, 5), padding=(0, 2)), (8, 6), "first"), (nn.Conv2d(3, 16, (3, 5), padding=(2, 0)), (6, 9), "last"),
     (nn.Conv2d(16, 16, 1), (4, 4), None), (nn.Conv2d(16, 16, 3), (5, 5), None), (nn.Conv2d(256, 256, 3), (6, 6), None), (nn.Conv2d(120, 120, 3), (6, 6), None)])
 def test_samples_become_groups_where_that_pays(monkeypatch, conv, size, way):
     "In single precision on a CPU, by taps, positions, weights and channels, as measured."

@@ -1,0 +1,54 @@
+"""Which way to the squares of a convolution's weight is cheapest: unrolled windows, or samples as groups with the channels first or last in memory?
+
+The three take turns on one part of a batch, for each shape of convolution in a network with more than one tap. Prints a Markdown table and writes one CSV a
+network, with the way that the engine takes. `make bench WHAT=convolutions`, or `python benchmarks/convolutions.py --help`.
+"""
+import argparse
+from collections.abc import Callable
+
+import pandas as pd
+import torch
+from timing import arguments, in_turn, keep
+from torch import nn
+
+from fisher_unlearn.models import build_model
+from fisher_unlearn.squares import _grouped, _grouping, _Taps, _unrolled
+
+
+def shapes(network: str) -> dict[tuple, tuple[nn.Conv2d, torch.Size]]:
+    "One convolution of each shape that a network has, and the shape of its input."
+    found: dict[tuple, tuple[nn.Conv2d, torch.Size]] = {}
+
+    def look(conv, args, out) -> None: found.setdefault((conv.weight.shape, conv.stride, args[0].shape[1:]), (conv, args[0].shape[1:]))
+    model = build_model(network, 10, 3, seed=0).eval()
+    for m in model.modules():
+        if isinstance(m, nn.Conv2d) and m.weight[0, 0].numel() > 1: m.register_forward_hook(look)
+    with torch.no_grad(): model(torch.zeros(1, 3, 32, 32))
+    return found
+
+
+def measure(conv: nn.Conv2d, size: torch.Size, args: argparse.Namespace) -> dict[str, object]:
+    "Milliseconds of each way, and which one the engine takes."
+    last = {"memory_format": torch.channels_last, "device": args.device}
+    with torch.no_grad():
+        x = torch.randn(args.batch, *size).to(**last)
+        g = torch.randn_like(conv.to(args.device)(x)).to(**last)
+        taps, weight = _Taps.of(conv), conv.weight.detach()
+        ways: dict[str, Callable[[], object]] = {"unrolled": lambda: _unrolled(taps, weight, x, [g])}
+        ways |= {way: lambda way=way: _grouped(taps, weight, x, [g], way) for way in ("first", "last")}
+        times = pd.DataFrame(in_turn(ways, args.repeats, args.device)).median() * 1e3
+    taken = _grouping(taps, weight, x, g[0, 0].numel()) or "unrolled"
+    return {"weight": "×".join(map(str, weight.shape)), "stride": conv.stride[0], "image": "×".join(map(str, size[1:])), **times.round(3), "taken": taken}
+
+
+def main() -> None:
+    parser = arguments(__doc__, ["resnet20", "vgg16", "densenet", "googlenet"], 7)
+    parser.set_defaults(batch=64)  # what the engine treats at once
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    for network in args.networks:
+        table = pd.DataFrame([measure(conv, size, args) for conv, size in shapes(network).values()])
+        keep(table, args.out / f"convolutions_{network}_{args.device}.csv", args.device, args.threads)
+
+
+if __name__ == "__main__": main()
