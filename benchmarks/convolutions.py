@@ -5,14 +5,16 @@ network, with the way that the engine takes. `make bench WHAT=convolutions`, or 
 """
 import argparse
 from collections.abc import Callable
+from functools import partial
 
 import pandas as pd
 import torch
-from timing import arguments, in_turn, keep
+from timing import arguments, in_turn, keep, seconds
 from torch import nn
 
 from fisher_unlearn.models import build_model
 from fisher_unlearn.squares import _grouped, _grouping, _Taps, _unrolled
+from fisher_unlearn.train import keep_freed_memory
 
 
 def shapes(network: str) -> dict[tuple, tuple[nn.Conv2d, torch.Size]]:
@@ -36,7 +38,7 @@ def measure(conv: nn.Conv2d, size: torch.Size, args: argparse.Namespace) -> dict
         taps, weight = _Taps.of(conv), conv.weight.detach()
         ways: dict[str, Callable[[], object]] = {"unrolled": lambda: _unrolled(taps, weight, x, [g])}
         ways |= {way: lambda way=way: _grouped(taps, weight, x, [g], way) for way in ("first", "last")}
-        times = pd.DataFrame(in_turn(ways, args.repeats, args.device)).median() * 1e3
+        times = pd.DataFrame(in_turn({name: partial(seconds, way, args.device) for name, way in ways.items()}, args.repeats)).median() * 1e3
     taken = _grouping(taps, weight, x, g[0, 0].numel()) or "unrolled"
     return {"weight": "×".join(map(str, weight.shape)), "stride": conv.stride[0], "image": "×".join(map(str, size[1:])), **times.round(3), "taken": taken}
 
@@ -46,6 +48,7 @@ def main() -> None:
     parser.set_defaults(batch=64)  # what the engine treats at once
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    keep_freed_memory()
     for network in args.networks:
         table = pd.DataFrame([measure(conv, size, args) for conv, size in shapes(network).values()])
         keep(table, args.out / f"convolutions_{network}_{args.device}.csv", args.device, args.threads)

@@ -1,7 +1,7 @@
 """What exact per-sample squares cost, as multiples of the plain forward and backward pass of the same batch.
 
-All ways take turns in one run, and medians are compared; each way's peak memory is that of a process of its own, above what the process has
-before its first step. Prints a Markdown table and writes one CSV a network. `make bench`, or `python benchmarks/fisher.py --help`.
+All ways take turns in one run, each in a process of its own that keeps the memory it frees, and medians are compared; the peak memory of each is measured
+in another process, above what that has before its first step. Prints a Markdown table and writes one CSV a network. `make bench`, or `python benchmarks/fisher.py --help`.
 """
 import argparse
 import copy
@@ -13,7 +13,7 @@ from collections.abc import Callable
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from timing import arguments, peak_elsewhere, peak_of, seconds
+from timing import arguments, peak_elsewhere, peak_of, processes
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
@@ -21,6 +21,7 @@ from fisher_unlearn.fisher import _add
 from fisher_unlearn.models import build_model
 from fisher_unlearn.records import provenance
 from fisher_unlearn.squares import GradientSquares, scoring
+from fisher_unlearn.train import keep_freed_memory
 
 CLASSES = 10
 PLAIN, TRUE, EXPECTED = "forward and backward", "diag_fisher, true labels", "diag_fisher, expected, a class"
@@ -28,8 +29,8 @@ RIVALS = ("BackPACK", "torch.func", "one sample at a time")
 warnings.filterwarnings("ignore", category=UserWarning)
 
 
-def ways(network: str, batch: int, device: str) -> dict[str, Callable[[], object]]:
-    "One step of each way, on the same weights and images, in evaluation mode and channels-last."
+def step_of(network: str, batch: int, device: str, way: str) -> Callable[[], object]:
+    "One step of a way, on the same weights and images as the others, in evaluation mode and channels-last."
     generator = torch.Generator().manual_seed(0)
     model = build_model(network, CLASSES, 3, seed=0).eval().to(device, memory_format=torch.channels_last)
     x = torch.randn(batch, 3, 32, 32, generator=generator).to(device).contiguous(memory_format=torch.channels_last)
@@ -56,7 +57,7 @@ def ways(network: str, batch: int, device: str) -> dict[str, Callable[[], object
             slopes = torch.autograd.grad(F.cross_entropy(model(x[i:i + 1]), y[i:i + 1]), list(model.parameters()))
             for t, g in zip(total, slopes): t.addcmul_(g, g)
 
-    return {PLAIN: plain, TRUE: lambda: ours("true"), EXPECTED: lambda: ours("expected"), **dict(zip(RIVALS, (backpack_step(model, x, y), func, loop)))}
+    return {PLAIN: plain, TRUE: lambda: ours("true"), EXPECTED: lambda: ours("expected"), **dict(zip(RIVALS, (backpack_step(model, x, y), func, loop)))}[way]
 
 
 def backpack_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Callable[[], object]:
@@ -79,7 +80,8 @@ def backpack_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Callabl
 def peak(network: str, way: str, batch: int, device: str, threads: int) -> float:
     "MB that two steps need above what a fresh process has before them."
     torch.set_num_threads(threads)
-    step = ways(network, batch, device)[way]
+    keep_freed_memory()
+    step = step_of(network, batch, device, way)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -90,15 +92,15 @@ def peak(network: str, way: str, batch: int, device: str, threads: int) -> float
 
 def measure(network: str, args: argparse.Namespace) -> pd.DataFrame:
     "Rounds in which every way takes its turn; slow ones leave after as many as they are given."
-    steps, times, failed = ways(network, args.batch, args.device), {}, {}
-    for name in [n for n in steps if n in (PLAIN, *args.ways)]:
-        try: seconds(steps[name], args.device)  # warm-up
-        except Exception as error: failed[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
-        else: times[name] = []
-    for k in range(args.repeats):
-        for name, spent in times.items():
-            if name in (PLAIN, TRUE) or k < args.slow_repeats: spent.append(seconds(steps[name], args.device))
-    for name, why in failed.items(): print(f"{network}: {name} failed ({why})")
+    times: dict[str, list[float]] = {}
+    with processes(step_of, (network, args.batch, args.device), [PLAIN, *args.ways], args.device, args.threads) as clocks:
+        for name, clock in clocks.items():
+            try: clock()  # warm-up
+            except RuntimeError as failed: print(f"{network}: {name} failed ({failed})")
+            else: times[name] = []
+        for k in range(args.repeats):
+            for name, spent in times.items():
+                if name in (PLAIN, TRUE) or k < args.slow_repeats: spent.append(clocks[name]())
     return pd.DataFrame([row(network, name, times, args) for name in times])
 
 
@@ -120,7 +122,6 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=[TRUE, EXPECTED, *RIVALS], choices=[TRUE, EXPECTED, *RIVALS], metavar="WAY")
     args = parser.parse_args()
     if args.peak: return print(peak(*json.loads(args.peak)))
-    torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     for network in args.networks:
         table = measure(network, args)

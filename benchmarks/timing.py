@@ -1,17 +1,22 @@
 "What the benchmarks share: a clock, the memory of this process, and tables."
 import argparse
 import json
+import multiprocessing
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pandas as pd
 import torch
 
 from fisher_unlearn.records import provenance
+from fisher_unlearn.train import keep_freed_memory
 
 ABOUT = ["device", "threads", "torch", "python", "commit", "clean"]
 
@@ -36,12 +41,51 @@ def seconds(step: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
-def in_turn(steps: dict[str, Callable[[], object]], repeats: int, device: str) -> dict[str, list[float]]:
-    "Seconds of each step in rounds in which every one takes its turn, after one round that isn't counted."
-    times: dict[str, list[float]] = {name: [] for name in steps}
+@contextmanager
+def processes(build: Callable[..., Callable[[], object]], asked: tuple, ways: Sequence[str], device: str, threads: int, as_they_are: Sequence[str] = ()) -> Iterator[dict[str, Callable[[], float]]]:
+    """A clock for each way: it runs the step `build(*asked, way)` once, in a process of that way's own, and returns its seconds.
+
+    So no way uses memory that another one left, and all keep what they free as our runs do, except those that shall be `as_they_are`. What a step
+    raises, its clock raises as a `RuntimeError`."""
+    context, running = multiprocessing.get_context("spawn"), {}
+    try:
+        for way in ways:
+            here, there = context.Pipe()
+            process = context.Process(target=_answer, args=(there, build, (*asked, way), device, threads, way not in as_they_are))
+            process.start()
+            running[way] = process, here
+        yield {way: partial(_ask, here) for way, (_, here) in running.items()}
+    finally:
+        for process, here in running.values():
+            here.close()
+            process.join()
+
+
+def _answer(pipe: Connection, build: Callable[..., Callable[[], object]], asked: tuple, device: str, threads: int, kept: bool) -> None:
+    "The process of one way: a time, or a sentence, for each question."
+    torch.set_num_threads(threads)
+    if kept: keep_freed_memory()
+    step = None
+    with suppress(EOFError):  # nobody asks any more
+        while pipe.recv():
+            try:
+                step = step or build(*asked)
+                pipe.send(seconds(step, device))
+            except Exception as error: pipe.send(f"{type(error).__name__}: {' '.join(str(error).split())[:80]}")
+
+
+def _ask(pipe: Connection) -> float:
+    pipe.send(True)
+    if isinstance(said := pipe.recv(), str): raise RuntimeError(said)
+    return said
+
+
+def in_turn(clocks: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    "Seconds of each way in rounds in which every one takes its turn, after one round that isn't counted."
+    times: dict[str, list[float]] = {name: [] for name in clocks}
     for k in range(repeats + 1):
-        for name, step in steps.items():
-            spent = seconds(step, device)
+        for name, clock in clocks.items():
+            spent = clock()
             if k: times[name].append(spent)
     return times
 

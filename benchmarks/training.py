@@ -1,17 +1,17 @@
 """What our loops cost beside bare ones: an epoch of training, evaluation, and the scores that are read from activations.
 
-All ways take turns in one run, on made images of CIFAR's shape, and medians are compared. The bare epoch is forward, backward and step on batches that are prepared beforehand; the loop that one would write
-first reads images one by one through torchvision's transforms and a DataLoader with two workers, in the default layout. Prints Markdown tables and writes
-CSV files. `make bench`, or `python benchmarks/training.py --help`."""
+All ways take turns in one run, each in a process of its own, on made images of CIFAR's shape, and medians are compared. The bare epoch is forward, backward and
+step on batches that are prepared beforehand; the loop that one would write first reads images one by one through torchvision's transforms and a DataLoader with
+two workers, in the default layout. It gives freed memory back, as processes do, and so does a second bare epoch. Prints Markdown tables and writes CSV files. `make bench`, or `python benchmarks/training.py --help`."""
+import argparse
 import json
 from collections.abc import Callable
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from timing import arguments, in_turn, keep, peak_elsewhere, peak_of, ratios
+from timing import arguments, in_turn, keep, peak_elsewhere, peak_of, processes, ratios
 from PIL import Image
-from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from tqdm import tqdm
@@ -21,10 +21,12 @@ from fisher_unlearn.data import Samples
 from fisher_unlearn.metrics import accuracy
 from fisher_unlearn.models import build_model
 from fisher_unlearn.tfidf import tfidf_scores
-from fisher_unlearn.train import TrainSettings, train_epoch
+from fisher_unlearn.train import TrainSettings, keep_freed_memory, train_epoch
 
 CLASSES, MEAN, STD = 10, (.49, .48, .45), (.25, .24, .26)
-BARE, OURS, FIRST = "bare loop", "train_epoch", "torchvision and DataLoader"
+BARE, OURS = "bare loop", "train_epoch"
+GIVEN_BACK, FIRST = AS_THEY_ARE = "bare loop, freed memory given back", "torchvision and DataLoader"
+FORWARD, READINGS = "bare forward pass", {"evaluation": "accuracy", "activations": "activation_scores", "tf-idf": "tfidf_scores"}
 
 
 def images(n: int) -> Samples:
@@ -44,65 +46,58 @@ class OneByOne(Dataset):
     def __getitem__(self, i): return self.transform(Image.fromarray(self.pixels[i])), self.labels[i]
 
 
-def optimiser(model: nn.Module) -> torch.optim.Optimizer: return torch.optim.SGD(model.parameters(), .01, momentum=.9, weight_decay=1e-4)
-
-
-def epochs(network: str, steps: int, batch: int, device: str) -> dict[str, Callable[[], object]]:
-    "One epoch of each way, each with a model and an optimiser of its own."
+def epoch(network: str, steps: int, batch: int, device: str, way: str) -> Callable[[], object]:
+    "One epoch of a way, with a model and an optimiser of its own."
     samples, settings = images(steps * batch), TrainSettings(batch_size=batch)
-    fresh = lambda layout: build_model(network, CLASSES, 3, seed=0).to(device, memory_format=layout).train()
-    last, plain = torch.channels_last, torch.contiguous_format
+    layout = torch.contiguous_format if way == FIRST else torch.channels_last
+    model = build_model(network, CLASSES, 3, seed=0).to(device, memory_format=layout).train()
+    optimizer = torch.optim.SGD(model.parameters(), .01, momentum=.9, weight_decay=1e-4)
+    batches = samples.batches(batch, device)
+    if way == OURS: return lambda: train_epoch(model, batches, optimizer, settings, 0, steps, CLASSES, tqdm(disable=True))
+    given = DataLoader(OneByOne(samples), batch, shuffle=True, num_workers=2) if way == FIRST else [(x.contiguous(memory_format=layout), y) for x, y in batches]
 
-    def train(model: nn.Module, optimizer: torch.optim.Optimizer, batches) -> None:
-        for x, y in batches:
+    def train() -> None:
+        for x, y in given:
             loss = F.cross_entropy(model(x.to(device)), y.to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-
-    def bare() -> Callable[[], object]:
-        model = fresh(last)
-        optimizer, prepared = optimiser(model), [(x.contiguous(memory_format=last), y) for x, y in samples.batches(batch, device)]
-        return lambda: train(model, optimizer, prepared)
-
-    def ours() -> Callable[[], object]:
-        model = fresh(last)
-        optimizer, batches = optimiser(model), samples.batches(batch, device)
-        return lambda: train_epoch(model, batches, optimizer, settings, 0, steps, CLASSES, tqdm(disable=True))
-
-    def first() -> Callable[[], object]:
-        model = fresh(plain)
-        optimizer, loader = optimiser(model), DataLoader(OneByOne(samples), batch, shuffle=True, num_workers=2)
-        return lambda: train(model, optimizer, loader)
-
-    return {BARE: bare(), OURS: ours(), FIRST: first()}
+    return train
 
 
-def readings(network: str, n: int, device: str) -> dict[str, dict[str, Callable[[], object]]]:
-    "Passes over images in evaluation mode, each beside a bare forward pass of the same images."
+def reading(network: str, n: int, device: str, what: str, way: str) -> Callable[[], object]:
+    "A pass over images in evaluation mode: ours, or a bare forward pass of the same images."
     samples = images(n)
     model = build_model(network, CLASSES, 3, seed=0).to(device, memory_format=torch.channels_last).eval()
-    test, train = samples.batches(500, device), samples.batches(128, device)
-    forget, remain = (samples[index].batches(128, device) for index in (torch.arange(n // 10), torch.arange(n // 10, n)))
+    parts = {"evaluation": [samples.batches(500, device)], "tf-idf": [samples.batches(128, device)],
+             "activations": [samples[index].batches(128, device) for index in (torch.arange(n // 10), torch.arange(n // 10, n))]}[what]
+    if way == READINGS[what]: return {"evaluation": lambda: accuracy(model, *parts), "tf-idf": lambda: tfidf_scores(model, *parts, [0], batches=0), "activations": lambda: activation_scores(model, *parts)}[what]
+    prepared = [x.contiguous(memory_format=torch.channels_last) for batches in parts for x, _ in batches]
 
-    def forward(*sets) -> Callable[[], object]:
-        prepared = [x.contiguous(memory_format=torch.channels_last) for batches in sets for x, _ in batches]
-
-        @torch.inference_mode()
-        def step() -> None:
-            for x in prepared: model(x)
-        return step
-
-    return {"evaluation": {"bare forward pass": forward(test), "accuracy": lambda: accuracy(model, test)},
-            "activations": {"bare forward pass": forward(forget, remain), "activation_scores": lambda: activation_scores(model, forget, remain)},
-            "tf-idf": {"bare forward pass": forward(train), "tfidf_scores": lambda: tfidf_scores(model, train, [0], batches=0)}}
+    @torch.inference_mode()
+    def forward() -> None:
+        for x in prepared: model(x)
+    return forward
 
 
 def peak(network: str, way: str, steps: int, batch: int, device: str, threads: int) -> float:
     "MB that an epoch needs above what a fresh process has before anything of it is made."
     torch.set_num_threads(threads)
-    epochs(network, 1, 2, device)[way]()  # libraries take what they keep
-    return peak_of(lambda: epochs(network, steps, batch, device)[way]())
+    keep_freed_memory()
+    epoch(network, 1, 2, device, way)()  # libraries take what they keep
+    return peak_of(lambda: epoch(network, steps, batch, device, way)())
+
+
+def measure(network: str, args: argparse.Namespace) -> pd.DataFrame:
+    "Rows of medians and ratios: training, then each reading."
+    with processes(epoch, (network, args.steps, args.batch, args.device), (BARE, OURS, *AS_THEY_ARE), args.device, args.threads, AS_THEY_ARE) as clocks:
+        rows = [{"what": "training", "images": args.steps * args.batch, **row} for row in ratios(in_turn(clocks, args.repeats), BARE)]
+    for what, ours in READINGS.items():
+        with processes(reading, (network, args.images, args.device, what), (FORWARD, ours), args.device, args.threads) as clocks:
+            rows += [{"what": what, "images": args.images, **row} for row in ratios(in_turn(clocks, args.repeats), FORWARD)]
+    if args.device == "cpu":
+        for row in rows[:2]: row["peak_mb"] = round(peak_elsewhere(__file__, network, row["way"], args.steps, args.batch, args.device, args.threads))
+    return pd.DataFrame(rows)
 
 
 def main() -> None:
@@ -111,14 +106,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000, help="to evaluate and to score")
     args = parser.parse_args()
     if args.peak: return print(peak(*json.loads(args.peak)))
-    torch.set_num_threads(args.threads)
-    for network in args.networks:
-        rows = [{"what": "training", "images": args.steps * args.batch, **row} for row in ratios(in_turn(epochs(network, args.steps, args.batch, args.device), args.repeats, args.device), BARE)]
-        for what, steps in readings(network, args.images, args.device).items():
-            rows += [{"what": what, "images": args.images, **row} for row in ratios(in_turn(steps, args.repeats, args.device), next(iter(steps)))]
-        if args.device == "cpu":
-            for row in rows[:2]: row["peak_mb"] = round(peak_elsewhere(__file__, network, row["way"], args.steps, args.batch, args.device, args.threads))
-        keep(pd.DataFrame(rows), args.out / f"training_{network}_{args.device}.csv", args.device, args.threads)
+    for network in args.networks: keep(measure(network, args), args.out / f"training_{network}_{args.device}.csv", args.device, args.threads)
 
 
 if __name__ == "__main__": main()

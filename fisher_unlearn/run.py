@@ -6,7 +6,7 @@
 __all__ = ['READOUTS', 'images_of', 'request_of', 'model_of', 'repeatable', 'locked', 'peak_memory', 'keep', 'tidy',
            'train_original', 'KeptScores', 'run', 'write_failure', 'readout']
 
-# %% ../nbs/50a_run.ipynb #c1f85828
+# %% ../nbs/50a_run.ipynb #ba5cf420
 import fcntl, math, os, resource, shutil, time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ from .models import build_model, find_classifier, min_size
 from .readouts import Scope, agreement, relearn_time
 from .records import OptionSettings, RunSettings, provenance, read_record, run_key, runs_root, training_key, training_settings, write_record
 from .schedule import Schedule
-from .train import Progress, TrainSettings, load_weights, read_tensors, save_tensors, save_weights, train_model
+from .train import Progress, TrainSettings, keep_freed_memory, load_weights, read_tensors, save_tensors, save_weights, train_model
 from .unlearn import Scores, Unlearned, unlearn
 
 # %% ../nbs/50a_run.ipynb #e3f248b6
@@ -151,9 +151,10 @@ def train_original(settings: RunSettings, images: ImageData, runs: str | Path | 
     load_weights(model, folder / "weights.safetensors")
     return model, record
 
-# %% ../nbs/50a_run.ipynb #c3e96df2
+# %% ../nbs/50a_run.ipynb #5bc73b0c
 def _trained(settings: RunSettings, images: ImageData, folder: Path, progress: Progress) -> dict[str, Any]:
     "Train w* and keep its weights; returns its record."
+    keep_freed_memory()
     model, test = model_of(settings, images), {"test": images.test.batches(500, settings.device)}
     with repeatable(settings.threads), peak_memory(settings.device) as memory:
         history = train_model(model, request_of(settings, images).train, replace(settings.train, seed=settings.seed), test, folder / "progress.safetensors", progress)
@@ -206,7 +207,7 @@ def _scores_of(settings: RunSettings, request: ForgetRequest, model: nn.Module, 
     weights = digest(*(value.cpu() for value in model.state_dict().values()))
     return KeptScores(runs_root(runs) / f"train-{training_key(settings)}" / "fisher" / f"{request.digest[:12]}-{weights[:12]}", settings.device)
 
-# %% ../nbs/50a_run.ipynb #41532b7f
+# %% ../nbs/50a_run.ipynb #52b7c8dd
 def run(settings: RunSettings,
         runs: str | Path | None = None,  # folder of runs; None: `$FISHER_UNLEARN_RUNS`, else `runs`
         root: str | Path | None = None,  # folder of data sets, as in `load_images`
@@ -214,6 +215,7 @@ def run(settings: RunSettings,
         wait: bool = True,               # for another process that does this run; False: `BlockingIOError` if there is one
         ) -> dict[str, Any]:             # the record
     "Do one run, or read its record if it is done or was kept. Raises what its parts raise, and keeps the sentence in `failure.json`."
+    keep_freed_memory()
     folder = writable_folder(runs_root(runs) / run_key(settings))
     with locked(folder, wait):
         record = read_record(folder / "record.json")

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Progress', 'TrainSettings', 'epoch_seed', 'epoch_batches', 'train_epoch', 'save_tensors', 'read_tensors',
-           'save_weights', 'load_weights', 'train_model', 'shows_bar']
+           'save_weights', 'load_weights', 'train_model', 'shows_bar', 'keep_freed_memory']
 
-# %% ../nbs/05_train.ipynb #852378d1
-import json, math, os, sys, time
+# %% ../nbs/05_train.ipynb #04e76b88
+import ctypes, json, math, os, platform, sys, time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -306,3 +306,12 @@ def _report(progress: Progress, bar: tqdm, row: dict[str, Any], epochs: int) -> 
     if not bar.disable: bar.set_postfix(epoch=row["epoch"], loss=f"{row['train_loss']:.4f}", **accs)
     elif progress in ("auto", "lines"):
         print(f"epoch {row['epoch']}/{epochs}", f"lr {row['lr']:g}", f"loss {row['train_loss']:.4f}", *(f"{k} {v}" for k, v in accs.items()), f"{row['seconds']:.1f} s", sep="  ", flush=True)
+
+# %% ../nbs/05_train.ipynb #3dff5737
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # options of mallopt(3)
+
+def keep_freed_memory() -> bool:  # False where the C library isn't glibc, and nothing was changed
+    "Let this process keep the memory that it frees, until it ends, rather than give it back to the operating system and take it anew."
+    if platform.libc_ver()[0] != "glibc": return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return all([mallopt(_M_MMAP_MAX, 0), mallopt(_M_TRIM_THRESHOLD, -1)])
