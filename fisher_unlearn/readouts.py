@@ -153,7 +153,7 @@ def _laid_out(model: nn.Module, settings: TrainSettings) -> nn.Module:
         if p.dim() == 4: p.data = p.data.to(memory_format=layout)
     return model
 
-# %% ../nbs/31_readouts.ipynb #145cf290
+# %% ../nbs/31_readouts.ipynb #75a9f1c3
 def relearn_time(model: nn.Module,      # what forgot; it is not changed
                  original: nn.Module,   # w*, whose loss must be reached
                  train: Loader,         # the whole training set D, normalised (inputs, labels), readable again and again
@@ -164,7 +164,7 @@ def relearn_time(model: nn.Module,      # what forgot; it is not changed
                  classifier: str | None = None, # the name of the classifier, where it can't be found
                  progress: Progress = "auto",   # as in `train_model`
                  ) -> Relearned:
-    """Epochs of training on D until the mean loss on the forget set is that of w* again (paper, Figure 2; the details are its authors' code's).
+    """Epochs of training on D until the mean loss on the forget set is that of w* again (paper, Figure 2; the details are its authors' code's). Its steps are computed in float32 and not compiled, however w* was trained.
 
     Under "classifier", `train` is read only once. Raises `ValueError` or `TypeError` in one sentence before any training for what doesn't
     fit, and `FloatingPointError` if the loss stops being a number."""

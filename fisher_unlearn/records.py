@@ -7,9 +7,9 @@ __all__ = ['ASKED', 'RECIPE', 'PARAMETERS', 'RequestSettings', 'OptionSettings',
            'training_key', 'unusual_options', 'run_key', 'profiles', 'resolve', 'provenance', 'runs_root',
            'write_record', 'read_record']
 
-# %% ../nbs/50_records.ipynb #8ca2c704
+# %% ../nbs/50_records.ipynb #a818aa1b
 import hashlib, importlib.resources, json, os, platform, subprocess
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -154,7 +154,7 @@ def _unlimited(settings: RunSettings) -> str | None:
     if settings.method == "fisher_noise": return "`fisher_noise` can't be calculated without remain data: let `remain_limit` be 1 or more."
     return "there is nothing to fine-tune on without remain data: let `fine_tune_epochs` be 0." if settings.fine_tune_epochs else None
 
-# %% ../nbs/50_records.ipynb #4b673990
+# %% ../nbs/50_records.ipynb #9d211b02
 RECIPE = 1
 
 def _hash(values: dict[str, Any]) -> str:
@@ -173,7 +173,7 @@ def _training_values(settings: RunSettings) -> dict[str, Any]:
     "What can change w*, as its key has it."
     changed: dict[str, Any] = {"data": settings.asked} if settings.request in _OF_DATA else {}
     if settings.held_out is not None: changed["held_out"] = settings.held_out
-    return {n: getattr(settings, n) for n in _OF_TRAINING} | {"train": asdict(replace(settings.train, seed=settings.seed)), "recipe": RECIPE} | changed
+    return {n: getattr(settings, n) for n in _OF_TRAINING} | {"train": replace(settings.train, seed=settings.seed).values, "recipe": RECIPE} | changed
 
 def training_key(settings: RunSettings) -> str:
     "The key of the training of w*, shared by all methods, and by all requests that leave the training set as it is."

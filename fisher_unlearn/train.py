@@ -6,14 +6,14 @@
 __all__ = ['Progress', 'TrainSettings', 'epoch_seed', 'epoch_batches', 'train_epoch', 'save_tensors', 'read_tensors',
            'save_weights', 'load_weights', 'train_model', 'shows_bar', 'keep_freed_memory']
 
-# %% ../nbs/05_train.ipynb #04e76b88
+# %% ../nbs/05_train.ipynb #16361c62
 import ctypes, json, math, os, platform, sys, time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -28,8 +28,9 @@ from .data import Batches, Samples, digest, writable_folder
 from .metrics import Loader, accuracy, evaluate
 from .models import check_batches, check_labels, device_of
 from .schedule import Schedule, replay
+from .step import Compile, Forward, Precision, Way, allowed_ways, choose_way, forward_in
 
-# %% ../nbs/05_train.ipynb #1a4e9a44
+# %% ../nbs/05_train.ipynb #d160a9f3
 @dataclass(frozen=True)
 class TrainSettings:
     "All that can change what a training run ends with."
@@ -42,6 +43,8 @@ class TrainSettings:
     select: Literal["best", "last", "validation"] = "best"  # whose weights to end with
     holdout: float = 0.1        # share of the training set held out if `select` is "validation"
     layout: Literal["channels_last", "contiguous"] = "channels_last"  # of weights and activations in memory
+    compile: Compile = False    # True: steps are compiled; "auto": if a trial finds that this pays
+    precision: Precision = "float32"  # of products and convolutions; "bfloat16" (autocast), or "auto": the faster one of both
     seed: int = 666             # of the order of images, and of any randomness in the network
 
     def __post_init__(self):
@@ -49,6 +52,8 @@ class TrainSettings:
                  ("momentum", 0 <= self.momentum < 1, "in [0, 1)"), ("weight_decay", self.weight_decay >= 0, "0 or more"),
                  ("select", self.select in ("best", "last", "validation"), '"best", "last" or "validation"'),
                  ("layout", self.layout in ("channels_last", "contiguous"), '"channels_last" or "contiguous"'),
+                 ("compile", self.compile in (True, False, "auto"), 'True, False or "auto"'),
+                 ("precision", self.precision in get_args(Precision), '"float32", "bfloat16" or "auto"'),
                  ("holdout", 0 < self.holdout < 1, "in (0, 1)"), ("seed", self.seed >= 0, "0 or more")]
         for name, good, rule in rules:
             if not good: raise ValueError(f"`{name}` of the training settings is {getattr(self, name)!r}: it must be {rule}.")
@@ -57,6 +62,12 @@ class TrainSettings:
     def length(self) -> int:
         "Epochs to run."
         return self.epochs or self.schedule.length
+
+    @property
+    def values(self) -> dict[str, Any]:
+        "The settings by name, for keys: `compile` and `precision` only where they aren't the defaults."
+        plain = {"compile": False, "precision": "float32"}
+        return {n: v for n, v in asdict(self).items() if n not in plain or v != plain[n]}
 
     def replayed(self, epochs: int = 5) -> "TrainSettings":
         "The settings of fine-tuning: the schedule replayed in `epochs` epochs, ending with the last one."
@@ -76,7 +87,7 @@ def epoch_batches(batches: Loader, generator: torch.Generator, classes: int) -> 
         if labels.device.type == "cpu": check_labels(labels, classes, "samples")
         yield inputs, labels
 
-# %% ../nbs/05_train.ipynb #3bbc2f37
+# %% ../nbs/05_train.ipynb #0ef36456
 _LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 def train_epoch(model: nn.Module,       # trained in place
@@ -87,17 +98,19 @@ def train_epoch(model: nn.Module,       # trained in place
                 steps: int,             # batches in an epoch
                 classes: int,           # of the model
                 bar: tqdm,              # told of each step
+                forward: Forward | None = None,  # of the model, as `forward_in` makes it; None: the model itself
                 ) -> float:             # the mean loss over the epoch's images
     "Train for one epoch; `ValueError` for labels that the model has no class for."
     device, seed = device_of(model), epoch_seed(settings.seed, epoch)
     total, seen = torch.zeros((), device=device), 0
+    forward = forward or model
     model.train()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for step, (inputs, labels) in enumerate(epoch_batches(batches, torch.Generator().manual_seed(seed), classes), start=epoch * steps):
             inputs, labels = _laid_out(inputs.to(device), settings.layout), labels.to(device)
             for group in optimizer.param_groups: group["lr"] = settings.schedule.rate(step, steps)
-            loss = F.cross_entropy(model(inputs), labels)
+            loss = F.cross_entropy(forward(inputs), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -158,7 +171,7 @@ def _check_state(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Pa
     odd = next(k for k in (*wants, *has) if wants.get(k) != has.get(k))
     raise ValueError(f"{path} is of another network: `{odd}` is {has.get(odd, 'missing')} there and {wants.get(odd, 'missing')} in this model.")
 
-# %% ../nbs/05_train.ipynb #2b9d21a7
+# %% ../nbs/05_train.ipynb #39c8e646
 @dataclass
 class _State:
     "The state of a training run between two epochs."
@@ -167,12 +180,13 @@ class _State:
     fingerprint: str                # the settings and the data that the state belongs to
     best: dict[str, Tensor]         # weights of the best epoch so far
     rows: list[dict[str, Any]]      # the history so far
+    way: Way | None = None          # of a step, once it is chosen
 
     def save(self, path: Path) -> None:
         momentum = {n: self.optimizer.state[p]["momentum_buffer"] for n, p in self.model.named_parameters() if self.optimizer.state[p].get("momentum_buffer") is not None}
         groups = {"model": self.model.state_dict(), "momentum": momentum, "best": self.best}
         save_tensors(path, {f"{group}:{name}": t for group, tensors in groups.items() for name, t in tensors.items()},
-                     fingerprint=self.fingerprint, rows=json.dumps(self.rows))
+                     fingerprint=self.fingerprint, rows=json.dumps(self.rows), way=json.dumps(asdict(self.way)))
 
     def load(self, path: Path) -> None:
         tensors, meta = read_tensors(path)
@@ -184,9 +198,9 @@ class _State:
         momentum = part("momentum")
         for name, p in self.model.named_parameters():
             if name in momentum: self.optimizer.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(momentum[name])
-        self.best, self.rows = part("best"), json.loads(meta["rows"])
+        self.best, self.rows, self.way = part("best"), json.loads(meta["rows"]), Way(**json.loads(meta["way"]))
 
-# %% ../nbs/05_train.ipynb #71316071
+# %% ../nbs/05_train.ipynb #25e3f213
 Progress = Literal["auto", "bar", "lines", "none"]
 
 def train_model(model: nn.Module,              # trained in place, on the device where it is
@@ -197,7 +211,7 @@ def train_model(model: nn.Module,              # trained in place, on the device
                 progress: Progress = "auto",                  # "bar", "lines" (one an epoch), "none", or "auto": a bar on a terminal, else lines
                 zeros: Mapping[str, Tensor] | None = None,    # {parameter name: bool tensor of its shape}: entries that are zero and stay zero
                 ) -> pd.DataFrame:  # one row an epoch: epoch, lr, train_loss, accuracies in percent, seconds, selected
-    """Train by SGD under a schedule (paper, section 'Experiment' and Table 7; weight decay from the authors' code).
+    """Train by SGD under a schedule (paper, section 'Experiment' and Table 7; weight decay from the authors' code). Accuracies are measured plainly in any way of computing a step.
 
     The model ends in evaluation mode with the weights of the epoch marked in the column `selected`. Raises `ValueError` for settings or
     batches that don't fit, `FloatingPointError` if the loss stops being a number."""
@@ -244,26 +258,36 @@ def _split(samples: Samples | Loader, settings: TrainSettings, device: torch.dev
     batches = [samples[part.sort().values].batches(settings.batch_size, device) for part in (order[n:], order[:n]) if len(part)]
     return batches[0], batches[1] if held else None
 
-# %% ../nbs/05_train.ipynb #c7a11fba
+# %% ../nbs/05_train.ipynb #9b649b9c
 def _train(model: nn.Module, batches: Loader, classes: int, settings: TrainSettings, sets: dict[str, Loader], validation: Loader | None,
            checkpoint: Path | None, progress: Progress, held: Mapping[str, Tensor]) -> pd.DataFrame:
     "Run the epochs that are missing, and end with the selected weights."
     optimizer = torch.optim.SGD(model.parameters(), settings.schedule.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
     steps = _count(batches)
-    state = _State(model, optimizer, _fingerprint(model, batches, [asdict(settings), steps, sorted(sets), *([sorted(held), digest(*(held[n].cpu() for n in sorted(held)))] if held else [])]), {}, [])
+    state = _State(model, optimizer, _fingerprint(model, batches, [settings.values, steps, sorted(sets), *([sorted(held), digest(*(held[n].cpu() for n in sorted(held)))] if held else [])]), {}, [])
     if checkpoint and checkpoint.exists(): state.load(checkpoint)
+    state.way = state.way or _way(model, batches, settings, settings.length * steps)
+    forward, chosen = forward_in(model, state.way), asdict(state.way) if "auto" in (settings.compile, settings.precision) else {}
     with _bar(progress, settings.length * steps, len(state.rows) * steps) as bar:
         for epoch in range(len(state.rows), settings.length):
             start = time.perf_counter()
-            loss = train_epoch(model, batches, optimizer, settings, epoch, steps, classes, bar)
+            loss = train_epoch(model, batches, optimizer, settings, epoch, steps, classes, bar, forward)
             _check_finite(model, loss, epoch, settings)
-            row = {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"], "train_loss": loss, **_measured(model, sets, validation)}
+            row = {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"], "train_loss": loss, **chosen, **_measured(model, sets, validation)}
             _select(state, row | {"seconds": time.perf_counter() - start}, settings.select)
             if checkpoint: state.save(checkpoint)
             _report(progress, bar, state.rows[-1], settings.length)
     if state.best: model.load_state_dict(state.best)
     model.eval()
     return pd.DataFrame(state.rows)
+
+# %% ../nbs/05_train.ipynb #09bd7e76
+def _way(model: nn.Module, batches: Loader, settings: TrainSettings, steps: int) -> Way:
+    "What the settings say, or what a trial on the first batch chooses among what they allow."
+    ways, device = allowed_ways(settings.compile, settings.precision), device_of(model)
+    if len(ways) == 1: return ways[0]
+    inputs, labels = next(iter(batches))
+    return choose_way(model, _laid_out(inputs.to(device), settings.layout), labels.to(device), ways, steps)
 
 # %% ../nbs/05_train.ipynb #7c0299fb
 def _count(batches: Loader) -> int:
