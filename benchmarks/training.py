@@ -2,7 +2,7 @@
 
 All ways take turns in one run, each in a process of its own, on made images of CIFAR's shape, and medians are compared. The bare epoch is forward, backward and
 step on batches that are prepared beforehand; the loop that one would write first reads images one by one through torchvision's transforms and a DataLoader with
-two workers, in the default layout. It gives freed memory back, as processes do, and so does a second bare epoch. Prints Markdown tables and writes CSV files. `make bench`, or `python benchmarks/training.py --help`."""
+two workers, in the default layout. It gives freed memory back, as processes do, and so does a second bare epoch. Our epoch is also measured compiled and in bfloat16. Prints Markdown tables and writes CSV files. `make bench`, or `python benchmarks/training.py --help`."""
 import argparse
 import json
 from collections.abc import Callable
@@ -20,11 +20,14 @@ from fisher_unlearn.activation import activation_scores
 from fisher_unlearn.data import Samples
 from fisher_unlearn.metrics import accuracy
 from fisher_unlearn.models import build_model
+from fisher_unlearn.step import Way, forward_in
 from fisher_unlearn.tfidf import tfidf_scores
 from fisher_unlearn.train import TrainSettings, keep_freed_memory, train_epoch
 
 CLASSES, MEAN, STD = 10, (.49, .48, .45), (.25, .24, .26)
 BARE, OURS = "bare loop", "train_epoch"
+OPTIONS = {f"{OURS}, {', '.join(how)}": {"compile": "compiled" in how, "precision": "bfloat16" if "bfloat16" in how else "float32"}
+           for how in (["compiled"], ["bfloat16"], ["compiled", "bfloat16"])}
 GIVEN_BACK, FIRST = AS_THEY_ARE = "bare loop, freed memory given back", "torchvision and DataLoader"
 FORWARD, READINGS = "bare forward pass", {"evaluation": "accuracy", "activations": "activation_scores", "tf-idf": "tfidf_scores"}
 
@@ -48,12 +51,14 @@ class OneByOne(Dataset):
 
 def epoch(network: str, steps: int, batch: int, device: str, way: str) -> Callable[[], object]:
     "One epoch of a way, with a model and an optimiser of its own."
-    samples, settings = images(steps * batch), TrainSettings(batch_size=batch)
+    samples, settings = images(steps * batch), TrainSettings(batch_size=batch, **OPTIONS.get(way, {}))
     layout = torch.contiguous_format if way == FIRST else torch.channels_last
     model = build_model(network, CLASSES, 3, seed=0).to(device, memory_format=layout).train()
     optimizer = torch.optim.SGD(model.parameters(), .01, momentum=.9, weight_decay=1e-4)
     batches = samples.batches(batch, device)
-    if way == OURS: return lambda: train_epoch(model, batches, optimizer, settings, 0, steps, CLASSES, tqdm(disable=True))
+    if way == OURS or way in OPTIONS:
+        forward = forward_in(model, Way(settings.compile, settings.precision))
+        return lambda: train_epoch(model, batches, optimizer, settings, 0, steps, CLASSES, tqdm(disable=True), forward)
     given = DataLoader(OneByOne(samples), batch, shuffle=True, num_workers=2) if way == FIRST else [(x.contiguous(memory_format=layout), y) for x, y in batches]
 
     def train() -> None:
@@ -90,7 +95,7 @@ def peak(network: str, way: str, steps: int, batch: int, device: str, threads: i
 
 def measure(network: str, args: argparse.Namespace) -> pd.DataFrame:
     "Rows of medians and ratios: training, then each reading."
-    with processes(epoch, (network, args.steps, args.batch, args.device), (BARE, OURS, *AS_THEY_ARE), args.device, args.threads, AS_THEY_ARE) as clocks:
+    with processes(epoch, (network, args.steps, args.batch, args.device), (BARE, OURS, *OPTIONS, *AS_THEY_ARE), args.device, args.threads, AS_THEY_ARE) as clocks:
         rows = [{"what": "training", "images": args.steps * args.batch, **row} for row in ratios(in_turn(clocks, args.repeats), BARE)]
     for what, ours in READINGS.items():
         with processes(reading, (network, args.images, args.device, what), (FORWARD, ours), args.device, args.threads) as clocks:
