@@ -63,6 +63,7 @@ def processes(build: Callable[..., Callable[[], object]], asked: tuple, ways: Se
 
 def _answer(pipe: Connection, build: Callable[..., Callable[[], object]], asked: tuple, device: str, threads: int, kept: bool) -> None:
     "The process of one way: a time, or a sentence, for each question."
+    multiprocessing.set_start_method(None, force=True)  # else the workers of a DataLoader would be spawned too, which is slower than what they are by default
     torch.set_num_threads(threads)
     if kept: keep_freed_memory()
     step = None
