@@ -55,7 +55,7 @@ def cells(profile: str) -> list[dict[str, str]]:
     "An axis: the pairs of data set and network of a profile."
     return [{"dataset": dataset, "network": network} for dataset, network in profiles()[choose(profile, profiles(), "profile")]["cells"]]
 
-# %% ../nbs/51_grid.ipynb #a2ae1286
+# %% ../nbs/51_grid.ipynb #03a466e6
 _MASKS = ("random_mask", "activation_mask", "fisher_mask")
 _CLASS = ("retrain", "finetune", "mask_classifier", "random_mask", "tfidf", "fisher_noise", "activation_mask", "fisher_mask")
 
@@ -99,6 +99,7 @@ NEEDS: dict[str, Callable[[str], list[Axis]]] = {
     "figure4": lambda p: [_first(p), _axis("ratio", 0., .04, .08, .12), cast("tfidf", "fisher_mask")]}
 NEEDS["what_the_mask_removes"] = lambda p: [_first(p), [*_masked_only(p), *cast("retrain", "finetune"), *MASKS_TO_TUNE.values()]]
 NEEDS["table2"] = NEEDS["costs"] = NEEDS["table1"]
+_SMALL = ("table3", "table4", "figure2", "figure3", "figure4")  # many runs, which a profile may shorten further
 
 def needed(experiment: str,                     # "table1" to "table5", "figure1" to "figure4", "costs", "what_the_mask_removes"
            profile: str = "quick",
@@ -108,7 +109,9 @@ def needed(experiment: str,                     # "table1" to "table5", "figure1
     "The runs that a table or figure is made from; `ValueError` for unknown names."
     chosen, *axes = NEEDS[choose(experiment, NEEDS, "experiment")](choose(profile, profiles(), "profile"))
     over = {name: value for name, value in given.items() if value is not None}
-    return sweep(profile, chosen, [over], *axes, _axis("seed", *(profiles()[profile]["seeds"] if seeds is None else seeds)))
+    sizes = profiles()[profile]["tasks"]["small"] if experiment in _SMALL else {}
+    sized = [{**sizes.get(part["dataset"], {}), **part} for part in _product(chosen, [over])]
+    return sweep(profile, sized, *axes, _axis("seed", *(profiles()[profile]["seeds"] if seeds is None else seeds)))
 
 # %% ../nbs/51_grid.ipynb #449e69af
 def state(folder: Path) -> tuple[str, str]:

@@ -37,6 +37,15 @@ def test_a_sweep_is_a_product_without_repetitions():
     assert sorted((s.seed, s.method, s.preset, s.ratio) for s in found) == sorted(wanted)
 
 
+def test_a_profile_may_shorten_some_experiments_further():
+    def sizes(*asked, **given): return {(s.dataset, s.subset, s.train.length, s.train.schedule.drops) for s in needed(*asked, device="cpu", **given)}
+    for name in ("table3", "table4", "figure2", "figure3", "figure4"):
+        assert sizes(name, "cpu") == {("cifar10", 10_000, 24, (12, 18))}
+        assert sizes(name, "paper") == {("cifar10", None, 160, (80, 120))}
+    assert sizes("table1", "cpu") == {("cifar10", None, 16, (8, 12))}
+    assert sizes("figure4", "cpu", epochs=4) == {("cifar10", 10_000, 4, (2, 3))} and sizes("figure4", "cpu", dataset="mnist") == {("mnist", None, 3, ())}
+
+
 def test_the_papers_tables_need_the_papers_runs():
     "16 pairs of data set and network, three seeds, retraining and all methods in both presets, where they differ."
     wanted = needed("table1", "paper", device="cpu")
