@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Compile', 'Precision', 'Forward', 'WORTH', 'Way', 'allowed_ways', 'forward_in', 'choose_way']
 
-# %% ../nbs/04a_step.ipynb #fe6e6284
+# %% ../nbs/04a_step.ipynb #8694303f
 import statistics, time, warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .models import device_of, eval_mode
+from .models import eval_mode
 
 # %% ../nbs/04a_step.ipynb #751d36c5
 Compile = bool | Literal["auto"]

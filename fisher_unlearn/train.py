@@ -186,7 +186,7 @@ class _State:
         momentum = {n: self.optimizer.state[p]["momentum_buffer"] for n, p in self.model.named_parameters() if self.optimizer.state[p].get("momentum_buffer") is not None}
         groups = {"model": self.model.state_dict(), "momentum": momentum, "best": self.best}
         save_tensors(path, {f"{group}:{name}": t for group, tensors in groups.items() for name, t in tensors.items()},
-                     fingerprint=self.fingerprint, rows=json.dumps(self.rows), way=json.dumps(asdict(self.way)))
+                     fingerprint=self.fingerprint, rows=json.dumps(self.rows), way=json.dumps(asdict(self.way or Way())))
 
     def load(self, path: Path) -> None:
         tensors, meta = read_tensors(path)
