@@ -62,7 +62,7 @@ def _compiled(model: nn.Module) -> Forward:
     return forward
 
 # %% ../nbs/04a_step.ipynb #dfdcb20a
-WORTH = 600  # seconds; compiling takes from 10 seconds to 2 minutes, and saves from nothing to a third of a step
+WORTH = 600  # seconds; compiling takes from seconds to two minutes, and saves a quarter of a step at best
 
 @contextmanager
 def _tried(model: nn.Module) -> Iterator[None]:
