@@ -97,11 +97,22 @@ NEEDS: dict[str, Callable[[str], list[Axis]]] = {
     "figure2": lambda p: [_first(p), cast("retrain", "finetune", "mask_classifier", "activation_mask", "fisher_mask")],
     "figure3": lambda p: [_first(p), _axis("fine_tune_lr", None, .1, .01, .001), cast("finetune", "activation_mask", "fisher_mask")],
     "figure4": lambda p: [_first(p), _axis("ratio", 0., .04, .08, .12), cast("tfidf", "fisher_mask")]}
+def _to_choose(profile: str) -> Axis:
+    "FisherMask with the classifier left alone, for classes to choose by on held-out images; and for other classes, on the test images, what the choice is judged beside. w* is that of the last epoch."
+    sizes = dict(profiles()[profile]["tasks"]["choice"])
+    classes, others, held_out = (sizes.pop(name) for name in ("classes", "judged", "held_out"))
+    masks = _product(_axis("classifier_in_pool", False), _ESTIMATORS, _axis("unit", "weight", "kernel"), *(_axis(name, *values) for name, values in sizes.items()))
+    few, yardsticks = _axis("remain_limit", 50), cast("finetune", "mask_classifier")
+    chosen = _product(_axis("held_out", held_out), _axis("classes", *classes), few, [*yardsticks, *_product(_axis("method", "fisher_mask"), masks)])
+    judged = _product(_axis("classes", *others), [*cast("retrain", "finetune", "fisher_mask"), *_product(few, [*yardsticks, *cast("fisher_mask")])])
+    return _product(_axis("select", "last"), [*chosen, *judged])
+
+NEEDS["recommended"] = lambda p: [_first(p), _to_choose(p)]
 NEEDS["what_the_mask_removes"] = lambda p: [_first(p), [*_masked_only(p), *cast("retrain", "finetune"), *MASKS_TO_TUNE.values()]]
 NEEDS["table2"] = NEEDS["costs"] = NEEDS["table1"]
-_SMALL = ("table3", "table4", "figure2", "figure3", "figure4")  # many runs, which a profile may shorten further
+_SMALL = ("table3", "table4", "figure2", "figure3", "figure4", "recommended")  # many runs, which a profile may shorten further
 
-def needed(experiment: str,                     # "table1" to "table5", "figure1" to "figure4", "costs", "what_the_mask_removes"
+def needed(experiment: str,                     # "table1" to "table5", "figure1" to "figure4", "costs", "what_the_mask_removes", "recommended"
            profile: str = "quick",
            seeds: Iterable[int] | None = None,  # None: the profile's
            **given: Any,                        # parameters in place of the profile's; what makes the experiment stays
