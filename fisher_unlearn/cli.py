@@ -176,23 +176,23 @@ for _name in notebooks():
 # %% ../nbs/60_cli.ipynb #9a34b9fb
 _EXPERIMENTS = Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(sorted(NEEDS))}; none: all.", show_default=False)]
 
-def _planned(experiments: list[str] | None, profile: str, more: list[str] | None, runs: Path | None) -> pd.DataFrame:
+def _planned(experiments: list[str] | None, profile: str, more: list[str] | None, runs: Path | None, root: Path | None) -> pd.DataFrame:
     "The runs of some experiments, each once."
     given = dict(map(_pair, more or ()))
     chosen = {run_key(s): s for name in experiments or sorted(NEEDS) for s in needed(name, profile, **given)}
-    return plan(chosen.values(), runs)
+    return plan(chosen.values(), runs, root)
 
 @app.command("plan")
-def plan_(experiments: _EXPERIMENTS = None, profile: _PROFILE = "quick", more: _MORE = None, runs: Runs = None) -> None:
+def plan_(experiments: _EXPERIMENTS = None, profile: _PROFILE = "quick", more: _MORE = None, runs: Runs = None, root: Root = None) -> None:
     "What an experiment would run, and how long that may take, without running it."
-    with _one_line(): table = _planned(experiments, profile, more, runs)
+    with _one_line(): table = _planned(experiments, profile, more, runs, root)
     print(table.drop(columns="key").round(0).to_string(index=False))
     _summary(table)
 
 @app.command()
-def status(experiments: _EXPERIMENTS = None, profile: _PROFILE = "quick", more: _MORE = None, runs: Runs = None) -> None:
-    "How many runs of an experiment are done, running, failed and missing, and why those failed."
-    with _one_line(): table = _planned(experiments, profile, more, runs)
+def status(experiments: _EXPERIMENTS = None, profile: _PROFILE = "quick", more: _MORE = None, runs: Runs = None, root: Root = None) -> None:
+    "How many runs of an experiment are done, running, kept, failed and missing, and why those failed."
+    with _one_line(): table = _planned(experiments, profile, more, runs, root)
     for _, row in table[table.state == "failed"].iterrows(): print(f"failed: {row.what}: {row.reason}")
     _summary(table)
 

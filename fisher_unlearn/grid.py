@@ -24,7 +24,7 @@ from tqdm import tqdm
 import fisher_unlearn
 from .data import choose
 from .records import PARAMETERS, RunSettings, profiles, read_record, resolve, run_key, runs_root, training_key, unusual_options
-from .run import locked, run, tidy, write_failure
+from .run import kept_record, locked, run, tidy, write_failure
 from .unlearn import MASKING, PRESETS
 
 # %% ../nbs/51_grid.ipynb #8a169027
@@ -125,12 +125,13 @@ def needed(experiment: str,                     # "table1" to "table5", "figure1
     return sweep(profile, sized, *axes, _axis("seed", *(profiles()[profile]["seeds"] if seeds is None else seeds)))
 
 # %% ../nbs/51_grid.ipynb #449e69af
-def state(folder: Path) -> tuple[str, str]:
-    "Of the folder of a run or of a training of w*: \"done\", \"running\", \"failed\" (and why) or \"missing\"."
+def state(folder: Path, root: str | Path | None = None) -> tuple[str, str]:
+    "Of the folder of a run or of a training of w*: \"done\", \"running\", \"kept\" (beside the data in `root`, and taken from there if the images are the same), \"failed\" (and why) or \"missing\"."
     try: record, failure = (read_record(folder / name) for name in ("record.json", "failure.json"))
     except ValueError as error: return "failed", str(error)
     if record: return "done", ""
     if _held(folder): return "running", ""
+    if kept_record(folder.name, root).exists(): return "kept", ""
     return ("failed", failure["reason"]) if failure else ("missing", "")
 
 def _held(folder: Path) -> bool:
@@ -154,27 +155,30 @@ def label(settings: RunSettings) -> str:
 
 def plan(settings: Iterable[RunSettings],
          runs: str | Path | None = None,  # folder of runs
-         ) -> pd.DataFrame:               # one row a training of w* or a run: key, what, state, reason, seconds (estimated; NaN where nothing like it was done before)
-    "What is done, running, failed or missing, and how long the rest may take on a machine like the one that made the records at hand."
-    root, chosen, known = runs_root(runs), list(settings), _read(runs_root(runs))
+         root: str | Path | None = None,  # folder of data sets
+         ) -> pd.DataFrame:               # one row a training of w* or a run: key, what, state, reason, seconds (estimated; 0 if it was kept, NaN where nothing like it was done before)
+    "What is done, running, kept, failed or missing, and how long the rest may take on a machine like the one that made the records at hand."
+    folder, chosen = runs_root(runs), list(settings)
+    known = _read([*folder.glob("*/record.json"), *kept_record("", root).parent.glob("*.json")])
     trained = {f"train-{training_key(s)}": s for s in chosen if s.method != "retrain"}
-    rows = [(key, f"{s.dataset} {s.network} {s.seed}: w*", *state(root / key), _estimate(known, s, "w*")) for key, s in trained.items()]
-    rows += [(key := run_key(s), label(s), *state(root / key), _estimate(known, s, s.method)) for s in chosen]
-    return pd.DataFrame(rows, columns=["key", "what", "state", "reason", "seconds"])
+    rows = [(key, f"{s.dataset} {s.network} {s.seed}: w*", *state(folder / key, root), _estimate(known, s, "w*")) for key, s in trained.items()]
+    rows += [(key := run_key(s), label(s), *state(folder / key, root), _estimate(known, s, s.method)) for s in chosen]
+    table = pd.DataFrame(rows, columns=["key", "what", "state", "reason", "seconds"])
+    return table.assign(seconds=table.seconds.mask(table.state == "kept", 0.))
 
 # %% ../nbs/51_grid.ipynb #49ad760b
-def _read(root: Path) -> pd.DataFrame:
-    "What the records in a folder of runs took: one row a record, with the seconds in all and for an epoch of training, and the peak of a GPU's memory in MB."
+def _read(records: Iterable[Path]) -> pd.DataFrame:
+    "What the runs of some records took: one row a record, with the seconds in all and for an epoch of training, and the peak of a GPU's memory in MB."
     rows = []
-    for path in root.glob("*/record.json"):
+    for path in records:
         try: record = read_record(path) or {}
         except ValueError: continue  # `state` says so
         if not record.get("history"): continue
         chosen, history = record["settings"], [row["seconds"] for row in record["history"] if row.get("seconds")]
         method = chosen["method"] if "request" in record else "w*"
         total = sum(record["seconds"].values()) if "seconds" in record else sum(history)
-        rows.append((_like(chosen), method, len(history), total, pd.Series(history).median(), record.get("memory", {}).get("device")))
-    return pd.DataFrame(rows, columns=["place", "method", "epochs", "seconds", "epoch", "memory"])
+        rows.append((_like(chosen), chosen.get("remain_limit"), method, len(history), total, pd.Series(history).median(), record.get("memory", {}).get("device")))
+    return pd.DataFrame(rows, columns=["place", "limit", "method", "epochs", "seconds", "epoch", "memory"])
 
 def _like(chosen: Mapping[str, Any]) -> tuple[Any, ...]:
     "What the pace of a run depends on."
@@ -186,11 +190,12 @@ def _alike(known: pd.DataFrame, settings: RunSettings) -> pd.DataFrame:
 
 def seen(runs: str | Path | None, settings: RunSettings) -> pd.DataFrame:
     "What runs on the same data set, network and device took: method, epochs, seconds, seconds of an epoch, peak of a GPU's memory in MB."
-    return _alike(_read(runs_root(runs)), settings).drop(columns="place").astype({"memory": float})
+    return _alike(_read(runs_root(runs).glob("*/record.json")), settings).drop(columns=["place", "limit"]).astype({"memory": float})
 
 def _estimate(known: pd.DataFrame, settings: RunSettings, method: str) -> float:
     "Seconds that a run may take; NaN if nothing like it was done."
-    alike = _alike(known, settings)
+    limit, alike = None if method == "w*" else settings.remain_limit, _alike(known, settings)
+    alike = alike[alike.limit.isna() if limit is None else alike.limit == limit]  # an epoch of few images is short
     epochs = settings.train.length if method in ("w*", "retrain") else settings.fine_tune_length or settings.fine_tune_epochs
     same = alike[(alike.method == method) & (alike.epochs == epochs)]
     return float(same.seconds.median() if len(same) else alike.epoch.median() * epochs)

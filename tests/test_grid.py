@@ -18,6 +18,7 @@ from fisher_unlearn.grid import NEEDS, cast, complete, label, needed, notebooks,
 from fisher_unlearn.records import profiles, read_record, resolve, run_key, training_key, write_record
 from fisher_unlearn.report import keep, restore
 from fisher_unlearn.run import READOUTS, locked, readout, run
+from fisher_unlearn.run import keep as keep_run
 from fisher_unlearn.train import read_tensors
 
 SHORT = {"epochs": 2, "fine_tune_epochs": 1, "device": "cpu"}
@@ -84,6 +85,27 @@ def test_the_rest_is_done_and_nothing_twice(folder):
     table = plan([*wanted, *few("fisher_mask")], folder)
     assert table.state.tolist() == ["done"] * 5 + ["missing"] * 2 and table.what[0] == "digits resnet20 666: w*"
     assert table.seconds.notna().all() and table.seconds.iloc[-1] == pytest.approx(plan(few("fisher_mask"), folder).seconds.iloc[-1])
+
+
+def test_a_plan_knows_what_is_kept_beside_the_data(folder, tmp_path):
+    "It is neither missing nor costs anything, and is what pace is told from in an empty folder of runs; a folder that another process holds is running all the same."
+    wanted, root, empty = few("finetune"), tmp_path / "data", tmp_path / "runs"
+    assert plan(wanted, empty, root).state.tolist() == ["missing"] * 2 and plan(wanted, empty, root).seconds.isna().all()
+    complete(wanted, folder)
+    names = [f"train-{training_key(wanted[0])}", run_key(wanted[0])]
+    for name in names: keep_run(name, folder, root)
+    table = plan([*wanted, *few("finetune", seed=91)], empty, root)
+    assert table.what.str.endswith("w*").tolist() == [True, True, False, False]
+    assert table.state.tolist() == ["kept", "missing", "kept", "missing"] and (table.seconds > 0).tolist() == [False, True, False, True]
+    (empty / names[1]).mkdir(parents=True)
+    with locked(empty / names[1]): assert state(empty / names[1], root) == ("running", "")
+    assert state(empty / names[1], root) == ("kept", "") and state(empty / names[1], tmp_path) == ("missing", "")
+
+
+def test_an_epoch_of_few_images_says_nothing_about_one_of_all(tmp_path):
+    (record, _) = complete([*few("finetune", remain_limit=20), *few("finetune")], tmp_path)
+    whole, limited, others = (plan(few("mask_classifier", remain_limit=limit), tmp_path).seconds.iloc[-1] for limit in (None, 20, 40))
+    assert limited == pytest.approx(record["history"][-1]["seconds"]) and whole > 2 * limited and pd.isna(others)
 
 
 def test_nobody_does_what_is_missing_and_what_is_done_is_read(folder, capsys):
