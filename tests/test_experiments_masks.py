@@ -72,3 +72,46 @@ def test_the_answers_count_what_the_table_holds(kept):
         usual = own[(own.R == .02) & (own.classifier == "in the pool")].iloc[0]
         assert f"it masks {usual['in row']:.0f} of the row's 64 weights and {usual['in other rows']:.0f} of all other rows, and has {usual.remain:.1f} / {usual.forget:.1f} " in text
         assert f"it does nothing in {own[own.classifier == 'not in the pool']['does nothing'].sum()} of 2 masks without the classifier, and is the control in {own[own.classifier == 'in the pool']['is the control'].sum()} of 2 with it" in text
+
+
+@pytest.fixture(scope="module")
+def choice(tmp_path_factory):
+    base = tmp_path_factory.mktemp("choice")
+    given = {"epochs": 4, "device": "cpu", "runs": str(base / "runs"), "figures": str(base / "out")}
+    papermill.execute_notebook(find_notebook("recommended"), base / "x.ipynb", given, progress_bar=False)
+    stem = base / "out" / "quick" / "recommended"
+    return pd.read_csv(f"{stem}.csv"), read_kept(f"{stem}.parquet"), stem.with_suffix(".md").read_text()
+
+
+def made(record):
+    "What makes a mask."
+    return tuple(record["settings"][name] for name in ("fisher_labels", "fisher_per", "unit", "remain_weight", "ratio"))
+
+
+def test_what_is_judged_is_chosen_by_the_rule_on_other_images_and_classes(choice):
+    table, records, text = choice
+    trials, judged = ([r for r in records if bool(r["settings"]["held_out"]) == which] for which in (True, False))
+    classes = [{c for r in part for c in r["request"]["classes"]} for part in (trials, judged)]
+    assert classes == [{1, 2, 4, 6}, {3, 5, 8}] and all(r["settings"]["train"]["select"] == "last" for r in records)
+    masks = [r for r in trials if r["settings"]["method"] == "fisher_mask"]
+    assert not any(sum(r["masked_rows"]) for r in masks) and all(r["settings"]["remain_limit"] == 50 for r in trials)
+    scores = pd.DataFrame([(made(r), r["history"][-1]["unlearn_score"]) for r in masks]).groupby(0)[1].agg(["mean", "size"])
+    assert len(scores) == 24 and set(scores["size"]) == {4}
+    chosen = [r for r in judged if r["settings"]["classifier_in_pool"] is False]
+    assert len(chosen) == 6 and {scores["mean"][made(r)] for r in chosen} == {scores["mean"].max()}
+    assert len(table) == len(judged) == 3 * 10 and (table.name == "FisherMask (chosen)").sum() == 6
+
+
+def test_the_verdict_is_what_the_judged_runs_say(choice):
+    table, records, text = choice
+    judged = {(r["settings"]["method"], r["settings"]["preset"], r["settings"]["classifier_in_pool"] is False, r["request"]["classes"][0], str(r["settings"]["remain_limit"] or "all")): r["history"][-1] for r in records if not r["settings"]["held_out"]}
+    for _, m in table.iterrows():
+        last = judged[m.method, m.preset, m["name"] == "FisherMask (chosen)", m["class"], m.data]
+        assert (m.remain, m.forget) == pytest.approx((last["remain_acc"], last["forget_acc"]))
+    yard = table[table.method == "retrain"].set_index("class")
+    good = [m["forget"] <= .05 and m["remain"] >= yard.remain[m["class"]] - .5 and all(m[c] >= yard[c][m["class"]] for c in table.columns if c.startswith("re-learned")) for _, m in table.iterrows()]
+    assert table.reaches.tolist() == good
+    counts = [[ok for ok, m in zip(good, table.itertuples()) if (m.name, m.data) == case] for case in (("FisherMask (chosen)", "50"), ("FisherMask (chosen)", "all"), ("Finetune", "all"))]
+    worth = all(counts[0]) or all(counts[1]) and not all(counts[2])
+    assert f"in {sum(counts[0])} of 3 cases with 50 remain images and in {sum(counts[1])} of 3 with all, by fine-tuning alone on all in {sum(counts[2])} of 3" in text
+    assert ("**recommended**" in text) == worth and ("**not recommended**" in text) != worth
