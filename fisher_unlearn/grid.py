@@ -24,7 +24,7 @@ from tqdm import tqdm
 import fisher_unlearn
 from .data import choose
 from .records import PARAMETERS, RunSettings, profiles, read_record, resolve, run_key, runs_root, training_key, unusual_options
-from .run import kept_record, locked, run, tidy, write_failure
+from .run import kept_root, locked, run, tidy, write_failure
 from .unlearn import MASKING, PRESETS
 
 # %% ../nbs/51_grid.ipynb #8a169027
@@ -131,7 +131,7 @@ def state(folder: Path, root: str | Path | None = None) -> tuple[str, str]:
     except ValueError as error: return "failed", str(error)
     if record: return "done", ""
     if _held(folder): return "running", ""
-    if kept_record(folder.name, root).exists(): return "kept", ""
+    if (kept_root(root) / f"{folder.name}.json").exists(): return "kept", ""
     return ("failed", failure["reason"]) if failure else ("missing", "")
 
 def _held(folder: Path) -> bool:
@@ -159,7 +159,7 @@ def plan(settings: Iterable[RunSettings],
          ) -> pd.DataFrame:               # one row a training of w* or a run: key, what, state, reason, seconds (estimated; 0 if it was kept, NaN where nothing like it was done before)
     "What is done, running, kept, failed or missing, and how long the rest may take on a machine like the one that made the records at hand."
     folder, chosen = runs_root(runs), list(settings)
-    known = _read([*folder.glob("*/record.json"), *kept_record("", root).parent.glob("*.json")])
+    known = _read([*folder.glob("*/record.json"), *kept_root(root).glob("*.json")])
     trained = {f"train-{training_key(s)}": s for s in chosen if s.method != "retrain"}
     rows = [(key, f"{s.dataset} {s.network} {s.seed}: w*", *state(folder / key, root), _estimate(known, s, "w*")) for key, s in trained.items()]
     rows += [(key := run_key(s), label(s), *state(folder / key, root), _estimate(known, s, s.method)) for s in chosen]

@@ -11,13 +11,20 @@ from fisher_unlearn.report import read_kept
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory):
-    base = tmp_path_factory.mktemp("masks")
-    given = {"epochs": 6, "device": "cpu", "runs": str(base / "runs"), "figures": str(base / "out")}
-    papermill.execute_notebook(find_notebook("what_the_mask_removes"), base / "x.ipynb", given, progress_bar=False)
-    stem = base / "out" / "quick" / "what_the_mask_removes"
+def executed(name, epochs, base):
+    "The table, the records and the text that an experiment keeps."
+    given = {"epochs": epochs, "device": "cpu", "runs": str(base / "runs"), "figures": str(base / "out")}
+    papermill.execute_notebook(find_notebook(name), base / "x.ipynb", given, progress_bar=False)
+    stem = base / "out" / "quick" / name
     return pd.read_csv(f"{stem}.csv"), read_kept(f"{stem}.parquet"), stem.with_suffix(".md").read_text()
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory): return executed("what_the_mask_removes", 6, tmp_path_factory.mktemp("masks"))
+
+
+@pytest.fixture(scope="module")
+def choice(tmp_path_factory): return executed("recommended", 4, tmp_path_factory.mktemp("choice"))
 
 
 def start(record): return record["history"][0]["remain_acc"], record["history"][0]["forget_acc"]
@@ -72,15 +79,6 @@ def test_the_answers_count_what_the_table_holds(kept):
         usual = own[(own.R == .02) & (own.classifier == "in the pool")].iloc[0]
         assert f"it masks {usual['in row']:.0f} of the row's 64 weights and {usual['in other rows']:.0f} of all other rows, and has {usual.remain:.1f} / {usual.forget:.1f} " in text
         assert f"it does nothing in {own[own.classifier == 'not in the pool']['does nothing'].sum()} of 2 masks without the classifier, and is the control in {own[own.classifier == 'in the pool']['is the control'].sum()} of 2 with it" in text
-
-
-@pytest.fixture(scope="module")
-def choice(tmp_path_factory):
-    base = tmp_path_factory.mktemp("choice")
-    given = {"epochs": 4, "device": "cpu", "runs": str(base / "runs"), "figures": str(base / "out")}
-    papermill.execute_notebook(find_notebook("recommended"), base / "x.ipynb", given, progress_bar=False)
-    stem = base / "out" / "quick" / "recommended"
-    return pd.read_csv(f"{stem}.csv"), read_kept(f"{stem}.parquet"), stem.with_suffix(".md").read_text()
 
 
 def made(record):
