@@ -5,7 +5,7 @@ PYTHON  ?= $(shell command -v python3.11 || command -v python3)
 BIN     := .venv/bin
 READY   := .venv/.installed
 DATASET ?= digits
-WHAT    ?= fisher convolutions traffic training precision overhead
+WHAT    ?= fisher convolutions training precision overhead
 PROFILE ?= $(if $(filter digits,$(DATASET)),quick,cpu)
 NOTEBOOKS = nbs/*.ipynb nbs/experiments/*.ipynb
 

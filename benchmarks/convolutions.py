@@ -1,7 +1,7 @@
-"""Which way to the squares of a convolution's weight is cheapest: unrolled windows, or samples as groups with the channels first or last in memory?
+"""What the squares of a convolution's weight cost, beside the forward pass of the same convolution: by the loop in registers, and by unrolled windows and products of matrices.
 
-The three take turns on one part of a batch, for each shape of convolution in a network with more than one tap. Prints a Markdown table and writes one CSV a
-network, with the way that the engine takes. `make bench WHAT=convolutions`, or `python benchmarks/convolutions.py --help`.
+The three take turns on one part of a batch, for each shape of convolution in a network. Prints a Markdown table and writes one CSV a network.
+`make bench WHAT=convolutions`, or `python benchmarks/convolutions.py --help`.
 """
 import argparse
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from timing import arguments, in_turn, keep, seconds
 from torch import nn
 
 from fisher_unlearn.models import build_model
-from fisher_unlearn.squares import _grouped, _grouping, _Taps, _unrolled
+from fisher_unlearn.squares import _in_registers, _Taps, _unrolled
 from fisher_unlearn.train import keep_freed_memory
 
 
@@ -24,23 +24,21 @@ def shapes(network: str) -> dict[tuple, tuple[nn.Conv2d, torch.Size]]:
     def look(conv, args, out) -> None: found.setdefault((conv.weight.shape, conv.stride, args[0].shape[1:]), (conv, args[0].shape[1:]))
     model = build_model(network, 10, 3, seed=0).eval()
     for m in model.modules():
-        if isinstance(m, nn.Conv2d) and m.weight[0, 0].numel() > 1: m.register_forward_hook(look)
+        if isinstance(m, nn.Conv2d): m.register_forward_hook(look)
     with torch.no_grad(): model(torch.zeros(1, 3, 32, 32))
     return found
 
 
 def measure(conv: nn.Conv2d, size: torch.Size, args: argparse.Namespace) -> dict[str, object]:
-    "Milliseconds of each way, and which one the engine takes."
-    last = {"memory_format": torch.channels_last, "device": args.device}
+    "Milliseconds of the forward pass and of both ways to the squares."
+    last = {"memory_format": torch.channels_last}
     with torch.no_grad():
         x = torch.randn(args.batch, *size).to(**last)
-        g = torch.randn_like(conv.to(args.device)(x)).to(**last)
+        g = torch.randn_like(conv.to(**last)(x)).to(**last)
         taps, weight = _Taps.of(conv), conv.weight.detach()
-        ways: dict[str, Callable[[], object]] = {"unrolled": lambda: _unrolled(taps, weight, x, [g])}
-        ways |= {way: lambda way=way: _grouped(taps, weight, x, [g], way) for way in ("first", "last")}
-        times = pd.DataFrame(in_turn({name: partial(seconds, way, args.device) for name, way in ways.items()}, args.repeats)).median() * 1e3
-    taken = _grouping(taps, weight, x, g[0, 0].numel()) or "unrolled"
-    return {"weight": "×".join(map(str, weight.shape)), "stride": conv.stride[0], "image": "×".join(map(str, size[1:])), **times.round(3), "taken": taken}
+        ways: dict[str, Callable[[], object]] = {"forward": lambda: conv(x), "fused": lambda: _in_registers(taps, weight, x, [g]), "unrolled": lambda: _unrolled(taps, weight, x, [g])}
+        times = pd.DataFrame(in_turn({name: partial(seconds, way, "cpu") for name, way in ways.items()}, args.repeats)).median() * 1e3
+    return {"weight": "×".join(map(str, weight.shape)), "stride": conv.stride[0], "image": "×".join(map(str, size[1:])), "batch": args.batch, **times.round(3)}
 
 
 def main() -> None:
@@ -51,7 +49,7 @@ def main() -> None:
     keep_freed_memory()
     for network in args.networks:
         table = pd.DataFrame([measure(conv, size, args) for conv, size in shapes(network).values()])
-        keep(table, args.out / f"convolutions_{network}_{args.device}.csv", args.device, args.threads)
+        keep(table, args.out / f"convolutions_{network}_cpu.csv", "cpu", args.threads)
 
 
 if __name__ == "__main__": main()

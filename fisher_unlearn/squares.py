@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Rule', 'RULES', 'scoring', 'GradientSquares', 'gradient_paths']
 
-# %% ../nbs/09_squares.ipynb #75400b0b
+# %% ../nbs/09_squares.ipynb #5f74b26e
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +22,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.func import functional_call, grad, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .fused import Plan, Tile, Windows, plan, squared_products
 from .models import eval_mode
 
 Rule = Callable[[Any, Tensor, list[Tensor]], Tensor]
@@ -86,18 +87,15 @@ def _add_expanded(total: Tensor, g: Tensor, u: Tensor, inside: Tensor) -> None:
         for l, m in product(positions, positions):
             if m <= l: total[:, tap].addmm_((g[:, l] * g[:, m]).T, u[:, l, tap] * u[:, m, tap], alpha=1 + (m < l))
 
-# %% ../nbs/09_squares.ipynb #67900e54
+# %% ../nbs/09_squares.ipynb #7d431b79
 def _add_direct(total: Tensor, g: Tensor, u: Tensor, work: Tensor) -> None:
-    "Add Σᵢ (g[i]ᵀ u[i])² to total (lanes, G, rows, columns), each lane for its share of the samples, from g (n·G, L, rows) and u (n·G, L, columns)."
-    lanes, groups, rows, columns = total.shape
+    "Add Σᵢ (g[i]ᵀ u[i])² to total (G, rows, columns), from g (n·G, L, rows) and u (n·G, L, columns)."
+    groups, rows, columns = total.shape
     step = max(1, work.numel() // (len(g) * columns))
-    for some, part in zip(g.split(step, 2), total.split(step, 2)):
+    for some, part in zip(g.split(step, 2), total.split(step, 1)):
         size = (len(g), some.shape[2], columns)
-        grads = torch.bmm(some.mT, u, out=work[:math.prod(size)].view(size)).view(-1, *part.shape[1:])
-        if part[0].numel() < 2**16: part[0] += grads.square_().sum(0)
-        else:
-            some_lanes = part if len(grads) % lanes == 0 else part[:1]
-            for ones in grads.unflatten(0, (len(some_lanes), -1)).unbind(1): some_lanes.addcmul_(ones, ones)  # reads each gradient while it is still in the cache
+        grads = torch.bmm(some.mT, u, out=work[:math.prod(size)].view(size))
+        part += grads.view(-1, *part.shape).square_().sum(0)
 
 # %% ../nbs/09_squares.ipynb #2c7cc7f6
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ class _Columns:
     entries: int    # of work space for one sample
     slabs: Callable[[Tensor, Tensor], Iterable[Tensor]]  # (inputs, work space) → for each slab (n, G, positions…, taps, depth)
 
-# %% ../nbs/09_squares.ipynb #3844151b
+# %% ../nbs/09_squares.ipynb #9ef39325
 def _outer_squares(columns: _Columns, x: Tensor, gs: list[Tensor]) -> Tensor:
     "Σᵢ Σ_g (Σ_l g[i, l] u[i, l]ᵀ)² from x (n, …) and each g (n, L, G·rows): (slabs, G, rows, taps·depth)."
     (count, length, taps), groups, budget = columns.inside.shape, columns.groups, _budget(x)
@@ -118,28 +116,35 @@ def _outer_squares(columns: _Columns, x: Tensor, gs: list[Tensor]) -> Tensor:
     pays = [groups == 1 and _expansion_pays(inside, rows, columns.depth) for inside in columns.inside]
     kept = 0 if all(pays) else groups * rows * wide
     size = min(len(x), max(1, budget // (columns.entries + min(kept, budget // 8))))
-    threads = torch.get_num_threads() if x.device.type == "cpu" else 1
-    lanes = threads if threads <= size and kept >= 2**16 else 1
-    size -= size % lanes  # all threads get as many samples
     room, work = (x.new_empty(n) for n in (size * columns.entries, max(size * groups * wide, min(size * kept, budget - size * columns.entries))))
-    total = x.new_zeros(lanes, count, groups, rows, wide)
+    total = x.new_zeros(count, groups, rows, wide)
     for part, *slopes in zip(x.split(size), *(g.split(size) for g in gs)):
         parts = [s.view(len(s), length, groups, own).movedim(2, 1) for s in slopes]
         g = (parts[0] if len(parts) == 1 else torch.cat(parts, 3)).reshape(-1, length, rows)
         for k, u in enumerate(columns.slabs(part, room)):
-            if pays[k]: _add_expanded(total[0, k, 0].view(rows, taps, -1), g, u.reshape(-1, length, taps, columns.depth), columns.inside[k])
-            else: _add_direct(total[:, k], g, u.reshape(-1, length, wide), work)
-    total = total.sum(0) if lanes > 1 else total[0]
+            if pays[k]: _add_expanded(total[k, 0].view(rows, taps, -1), g, u.reshape(-1, length, taps, columns.depth), columns.inside[k])
+            else: _add_direct(total[k], g, u.reshape(-1, length, wide), work)
     if any(pays): total.clamp_min_(0)  # products that cancel may end a rounding error below
-    shaped = total.view(count, groups, len(gs), own, wide)
-    return shaped.sum(2) if len(gs) > 1 else shaped[:, :, 0]
+    return total.view(count, groups, len(gs), own, wide).sum(2)
 
-# %% ../nbs/09_squares.ipynb #fc9637d3
+# %% ../nbs/09_squares.ipynb #f913f864
+def _loop_fits(x: Tensor, positions: int, groups: int = 1) -> bool:
+    "Is there a loop that adds up the squares in registers, and no faster way?"
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and positions > 1 and groups == 1
+
+@lru_cache(maxsize=1024)
+def _plan_of_linear(positions: int, inputs: int, outputs: int, dtype: torch.dtype, threads: int) -> Plan:
+    windows = Windows(torch.zeros(1, dtype=torch.int64), torch.arange(positions), torch.zeros(positions, dtype=torch.bool))
+    return plan(windows, inputs, outputs, dtype, threads)
+
+# %% ../nbs/09_squares.ipynb #797116a6
 def _linear(layer: Any, x: Tensor, gs: list[Tensor]) -> Tensor:
     "The weight of a linear layer, on any leading dimensions."
     x, *slopes = (t.reshape(len(t), -1, t.shape[-1]) for t in (x, *gs))
-    inside = torch.ones(1, x.shape[1], 1, dtype=torch.bool)
-    columns = _Columns(inside, x.shape[2], 1, x[0].numel(), lambda part, room: [part[:, None, :, None]])
+    positions, inputs = x.shape[1:]
+    if _loop_fits(x, positions): return squared_products(_plan_of_linear(positions, inputs, layer.out_features, x.dtype, torch.get_num_threads()), x, slopes)[:, 0]
+    inside = torch.ones(1, positions, 1, dtype=torch.bool)
+    columns = _Columns(inside, inputs, 1, x[0].numel(), lambda part, room: [part[:, None, :, None]])
     return _outer_squares(columns, x, slopes)[0, 0]
 
 # %% ../nbs/09_squares.ipynb #bb2b35be
@@ -157,19 +162,48 @@ class _Taps(NamedTuple):
         mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
         return cls(conv.kernel_size, conv.stride, conv.dilation, tuple(conv._reversed_padding_repeated_twice), mode, conv.groups)
 
-# %% ../nbs/09_squares.ipynb #505c2526
+# %% ../nbs/09_squares.ipynb #9e427ca0
+def _padded(taps: _Taps, x: Tensor) -> Tensor:
+    "Images (n, I, …) with their border, channels last."
+    return (F.pad(x, taps.border, taps.mode) if any(taps.border) else x).movedim(1, -1).contiguous()
+
+def _windows(taps: _Taps, across: int, x: Tensor) -> Tensor:
+    "The windows of the last dimension in padded images (n, …, I): a view (n, …, across, taps of the last dimension, I)."
+    *outer, step, _ = x.stride()
+    return x.as_strided((*x.shape[:-2], across, taps.kernel[-1], x.shape[-1]),
+                        (*outer, step * taps.stride[-1], step * taps.dilation[-1], 1), x.storage_offset())
+
+# %% ../nbs/09_squares.ipynb #6a0dbc3f
+def _pixels(taps: _Taps, across: int, unrolled: bool, x: Tensor) -> Tensor:
+    "Padded images (n, pixels…, inputs), with inputs from the windows of the last dimension if `unrolled`."
+    return _windows(taps, across, _padded(taps, x)).flatten(-2) if unrolled else _padded(taps, x)
+
+@lru_cache(maxsize=1024)
+def _plan_of_conv(taps: _Taps, unrolled: bool, shape: tuple[int, ...], size: tuple[int, ...], inputs: int, outputs: int, dtype: torch.dtype, threads: int) -> Plan:
+    "For images of a shape, and outputs of a size."
+    blank = ~_pixels(taps, size[-1], unrolled, torch.ones(1, 1, *shape))[0].any(-1)
+    at = torch.arange(blank.numel()).view(blank.shape)
+    kernel, stride, dilation = ((*t[:-1], 1) if unrolled else t for t in (taps.kernel, taps.stride, taps.dilation))
+    origins, places = (at[tuple(slice(0, (n - 1) * step + 1, step) for n, step in zip(*sides))].flatten() for sides in ((kernel, dilation), (size, stride)))
+    return plan(Windows(origins, places, blank.flatten()), inputs, outputs, dtype, threads)
+
+def _in_registers(taps: _Taps, weight: Tensor, x: Tensor, gs: list[Tensor]) -> Tensor:
+    "The squares of a convolution's weight by the loop."
+    size, unrolled = tuple(gs[0].shape[2:]), x.shape[1] < Tile.of(x.dtype).lanes
+    pixels = _pixels(taps, size[-1], unrolled, x)
+    planned = _plan_of_conv(taps, unrolled, tuple(x.shape[2:]), size, pixels.shape[-1], len(weight), x.dtype, torch.get_num_threads())
+    total = squared_products(planned, pixels.flatten(1, -2), [g.movedim(1, -1).flatten(1, -2) for g in gs])
+    return total.reshape(len(weight), *taps.kernel, -1).movedim(-1, 1)
+
+# %% ../nbs/09_squares.ipynb #4330c875
 def _slabs(taps: _Taps, size: tuple[int, ...], x: Tensor, room: Tensor) -> Iterator[Tensor]:
     "For each tap of all but the last dimension, the windows (n, G, *size, taps of the last dimension, I/G) of images (n, I, …)."
-    x = (F.pad(x, taps.border, taps.mode) if any(taps.border) else x).movedim(1, -1).contiguous()
-    *outer, across, _ = x.stride()
-    rows = x.as_strided((*x.shape[:-2], size[-1], taps.kernel[-1], x.shape[-1]),
-                        (*outer, across * taps.stride[-1], across * taps.dilation[-1], 1), x.storage_offset())
+    rows = _windows(taps, size[-1], _padded(taps, x))
     if not rows.is_contiguous(): rows = room[:rows.numel()].view(rows.shape).copy_(rows)
     for tap in product(*map(range, taps.kernel[:-1])):
         where = [slice(t * d, t * d + (n - 1) * s + 1, s) for t, d, n, s in zip(tap, taps.dilation, size, taps.stride)]
         yield rows[(slice(None), *where)].unflatten(-1, (taps.groups, -1)).movedim(-2, 1)
 
-# %% ../nbs/09_squares.ipynb #95ae8e3b
 @lru_cache(maxsize=1024)
 def _inside(taps: _Taps, shape: tuple[int, ...], size: tuple[int, ...]) -> tuple[Tensor, int]:
     "Which taps see the image from where, bool (slabs, positions, taps), and the windows of the last dimension per input channel."
@@ -186,40 +220,12 @@ def _unrolled(taps: _Taps, weight: Tensor, x: Tensor, gs: list[Tensor]) -> Tenso
     total = _outer_squares(columns, x, [g.movedim(1, -1).flatten(1, -2) for g in gs])  # (slabs, G, O/G, last taps · I/G)
     return total.movedim(0, 2).flatten(0, 1).unflatten(1, taps.kernel[:-1] or (1,)).unflatten(-1, (taps.kernel[-1], -1)).movedim(-1, 1).reshape(weight.shape)
 
-# %% ../nbs/09_squares.ipynb #66f6d256
-def _grouping(taps: _Taps, weight: Tensor, x: Tensor, positions: int) -> str | None:
-    "Where a convolution over samples as groups has its channels in memory, \"first\" or \"last\", if it is cheaper than products with unrolled windows. As measured with oneDNN on a CPU."
-    fast = x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-    if not fast or math.prod(taps.kernel) == 1 or positions < 16: return None
-    fills = all(channels // taps.groups % 16 == 0 for channels in (x.shape[1], len(weight)))
-    if weight.numel() <= 2**16 and (positions >= 512 or not fills): return "last"
-    return "first" if fills and weight.numel() <= 2**18 else None
-
-def _side_by_side(x: Tensor, channels: str) -> Tensor:
-    "Images (n, C, …) as one (1, n·C, …), with its channels first or last in memory."
-    if channels == "last": return x.movedim((0, 1), (-2, -1)).flatten(-2)[None].movedim(-1, 1)
-    return x.reshape(1, -1, *x.shape[2:])
-
-def _grouped(taps: _Taps, weight: Tensor, x: Tensor, gs: list[Tensor], channels: str) -> Tensor:
-    "The squares of a convolution's weight from its gradients of some samples at a time, each sample a group of channels."
-    even = taps.mode == "constant" and taps.border[::2] == taps.border[1::2]
-    if not even: x = F.pad(x, taps.border, taps.mode)
-    padding = taps.border[::-2] if even else (0,) * len(taps.kernel)
-    pieces = min(len(x), math.ceil(len(x) * (x[0].numel() + gs[0][0].numel() + weight.numel()) / _budget(x)))
-    total, many = torch.zeros_like(weight, memory_format=torch.contiguous_format), weight.new_empty(math.ceil(len(x) / pieces), *weight.shape)  # whose shape is read, not its values
-    for part, *slopes in zip(x.chunk(pieces), *(g.chunk(pieces) for g in gs)):
-        image = _side_by_side(part, channels)
-        for g in slopes:
-            _, grads, _ = torch.ops.aten.convolution_backward(_side_by_side(g, channels), image, many[:len(g)].flatten(0, 1), None, taps.stride, padding, taps.dilation,
-                                                              False, [0] * len(padding), len(g) * taps.groups, [False, True, False])
-            total += grads.reshape(len(g), *weight.shape).square_().sum(0)
-    return total
-
+# %% ../nbs/09_squares.ipynb #2e85ddb7
 def _conv(conv: Any, x: Tensor, gs: list[Tensor]) -> Tensor:
     "The weight of a convolution."
     taps, weight = _Taps.of(conv), conv.weight.detach()
-    channels = _grouping(taps, weight, x, gs[0][0, 0].numel())
-    return _grouped(taps, weight, x, gs, channels) if channels else _unrolled(taps, weight, x, gs)
+    way = _in_registers if _loop_fits(x, gs[0][0, 0].numel(), taps.groups) else _unrolled
+    return way(taps, weight, x, gs)
 
 # %% ../nbs/09_squares.ipynb #b2e831a6
 RULES: dict[type[nn.Module], dict[str, Rule]] = {

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 import torchvision
-from fisher_unlearn import squares
+from fisher_unlearn import fused, squares
 from fisher_unlearn.fisher import diag_fisher
 from fisher_unlearn.models import build_model
 from fisher_unlearn.squares import RULES, gradient_paths
@@ -59,9 +59,9 @@ class Over(nn.Module):
 
 
 convolutions = st.fixed_dictionaries({
-    "dims": st.integers(1, 3), "groups": st.sampled_from([1, 1, 2, 4]), "inside": st.integers(1, 2), "outside": st.integers(1, 3), "kernel": st.integers(1, 3),
+    "dims": st.integers(1, 3), "groups": st.sampled_from([1, 1, 2, 4]), "inside": st.sampled_from([1, 2, 17, 40]), "outside": st.integers(1, 3), "kernel": st.integers(1, 3),
     "stride": st.integers(1, 2), "padding": st.sampled_from([0, 1, 2, "same"]), "dilation": st.integers(1, 2), "mode": st.sampled_from(["zeros", "zeros", "reflect", "replicate", "circular"]),
-    "bias": st.booleans(), "size": st.integers(1, 7), "n": st.integers(1, 9), "last": st.booleans(), "as_groups": st.sampled_from([None, "first", "last"]), "seed": st.integers(0, 99)})
+    "bias": st.booleans(), "size": st.integers(1, 7), "n": st.integers(1, 9), "last": st.booleans(), "loop": st.booleans(), "seed": st.integers(0, 99)})
 
 
 @given(convolutions)
@@ -79,23 +79,20 @@ def test_convolutions_of_any_geometry(c):
         x = torch.randn(c["n"], c["groups"] * c["inside"], *[size + k for k in range(c["dims"])])
         if c["last"] and c["dims"] == 2: x, model = x.contiguous(memory_format=torch.channels_last), model.to(memory_format=torch.channels_last)
         with pytest.MonkeyPatch.context() as patch:
-            if c["as_groups"]: patch.setattr(squares, "_grouping", lambda taps, weight, x, positions: c["as_groups"] if x.dtype == torch.float32 else None)
+            if not c["loop"]: patch.setattr(squares, "_loop_fits", lambda *_: False)
             assert set(agree(model, x, 3).values()) == {"rule"}
 
 
-@pytest.mark.parametrize("conv, size, way", [
-    (nn.Conv2d(16, 16, 3), (6, 6), "first"), (nn.Conv2d(16, 16, 3, padding=1), (16, 32), "last"), (nn.Conv2d(32, 64, 3, 2, 1, groups=2), (8, 8), "first"), (nn.Conv2d(32, 48, 3, groups=2), (9, 6), "last"),
-    (nn.Conv1d(16, 16, 5), (20,), "first"), (nn.Conv3d(3, 16, 2), (4, 4, 4), "last"), (nn.Conv2d(3, 16, 3), (6, 6), "last"), (nn.Conv2d(16, 16, (3, 5), padding=(0, 2)), (8, 6), "first"), (nn.Conv2d(3, 16, (3, 5), padding=(2, 0)), (6, 9), "last"),
-    (nn.Conv2d(16, 16, 1), (4, 4), None), (nn.Conv2d(16, 16, 3), (5, 5), None), (nn.Conv2d(256, 256, 3), (6, 6), None), (nn.Conv2d(120, 120, 3), (6, 6), None)])
-def test_samples_become_groups_where_that_pays(monkeypatch, conv, size, way):
-    "In single precision on a CPU, by taps, positions, weights and channels, as measured."
-    taken, grouped = [], squares._grouped
-    monkeypatch.setattr(squares, "_grouped", lambda *given: taken.append(given[-1]) or grouped(*given))
-    x = torch.randn(5, conv.in_channels, *size)
-    gs = [torch.randn_like(conv(x)) for _ in range(2)]
-    found = squares._conv(conv, x, gs)
-    wanted = squares._conv(copy.deepcopy(conv).double(), x.double(), [g.double() for g in gs])
-    assert taken == ([way] if way else []) and (found - wanted).abs().max() <= 1e-5 * wanted.max()
+@pytest.mark.parametrize("layer, shape, fits", [
+    (nn.Conv2d(16, 16, 3), (16, 6, 6), True), (nn.Conv2d(3, 16, 3), (3, 5, 5), True), (nn.Conv1d(20, 6, 1, stride=2), (20, 5), True), (nn.Conv3d(3, 16, 2), (3, 4, 4, 4), True), (nn.Linear(7, 5), (6, 7), True),
+    (nn.Conv2d(16, 16, 3), (16, 3, 3), False), (nn.Conv2d(32, 64, 3, groups=2), (32, 8, 8), False), (nn.Linear(7, 5), (7,), False), (nn.Linear(7, 5).bfloat16(), (6, 7), False)])
+def test_squares_are_added_up_in_registers_where_there_is_a_loop_for_them(monkeypatch, layer, shape, fits):
+    "Not for one position, for groups of channels, nor in half precision."
+    taken, loop = [], squares.squared_products
+    monkeypatch.setattr(squares, "squared_products", lambda *given: taken.append(True) or loop(*given))
+    x = torch.randn(5, *shape).to(layer.weight.dtype)
+    found = RULES[type(layer)]["weight"](layer, x, [torch.randn_like(layer(x)) for _ in range(2)])
+    assert len(taken) == fits and found.shape == layer.weight.shape
 
 
 @given(st.sampled_from(["linear", "batch", "group", "layer"]), st.lists(st.integers(1, 4), max_size=3), st.integers(1, 9), st.booleans(), st.integers(0, 99))
@@ -123,30 +120,24 @@ def test_embeddings_whose_rows_repeat(tokens, padding):
         assert set(agree(model, torch.tensor(tokens), 3).values()) == {"rule"}
 
 
+@pytest.mark.parametrize("loop", [True, False])
 @pytest.mark.parametrize("entries", [1, 300, 20_000])
-def test_chunks_of_any_size_give_the_same(monkeypatch, entries):
+def test_chunks_of_any_size_give_the_same(monkeypatch, entries, loop):
     "One sample and one row at a time, and everything between."
     model = nn.Sequential(nn.Conv2d(2, 16, 3, padding=1), nn.Tanh(), nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 4, 3, groups=2), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 3)).eval()
     x = torch.randn(11, 2, 8, 8)
     monkeypatch.setattr(squares, "_budget", lambda tensor: entries)
+    monkeypatch.setattr(fused, "_NEAR", 8 * entries)
+    monkeypatch.setattr(fused, "_NEAREST", entries)
+    if not loop: monkeypatch.setattr(squares, "_loop_fits", lambda *_: False)
     monkeypatch.setattr(squares, "_SAMPLES", 4)
     agree(model, x, 3)
-
-
-@pytest.mark.parametrize("threads, lanes", [(1, 1), (3, 3), (4, 4), (64, 1)])
-def test_each_thread_has_a_lane_if_there_are_samples_for_all(monkeypatch, threads, lanes):
-    "Large weights, 11 samples: whatever the number of threads, and with a last part that doesn't fill the lanes."
-    taken, direct = set(), squares._add_direct
-    monkeypatch.setattr(squares, "_add_direct", lambda total, *given: taken.add(len(total)) or direct(total, *given))
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    monkeypatch.setattr(squares, "_expansion_pays", lambda *_: False)
-    agree(Over(nn.Conv2d(160, 160, 3, padding=1), 160), torch.randn(11, 160, 3, 4), 3)
-    assert max(taken) == lanes  # the head is small and has one
 
 
 @pytest.mark.parametrize("pays", [True, False])
 @pytest.mark.parametrize("shape", [(3, 5, 2, 2), (3, 5, 3, 4)])
 def test_expanded_and_direct_products_are_the_same(monkeypatch, pays, shape):
+    monkeypatch.setattr(squares, "_loop_fits", lambda *_: False)
     monkeypatch.setattr(squares, "_expansion_pays", lambda *_: pays)
     agree(Over(nn.Conv2d(5, 4, 3, padding=1), 4), torch.randn(shape), 3)
     agree(nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Flatten(), nn.Linear(24, 3)), torch.randn(3, 6, 5), 3)
@@ -154,6 +145,7 @@ def test_expanded_and_direct_products_are_the_same(monkeypatch, pays, shape):
 
 def test_squares_are_never_negative(monkeypatch):
     "Two positions that cancel: the expanded products add up to 0 and a rounding error of either sign."
+    monkeypatch.setattr(squares, "_loop_fits", lambda *_: False)
     monkeypatch.setattr(squares, "_expansion_pays", lambda *_: True)
     x, g = torch.randn(64, 1, 8).repeat(1, 2, 1), torch.randn(64, 1, 8)
     found = squares._linear(nn.Linear(8, 8), x, [torch.cat([g, -g * (1 + 1e-6)], 1)])

@@ -1,0 +1,108 @@
+"""The compiled loop that multiplies, squares and adds up in registers, against the definition."""
+import ctypes
+import re
+from itertools import product
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fisher_unlearn import fused
+from fisher_unlearn.fused import Tile, Windows, plan, squared_products
+
+
+def definition(windows, x, gs):
+    "Σᵢ Σ_g (Σ_l g[i, l, o] x[i, origins[tap] + places[l], c])², a sum after the other."
+    total = torch.zeros(gs[0].shape[2], len(windows.origins), x.shape[2], dtype=torch.float64)
+    for g, i, (tap, origin) in product(gs, range(len(x)), enumerate(windows.origins.tolist())):
+        total[:, tap] += (g[i].double().T @ x[i, origin + windows.places].double()).square()
+    return total
+
+
+def example(n, inputs, outputs, taps, positions, directions=1, seed=0, blanks=.3):
+    "Any windows of twelve pixels, some of which are blank."
+    generator = torch.Generator().manual_seed(seed)
+    def pick(high, count): return torch.randint(high, (count,), generator=generator)
+    windows = Windows(pick(5, taps), pick(8, positions), torch.rand(12, generator=generator) < blanks)
+    x = torch.randn(n, 12, inputs, generator=generator, dtype=torch.float64)
+    x[:, windows.blank] = 0
+    return windows, x, [torch.randn(n, positions, outputs, generator=generator, dtype=torch.float64) for _ in range(directions)]
+
+
+def difference(found, wanted): return ((found - wanted).abs().max() / wanted.max().clamp_min(1e-300)).item()
+
+
+sizes = st.fixed_dictionaries({"n": st.integers(1, 20), "inputs": st.integers(1, 40), "outputs": st.integers(1, 11), "taps": st.integers(1, 5), "positions": st.integers(1, 9),
+                               "directions": st.integers(1, 3), "seed": st.integers(0, 99)})
+
+
+@given(sizes, st.sampled_from([1, 2, 4, 8, 16]), st.integers(1, 5), st.sampled_from([1, 2000, 2**21]))
+@settings(max_examples=100)
+def test_any_windows_with_the_tiles_of_any_processor(size, lanes, threads, near):
+    "Whatever a processor's registers, the number of threads, and the images that a call gets."
+    windows, x, gs = example(**size)
+    wanted = definition(windows, x, gs)
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Tile, "of", lambda dtype: Tile(dtype, lanes))
+            patch.setattr(fused, "_NEAR", near)
+            patch.setattr(fused, "_NEAREST", near)
+            planned = plan(windows, size["inputs"], size["outputs"], dtype, threads)
+            assert difference(squared_products(planned, x.to(dtype), [g.to(dtype) for g in gs]), wanted) < tolerance
+
+
+@pytest.mark.parametrize("features, size", [({"avx": True, "avx512f": True}, 64), ({"avx": True, "avx512f": False}, 32), ({"sse2": True}, 16), ({"neon": True}, 16)])
+def test_vectors_are_the_longest_of_the_processor(monkeypatch, features, size):
+    monkeypatch.setattr(fused.llvm, "get_host_cpu_features", lambda: features)
+    assert Tile.of(torch.float32) == (torch.float32, size // 4) and Tile.of(torch.float64) == (torch.float64, size // 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_innermost_loop_keeps_its_sums_in_registers(dtype):
+    "Nothing is written, and nothing is read from the stack."
+    blocks = re.split(r"\n\.LBB\S+:", fused._compiled(Tile.of(dtype)).assembly)
+    inner = max(blocks, key=lambda block: len(re.findall(r"v?fn?madd|fmla|mulp", block)) - 100 * block.count("ret"))
+    loads = [line.split("#")[0].strip() for line in inner.splitlines()]
+    assert not any("rsp" in line or "[sp" in line for line in loads)
+    assert not any(re.match(r"v?mov\S*\s+%[xyz]mm\d+, \S*\(", line) or re.match(r"st[rp]\b", line) for line in loads)
+
+
+def test_threads_do_each_job_once(monkeypatch):
+    "PyTorch's or Python's, fewer than the jobs or more: the same digits."
+    windows, x, gs = example(30, 33, 12, 4, 6)
+    planned = plan(windows, 33, 12, torch.float64, 2)
+    wanted = squared_products(planned, x, gs)
+    assert difference(wanted, definition(windows, x, gs)) < 1e-12
+    for team, threads in product((fused._team(), fused._python_threads), (1, 2, 64)):
+        monkeypatch.setattr(fused, "_team", lambda team=team: team)
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert torch.equal(squared_products(planned, x, gs), wanted)
+
+
+@pytest.mark.parametrize("absent", [AttributeError("no such symbol"), TypeError("a name is needed")])
+def test_without_openmp_pythons_threads_do_it(monkeypatch, absent):
+    def refuse(name): raise absent
+    monkeypatch.setattr(ctypes, "CDLL", refuse)
+    assert fused._team.__wrapped__() is fused._python_threads
+
+
+def test_views_and_other_types_are_brought_into_form():
+    windows, x, gs = example(9, 20, 8, 3, 5)
+    planned, wanted = plan(windows, 20, 8, torch.float64, 2), definition(windows, x, gs)
+    wide, turned = torch.cat([x, x], 2)[..., 20:], gs[0].transpose(1, 2).contiguous().transpose(1, 2)
+    assert difference(squared_products(planned, wide, [turned]), wanted) < 1e-12
+    assert difference(squared_products(planned, x.float(), [gs[0].float()]), wanted) < 1e-5
+    assert torch.equal(squared_products(planned, x[:0], [gs[0][:0]]), torch.zeros(8, 3, 20, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("other", [lambda x, g: (x[:, :11], g), (lambda x, g: (x, g[..., :7])), (lambda x, g: (x, g[:8])), (lambda x, g: (x[..., :19], g))])
+def test_images_of_another_layer_are_refused(other):
+    windows, x, (g,) = example(9, 20, 8, 3, 5)
+    x, g = other(x, g)
+    with pytest.raises(ValueError, match=r"planned for \(12, 20\) and \(5, 8\)"): squared_products(plan(windows, 20, 8, torch.float64, 2), x, [g])
+
+
+def test_all_blank_is_zero():
+    windows, x, gs = example(4, 5, 3, 2, 4, blanks=2)
+    assert not squared_products(plan(windows, 5, 3, torch.float32, 2), x, gs).any()
