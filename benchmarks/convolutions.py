@@ -43,7 +43,6 @@ def measure(conv: nn.Conv2d, size: torch.Size, args: argparse.Namespace) -> dict
 
 def main() -> None:
     parser = arguments(__doc__, ["resnet20", "vgg16", "densenet", "googlenet"], 7)
-    parser.set_defaults(batch=64)  # what the engine treats at once
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     keep_freed_memory()
