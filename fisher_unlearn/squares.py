@@ -310,8 +310,8 @@ def scoring(model: nn.Module) -> Iterator[None]:
         finally:
             for n, b in model.named_buffers(): b.copy_(found[n])
 
-# %% ../nbs/09_squares.ipynb #2665174f
-_SAMPLES = 128  # that a CPU treats at once
+# %% ../nbs/09_squares.ipynb #27bf5a65
+_SAMPLES = 64  # that a CPU treats at once
 
 @dataclass
 class GradientSquares:
