@@ -73,7 +73,7 @@ def plan(windows: Windows, inputs: int, outputs: int, dtype: torch.dtype, thread
     return Plan(tile, torch.tensor(jobs), windows.places[at] * wide, at * tall, (len(windows.blank), inputs), (len(windows.places), outputs),
                 (groups, tiles, _ROWS, _VECTORS, tile.lanes), len(origins))
 
-# %% ../nbs/08a_fused.ipynb #ab1842b5
+# %% ../nbs/08a_fused.ipynb #1498eb2f
 _WORD = ir.IntType(64)
 
 def _word(value: int) -> ir.Constant: return ir.Constant(_WORD, value)
@@ -104,8 +104,10 @@ class _Code(ir.IRBuilder):
     def vector(self, numbers: Any, kind: ir.VectorType) -> Any: return self.bitcast(numbers, kind.as_pointer())
 
     def add_product(self, a: Any, b: Any, total: Any) -> None:
-        "total += a · b, with one rounding where the processor can."
-        self.store(self.fadd(self.fmul(a, b, flags=["contract"]), self.load(total), flags=["contract"]), total)
+        "total += a · b, with one rounding where the processor can: `llvm.fmuladd`."
+        fused = self.module.globals.get(name := f"llvm.fmuladd.v{a.type.count}f{32 if isinstance(a.type.element, ir.FloatType) else 64}")
+        fused = fused or ir.Function(self.module, ir.FunctionType(a.type, [a.type] * 3), name)
+        self.store(self.call(fused, [a, b, self.load(total)]), total)
 
 # %% ../nbs/08a_fused.ipynb #89e73b49
 _GIVEN = ("next", "count", "jobs", "x_at", "g_at", "total", "x", "g", "images", "together", "x_step", "g_step")
