@@ -40,7 +40,7 @@ class Tile(NamedTuple):
         has = llvm.get_host_cpu_features()
         return cls(dtype, (64 if has.get("avx512f") else 32 if has.get("avx") else 16) // dtype.itemsize)
 
-# %% ../nbs/08a_fused.ipynb #01db393a
+# %% ../nbs/08a_fused.ipynb #aa68a4d1
 class Plan(NamedTuple):
     "What the loop needs to know about a layer."
     tile: Tile
@@ -63,14 +63,14 @@ def plan(windows: Windows, inputs: int, outputs: int, dtype: torch.dtype, thread
     groups, tiles = len(vectors) // _VECTORS, tall // _ROWS
     band = max(1, tiles * groups // (8 * threads))
     seen = ~windows.blank[windows.origins[:, None] + windows.places]  # (taps, positions)
-    jobs, used, origins = [], [torch.empty(0, dtype=torch.int64)], windows.origins.tolist()
+    jobs, used, origins = [], [windows.origins[:0]], windows.origins.tolist()
     for k in range(groups):
         three, start = vectors[_VECTORS * k:_VECTORS * (k + 1)], sum(map(len, used))
         used.append(seen[[tap for tap, _ in three]].any(0).nonzero()[:, 0])
         for first in range(0, tiles, band):
             jobs.append((first, min(first + band, tiles), start, start + len(used[-1]), *(origins[tap] * wide + begin for tap, begin in three), k * tiles))
     at = torch.cat(used)
-    return Plan(tile, torch.tensor(jobs), windows.places[at] * wide, at * tall, (len(windows.blank), inputs), (len(windows.places), outputs),
+    return Plan(tile, torch.tensor(jobs, device="cpu"), windows.places[at] * wide, at * tall, (len(windows.blank), inputs), (len(windows.places), outputs),
                 (groups, tiles, _ROWS, _VECTORS, tile.lanes), len(origins))
 
 # %% ../nbs/08a_fused.ipynb #1498eb2f
@@ -196,7 +196,7 @@ def _python_threads(address: int, words: Any, threads: int) -> None:
     run = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
     with ThreadPoolExecutor(threads) as pool: list(pool.map(lambda _: run(ctypes.addressof(words)), range(threads)))
 
-# %% ../nbs/08a_fused.ipynb #d9d14c1e
+# %% ../nbs/08a_fused.ipynb #6b39898a
 _NEAR, _NEAREST = 2**21, 24 * 2**10  # bytes of images and slopes in a call, and of inputs that a tile reads again for the next rows
 
 def _filled(x: Tensor, step: int, dtype: torch.dtype) -> Tensor:
@@ -211,7 +211,8 @@ def squared_products(plan: Plan,
     "Σᵢ Σ_g (Σ_l g[i, l, o] x[i, origins[tap] + places[l], c])²."
     if any(t.shape != (len(x), *shape) for t, shape in ((x, plan.x_shape), *((g, plan.g_shape) for g in gs))):
         raise ValueError(f"planned for {plan.x_shape} and {plan.g_shape}, got {tuple(x.shape[1:])} and {[tuple(g.shape[1:]) for g in gs]}")
-    tile, total = plan.tile, torch.zeros(plan.sums, dtype=plan.tile.dtype)
+    if any(t.device.type != "cpu" for t in (x, *gs)): raise ValueError(f"the loop reads the memory of a CPU, and x is on {x.device}")
+    tile, total = plan.tile, x.new_zeros(plan.sums, dtype=plan.tile.dtype)
     x = _filled(x, tile.lanes, tile.dtype)
     for g in gs: _add(plan, x, _filled(g, _ROWS, tile.dtype), total)
     filled = total.permute(1, 2, 0, 3, 4).flatten(0, 1).flatten(1)[:, :plan.taps * x.shape[2]]

@@ -127,15 +127,15 @@ def _outer_squares(columns: _Columns, x: Tensor, gs: list[Tensor]) -> Tensor:
     if any(pays): total.clamp_min_(0)  # products that cancel may end a rounding error below
     return total.view(count, groups, len(gs), own, wide).sum(2)
 
-# %% ../nbs/09_squares.ipynb #f913f864
+# %% ../nbs/09_squares.ipynb #9cf9b959
 def _loop_fits(x: Tensor, positions: int, groups: int = 1) -> bool:
     "Is there a loop that adds up the squares in registers, and no faster way?"
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and positions > 1 and groups == 1
 
 @lru_cache(maxsize=1024)
 def _plan_of_linear(positions: int, inputs: int, outputs: int, dtype: torch.dtype, threads: int) -> Plan:
-    windows = Windows(torch.zeros(1, dtype=torch.int64), torch.arange(positions), torch.zeros(positions, dtype=torch.bool))
-    return plan(windows, inputs, outputs, dtype, threads)
+    at = torch.arange(positions, device="cpu")
+    return plan(Windows(at[:1], at, at < 0), inputs, outputs, dtype, threads)
 
 # %% ../nbs/09_squares.ipynb #797116a6
 def _linear(layer: Any, x: Tensor, gs: list[Tensor]) -> Tensor:
@@ -173,7 +173,7 @@ def _windows(taps: _Taps, across: int, x: Tensor) -> Tensor:
     return x.as_strided((*x.shape[:-2], across, taps.kernel[-1], x.shape[-1]),
                         (*outer, step * taps.stride[-1], step * taps.dilation[-1], 1), x.storage_offset())
 
-# %% ../nbs/09_squares.ipynb #6a0dbc3f
+# %% ../nbs/09_squares.ipynb #f23bc49c
 def _pixels(taps: _Taps, across: int, unrolled: bool, x: Tensor) -> Tensor:
     "Padded images (n, pixels…, inputs), with inputs from the windows of the last dimension if `unrolled`."
     return _windows(taps, across, _padded(taps, x)).flatten(-2) if unrolled else _padded(taps, x)
@@ -181,8 +181,8 @@ def _pixels(taps: _Taps, across: int, unrolled: bool, x: Tensor) -> Tensor:
 @lru_cache(maxsize=1024)
 def _plan_of_conv(taps: _Taps, unrolled: bool, shape: tuple[int, ...], size: tuple[int, ...], inputs: int, outputs: int, dtype: torch.dtype, threads: int) -> Plan:
     "For images of a shape, and outputs of a size."
-    blank = ~_pixels(taps, size[-1], unrolled, torch.ones(1, 1, *shape))[0].any(-1)
-    at = torch.arange(blank.numel()).view(blank.shape)
+    blank = ~_pixels(taps, size[-1], unrolled, torch.ones(1, 1, *shape, device="cpu"))[0].any(-1)
+    at = torch.arange(blank.numel(), device="cpu").view(blank.shape)
     kernel, stride, dilation = ((*t[:-1], 1) if unrolled else t for t in (taps.kernel, taps.stride, taps.dilation))
     origins, places = (at[tuple(slice(0, (n - 1) * step + 1, step) for n, step in zip(*sides))].flatten() for sides in ((kernel, dilation), (size, stride)))
     return plan(Windows(origins, places, blank.flatten()), inputs, outputs, dtype, threads)

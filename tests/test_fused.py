@@ -103,6 +103,11 @@ def test_images_of_another_layer_are_refused(other):
     with pytest.raises(ValueError, match=r"planned for \(12, 20\) and \(5, 8\)"): squared_products(plan(windows, 20, 8, torch.float64, 2), x, [g])
 
 
+def test_another_device_is_refused():
+    windows, x, gs = example(4, 5, 3, 2, 4)
+    with pytest.raises(ValueError, match="the memory of a CPU, and x is on meta"): squared_products(plan(windows, 5, 3, torch.float32, 2), x.to("meta"), gs)
+
+
 def test_all_blank_is_zero():
     windows, x, gs = example(4, 5, 3, 2, 4, blanks=2)
     assert not squared_products(plan(windows, 5, 3, torch.float32, 2), x, gs).any()

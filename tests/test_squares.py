@@ -95,6 +95,15 @@ def test_squares_are_added_up_in_registers_where_there_is_a_loop_for_them(monkey
     assert len(taken) == fits and found.shape == layer.weight.shape
 
 
+@pytest.mark.parametrize("layer, shape", [(nn.Conv2d(5, 7, 3, padding=1), (5, 6, 5)), (nn.Linear(11, 3), (13, 11))])
+def test_a_default_device_is_not_where_the_loop_reads(layer, shape):
+    "Addresses of another device's memory would crash the process."
+    x, rule = torch.randn(4, *shape), RULES[type(layer)]["weight"]
+    g = torch.randn_like(layer(x))
+    with torch.device("meta"): found = rule(layer, x, [g])
+    assert torch.equal(found, rule(layer, x, [g]))
+
+
 @given(st.sampled_from(["linear", "batch", "group", "layer"]), st.lists(st.integers(1, 4), max_size=3), st.integers(1, 9), st.booleans(), st.integers(0, 99))
 @settings(max_examples=80)
 def test_other_rules_on_any_shape(kind, middle, n, bias, seed):
