@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Rule', 'RULES', 'scoring', 'GradientSquares', 'gradient_paths']
 
-# %% ../nbs/09_squares.ipynb #5f74b26e
+# %% ../nbs/09_squares.ipynb #79abab91
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +22,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.func import functional_call, grad, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .fused import Plan, Tile, Windows, plan, squared_products
+from .fused import Plan, Tile, Windows, plan, squared_products, summed_products
 from .models import eval_mode
 
 Rule = Callable[[Any, Tensor, list[Tensor]], Tensor]
@@ -41,7 +41,7 @@ def _bias(module: Any, x: Tensor, gs: list[Tensor]) -> Tensor:
     "b is added at each position: Σᵢ (Σ_p g[i, p])²."
     return torch.stack([_squared(g, _positions(module, g.dim())) for g in gs]).sum(0)
 
-# %% ../nbs/09_squares.ipynb #af9db68e
+# %% ../nbs/09_squares.ipynb #85026d5f
 def _budget(tensor: Tensor) -> int:
     "Entries of work space: what a CPU's cache holds, or 256 MiB on other devices."
     return (2**23 if tensor.device.type == "cpu" else 2**28) // tensor.element_size()
@@ -53,13 +53,24 @@ def _normalised(module: Any, x: Tensor) -> Tensor:
     mean, inverse = (t.view(-1, *[1] * (x.dim() - 2)) for t in (module.running_mean, (module.running_var + module.eps).rsqrt()))
     return (x - mean).mul_(inverse)  # `F.batch_norm` takes longer
 
+def _loop_fits(x: Tensor, positions: int, groups: int = 1) -> bool:
+    "Is there a loop that adds up the squares in registers, and no faster way?"
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and positions > 1 and groups == 1
+
 def _scale(module: Any, x: Tensor, gs: list[Tensor]) -> Tensor:
     "γ multiplies x̂ at each position: Σᵢ (Σ_p g[i, p] x̂[i, p])²."
+    if isinstance(module, _BatchNorm) and _loop_fits(gs[0], x[0, 0].numel()) and x.movedim(1, -1).is_contiguous(): return _scale_in_registers(module, x, gs)
     total, size = torch.zeros_like(module.weight), max(1, _budget(x) // (4 * x[0].numel()))
     for part, *slopes in zip(x.split(size), *(g.split(size) for g in gs)):
         normal = _normalised(module, part.to(slopes[0].dtype))
         for k, g in enumerate(slopes, 1): total += _squared(normal.mul_(g) if k == len(slopes) else normal * g, _positions(module, g.dim()))
     return total
+
+def _scale_in_registers(module: Any, x: Tensor, gs: list[Tensor]) -> Tensor:
+    "The same for BatchNorm, by the loop: Σᵢ (Σ_p g[i, p] (x[i, p] − mean))² / (variance + ε)."
+    x, *slopes = (t.movedim(1, -1).flatten(1, -2) for t in (x.to(gs[0].dtype), *gs))
+    squares = [summed_products(x, g, module.running_mean).square().sum(0) for g in slopes]
+    return torch.stack(squares).sum(0) / (module.running_var + module.eps)
 
 # %% ../nbs/09_squares.ipynb #36201018
 def _embedding(module: Any, index: Tensor, gs: list[Tensor]) -> Tensor:
@@ -127,11 +138,7 @@ def _outer_squares(columns: _Columns, x: Tensor, gs: list[Tensor]) -> Tensor:
     if any(pays): total.clamp_min_(0)  # products that cancel may end a rounding error below
     return total.view(count, groups, len(gs), own, wide).sum(2)
 
-# %% ../nbs/09_squares.ipynb #9cf9b959
-def _loop_fits(x: Tensor, positions: int, groups: int = 1) -> bool:
-    "Is there a loop that adds up the squares in registers, and no faster way?"
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and positions > 1 and groups == 1
-
+# %% ../nbs/09_squares.ipynb #84bfaa4e
 @lru_cache(maxsize=1024)
 def _plan_of_linear(positions: int, inputs: int, outputs: int, dtype: torch.dtype, threads: int) -> Plan:
     at = torch.arange(positions, device="cpu")

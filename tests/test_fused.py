@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fisher_unlearn import fused
-from fisher_unlearn.fused import Tile, Windows, plan, squared_products
+from fisher_unlearn.fused import Tile, Windows, plan, squared_products, summed_products
 
 
 def definition(windows, x, gs):
@@ -55,13 +55,14 @@ def test_any_windows_with_the_tiles_of_any_processor(size, lanes, threads, near)
 @pytest.mark.parametrize("features, size", [({"avx": True, "avx512f": True}, 64), ({"avx": True, "avx512f": False}, 32), ({"sse2": True}, 16), ({"neon": True}, 16)])
 def test_vectors_are_the_longest_of_the_processor(monkeypatch, features, size):
     monkeypatch.setattr(fused.llvm, "get_host_cpu_features", lambda: features)
+    monkeypatch.setattr(fused, "_longest_vector", fused._longest_vector.__wrapped__)
     assert Tile.of(torch.float32) == (torch.float32, size // 4) and Tile.of(torch.float64) == (torch.float64, size // 8)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_innermost_loop_keeps_its_sums_in_registers(dtype):
     "Nothing is written, and nothing is read from the stack."
-    blocks = re.split(r"\n\.LBB\S+:", fused._compiled(Tile.of(dtype)).assembly)
+    blocks = re.split(r"\n\.LBB\S+:", fused._compiled(fused._squares, Tile.of(dtype)).assembly)
     inner = max(blocks, key=lambda block: len(re.findall(r"v?fn?madd|fmla|mulp", block)) - 100 * block.count("ret"))
     loads = [line.split("#")[0].strip() for line in inner.splitlines()]
     assert not any("rsp" in line or "[sp" in line for line in loads)
@@ -105,9 +106,31 @@ def test_images_of_another_layer_are_refused(other):
 
 def test_another_device_is_refused():
     windows, x, gs = example(4, 5, 3, 2, 4)
-    with pytest.raises(ValueError, match="the memory of a CPU, and x is on meta"): squared_products(plan(windows, 5, 3, torch.float32, 2), x.to("meta"), gs)
+    with pytest.raises(ValueError, match="the memory of a CPU, and a tensor is on meta"): squared_products(plan(windows, 5, 3, torch.float32, 2), x.to("meta"), gs)
 
 
 def test_all_blank_is_zero():
     windows, x, gs = example(4, 5, 3, 2, 4, blanks=2)
     assert not squared_products(plan(windows, 5, 3, torch.float32, 2), x, gs).any()
+
+
+@given(st.integers(0, 7), st.integers(1, 9), st.integers(1, 40), st.sampled_from([1, 2, 4, 8, 16]), st.integers(0, 99))
+@settings(max_examples=60)
+def test_sums_of_products_for_any_channels_and_vectors(n, positions, channels, lanes, seed):
+    "Whole vectors, and the channels that are left of them; as views whose channels are not side by side, too."
+    generator = torch.Generator().manual_seed(seed)
+    x, g = (torch.randn(n, channels, positions, generator=generator, dtype=torch.float64).mT for _ in range(2))
+    shift = 100 + torch.randn(channels, generator=generator, dtype=torch.float64)
+    wanted = torch.stack([sum(g[i, p] * (x[i, p] - shift) for p in range(positions)) for i in range(n)]) if n else x.new_zeros(0, channels)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tile, "of", lambda dtype: Tile(dtype, lanes))
+        for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 2e-3)):
+            found = summed_products(x.to(dtype), g.to(dtype), shift.to(dtype))
+            assert found.dtype == dtype and found.shape == wanted.shape and ((found - wanted).abs() <= tolerance).all()
+
+
+def test_sums_refuse_what_does_not_fit():
+    x = torch.randn(3, 4, 5)
+    for bad in ((x, x[:2], x[0, 0]), (x, x[..., :4], x[0, 0]), (x, x, x[0, 0, :4]), (x[0], x[0], x[0, 0])):
+        with pytest.raises(ValueError, match="they must be"): summed_products(*bad)
+    with pytest.raises(ValueError, match="a tensor is on meta"): summed_products(x, x.to("meta"), x[0, 0])
