@@ -95,7 +95,25 @@ def test_squares_are_added_up_in_registers_where_there_is_a_loop_for_them(monkey
     assert len(taken) == fits and found.shape == layer.weight.shape
 
 
-@pytest.mark.parametrize("layer, shape", [(nn.Conv2d(5, 7, 3, padding=1), (5, 6, 5)), (nn.Linear(11, 3), (13, 11))])
+@pytest.mark.parametrize("layer, shape, last, fits", [
+    (nn.BatchNorm2d(20), (20, 5, 4), True, True), (nn.BatchNorm2d(20), (20, 5, 4), False, False), (nn.BatchNorm1d(20), (20,), False, False), (nn.BatchNorm2d(20).double(), (20, 3, 3), True, True),
+    (nn.GroupNorm(2, 20), (20, 5, 4), True, False)])
+def test_the_scale_of_batchnorm_is_summed_in_one_reading_where_channels_are_last(monkeypatch, layer, shape, last, fits):
+    "As by the definition, sample by sample; with a mean far from zero and slopes that are not laid out so."
+    taken, loop = [], squares.summed_products
+    monkeypatch.setattr(squares, "summed_products", lambda *given: taken.append(True) or loop(*given))
+    x, gs = (torch.randn(n, 7, *shape, dtype=layer.weight.dtype) for n in (1, 2))
+    x = x[0] * 3 + 50
+    layer(x)
+    layer.eval()
+    if last: x = x.contiguous(memory_format=torch.channels_last)
+    wanted = sum(torch.autograd.grad(layer(x[i:i + 1]), layer.weight, g[i:i + 1])[0].double().square() for g in gs for i in range(7))
+    found = RULES[type(layer)]["weight"](layer, x, list(gs))
+    assert len(taken) == 2 * fits and found.dtype == layer.weight.dtype
+    assert (found - wanted).abs().max() < (1e-12 if found.dtype == torch.float64 else 1e-4) * wanted.max()
+
+
+@pytest.mark.parametrize("layer, shape", [(nn.Conv2d(5, 7, 3, padding=1), (5, 6, 5)), (nn.Linear(11, 3), (13, 11)), (nn.BatchNorm2d(1).eval(), (1, 6, 5))])
 def test_a_default_device_is_not_where_the_loop_reads(layer, shape):
     "Addresses of another device's memory would crash the process."
     x, rule = torch.randn(4, *shape), RULES[type(layer)]["weight"]
@@ -104,9 +122,9 @@ def test_a_default_device_is_not_where_the_loop_reads(layer, shape):
     assert torch.equal(found, rule(layer, x, [g]))
 
 
-@given(st.sampled_from(["linear", "batch", "group", "layer"]), st.lists(st.integers(1, 4), max_size=3), st.integers(1, 9), st.booleans(), st.integers(0, 99))
-@settings(max_examples=80)
-def test_other_rules_on_any_shape(kind, middle, n, bias, seed):
+@given(st.sampled_from(["linear", "batch", "group", "layer"]), st.lists(st.integers(1, 4), max_size=3), st.integers(1, 9), st.booleans(), st.booleans(), st.integers(0, 99))
+@settings(max_examples=100)
+def test_other_rules_on_any_shape(kind, middle, n, bias, last, seed):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if kind == "linear": layer, x = nn.Linear(5, 4, bias), torch.randn(n, *middle, 5)
@@ -114,6 +132,7 @@ def test_other_rules_on_any_shape(kind, middle, n, bias, seed):
         if kind == "batch":
             layer, x = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[len(middle)](4), torch.randn(n, 4, *middle)
             layer(torch.randn(9, 4, *middle) + 1)
+            if last and len(middle) == 2: x = x.contiguous(memory_format=torch.channels_last)
         if kind == "group": layer, x = nn.GroupNorm(2, 4), torch.randn(n, 4, *middle, 2)
         width = 4 if x.dim() == 2 else x.shape[1]
         if kind in ("linear", "layer") and x.dim() > 2: model = nn.Sequential(layer, nn.Tanh(), nn.Flatten(), nn.Linear(4 * math.prod(middle), 3))
