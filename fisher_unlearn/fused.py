@@ -132,8 +132,11 @@ def _tile_of_images(code: _Code, tile: Tile, sums: list[Any], x: list[Any], g: A
             for u, p in zip(inputs, products[_VECTORS * r:]): code.add_product(row, u, p)
     for p, s in zip(products, sums): code.add_product(code.load(p), code.load(p), s)
 
-# %% ../nbs/08a_fused.ipynb #867e2dd4
-def _real(dtype: torch.dtype) -> Any: return ir.FloatType() if dtype == torch.float32 else ir.DoubleType()
+# %% ../nbs/08a_fused.ipynb #7fe5d342
+def _real(dtype: torch.dtype) -> Any:
+    "A number of this type; anything else would be read from memory as what it is not."
+    if dtype not in (known := {torch.float32: ir.FloatType(), torch.float64: ir.DoubleType()}): raise ValueError(f"the loop multiplies float32 and float64, not {dtype}.")
+    return known[dtype]
 
 @contextmanager
 def _each_job(names: tuple[str, ...], numbers: tuple[str, ...], words: tuple[str, ...], dtype: torch.dtype) -> Iterator[tuple[_Code, Any, dict[str, Any]]]:

@@ -134,3 +134,11 @@ def test_sums_refuse_what_does_not_fit():
     for bad in ((x, x[:2], x[0, 0]), (x, x[..., :4], x[0, 0]), (x, x, x[0, 0, :4]), (x[0], x[0], x[0, 0])):
         with pytest.raises(ValueError, match="they must be"): summed_products(*bad)
     with pytest.raises(ValueError, match="a tensor is on meta"): summed_products(x, x.to("meta"), x[0, 0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64])
+def test_numbers_of_another_type_are_refused_before_memory_is_read(dtype):
+    x = torch.ones(3, 4, 5, dtype=dtype)
+    with pytest.raises(ValueError, match=f"not {dtype}"): summed_products(x, x, x[0, 0])
+    windows = Windows(torch.arange(1), torch.arange(4), torch.zeros(4, dtype=torch.bool))
+    with pytest.raises(ValueError, match=f"not {dtype}"): squared_products(plan(windows, 5, 5, dtype, 2), x, [x])
