@@ -46,7 +46,7 @@ sync: $(READY)
 # nbdev_test passes if it finds nothing to test, so what was tested is counted. Two notebooks share the cores, so their threads must not spin while they wait.
 notebooks: $(READY)
 	@export FISHER_UNLEARN_RUNS=$$(mktemp -d) FISHER_UNLEARN_FIGURES=$$(mktemp -d) OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive; \
-	timeout 12m $(BIN)/nbdev_test --n_workers 2 --do_print > .notebooks.log 2>&1; status=$$?; cat .notebooks.log; \
+	timeout 20m $(BIN)/nbdev_test --n_workers 2 --do_print > .notebooks.log 2>&1; status=$$?; cat .notebooks.log; \
 	[ $$status -eq 0 ] || exit 1; found=$$(ls $(NOTEBOOKS) | wc -l); tested=$$(grep -c '^- Completed' .notebooks.log); \
 	echo "$$tested of $$found notebooks tested"; [ $$tested -eq $$found ]
 
