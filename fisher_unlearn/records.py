@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['ASKED', 'RECIPE', 'PARAMETERS', 'RequestSettings', 'OptionSettings', 'RunSettings', 'training_settings',
-           'training_key', 'unusual_options', 'run_key', 'profiles', 'resolve', 'provenance', 'runs_root',
+           'training_key', 'unusual_options', 'run_key', 'profiles', 'resolve', 'provenance', 'machine_of', 'runs_root',
            'write_record', 'read_record']
 
-# %% ../nbs/50_records.ipynb #a818aa1b
+# %% ../nbs/50_records.ipynb #bbcd4a41
 import hashlib, importlib.resources, json, os, platform, subprocess
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
@@ -268,6 +269,13 @@ def provenance(device: str = "cpu") -> dict[str, Any]:
             "python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__, "numpy": numpy.__version__,
             "cuda": torch.version.cuda if device == "cuda" else None, "system": platform.system(), "processor": _processor(), "instructions": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count(),
             "device": torch.cuda.get_device_name() if device == "cuda" else "cpu"}
+
+# %% ../nbs/50_records.ipynb #3141cad1
+def machine_of(record: Mapping[str, Any]) -> str:
+    "Device, processor, instruction set and number of threads of a record, such as `cpu (AMD EPYC with AVX512, 2 threads)`."
+    made = record["provenance"]
+    instructions = f" with {made['instructions']}" if made.get("instructions") else ""
+    return f"{made['device']} ({made['processor']}{instructions}, {record['settings']['threads']} threads)"
 
 # %% ../nbs/50_records.ipynb #a037fe98
 def runs_root(runs: str | Path | None = None) -> Path:

@@ -8,7 +8,7 @@ __all__ = ['Record', 'METHOD_NAMES', 'DATASET_NAMES', 'NETWORK_NAMES', 'PAPER_NE
            'summary', 'missing_cells', 'with_average', 'beside', 'printable', 'departures', 'conditions', 'lacking',
            'Verdict', 'verdict', 'bullets', 'keep', 'read_kept', 'restore']
 
-# %% ../nbs/52_report.ipynb #d943b83d
+# %% ../nbs/52_report.ipynb #f8023c23
 import importlib.resources, json, os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from .data import choose, writable_folder
 from .metrics import Window, best_epoch, fluctuation, mean_and_deviation
-from .records import ASKED, RunSettings, profiles, resolve, run_key, runs_root, unusual_options, write_record
+from .records import ASKED, RunSettings, machine_of, profiles, resolve, run_key, runs_root, unusual_options, write_record
 from .unlearn import PRESETS, method_options, options_read
 
 Record = dict[str, Any]
@@ -301,7 +301,7 @@ def departures(record: Record,  # of a run or a training
     found = _unlike("network", s.network, *PAPER_NETWORKS[s.dataset]) + _of_images(record, s) + _of_training(s, paper)
     return found + _of_tuning(s, paper) + _of_request(record, s) + _of_method(s) if "request" in record else found
 
-# %% ../nbs/52_report.ipynb #a9ee198e
+# %% ../nbs/52_report.ipynb #848b85cb
 def _rate(s: RunSettings) -> str:
     "The schedule of training in words."
     t = s.train.schedule
@@ -321,7 +321,7 @@ def _facts(record: Record) -> dict[str, str]:
     images = f"{data['name']} ({data['train']:,} training and {data['test']:,} {'test' if s.held_out is None else 'held-out'} images)"
     tree = {True: "clean tree", False: "changed tree", None: "tree unknown"}[made["clean"]]
     return {"data": images, "network": s.network, "seeds": str(s.seed), "training": _rate(s), "fine-tuning": _tuning(s) if "request" in record else "",
-            "device": f"{made['device']} ({made['processor']}, {s.threads} threads)", "torch": made["torch"],
+            "device": machine_of(record), "torch": made["torch"],
             "commit": f"{(made['commit'] or 'unknown')[:10]} ({tree})"}
 
 # %% ../nbs/52_report.ipynb #93865b51

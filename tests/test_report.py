@@ -365,13 +365,13 @@ def test_committed_records_depart_as_they_say():
 
 def test_conditions_name_all_that_numbers_depend_on():
     other = changed(record("finetune", seed=777), schedule={"epochs": 200})
-    other["provenance"] |= {"clean": False, "device": "A card"}
+    other["provenance"] |= {"clean": False, "device": "A card", "instructions": "AVX2"}
     other["data"]["remarks"] = {"lossy_te": "34 images"}
     said = conditions([record(), other, training(record())])
     for part in ("3 records", "cifar10 (50,000 training and 10,000 test images)", "resnet20", "seeds 666 / 777",
                  "160 epochs at rate 0.1, times 0.1 after epochs 80 and 120", "200 epochs", "batches of 128", "replayed in 5 epochs",
                  "cpu (A processor, 2 threads)",
-                 "A card (A processor, 2 threads)",
+                 "A card (A processor with AVX2, 2 threads)",
                  "torch 2.9.9", "0123456789 (clean tree)",
                  "0123456789 (changed tree)", "`epochs` is 200 (paper: 160)", "cifar10 has inexact images (`lossy_te`: 34 images)"): assert part in said, part
     assert "no departures" in conditions([record()]) and "\n" not in said
