@@ -124,7 +124,7 @@ def peak_elsewhere(script: str, *asked: object) -> float:
 def keep(table: pd.DataFrame, path: Path, device: str, threads: int) -> None:
     "Print a table with the conditions of its numbers, and write it as CSV with them."
     about = provenance(device) | {"threads": threads}
-    about["device"] = about["device"] if device == "cuda" else f"{about['processor']}, {about['cores']} cores"
+    about["device"] = about["device"] if device == "cuda" else f"{about['processor']} with {about['instructions']}, {about['cores']} cores"
     path.parent.mkdir(parents=True, exist_ok=True)
     table.assign(**{name: about[name] for name in ABOUT}).to_csv(path, index=False)
     print(table.to_markdown(index=False), f"\n{about['device']}, {threads} threads, torch {about['torch']}, Python {about['python']}, commit {about['commit'][:7]}{'' if about['clean'] else ' with changes'}.\n", sep="\n", flush=True)

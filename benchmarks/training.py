@@ -2,7 +2,8 @@
 
 All ways take turns in one run, each in a process of its own, on made images of CIFAR's shape, and medians are compared. The bare epoch is forward, backward and
 step on batches that are prepared beforehand; the loop that one would write first reads images one by one through torchvision's transforms and a DataLoader with
-two workers, in the default layout. It gives freed memory back, as processes do, and so does a second bare epoch. Our epoch is also measured compiled and in bfloat16. Prints Markdown tables and writes CSV files. `make bench`, or `python benchmarks/training.py --help`."""
+two workers, in the default layout. It gives freed memory back, as processes do, and so does a second bare epoch. Our epoch is also measured compiled and in bfloat16. The floor is what the machine needs
+for an epoch's multiplications in large matrix products, and for copying as many bytes as its other operators read and write. Prints Markdown tables and writes CSV files. `make bench`, or `python benchmarks/training.py --help`."""
 import argparse
 import json
 from collections.abc import Callable
@@ -14,6 +15,9 @@ from timing import arguments, in_turn, keep, peak_elsewhere, peak_of, processes,
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from tqdm import tqdm
 
 from fisher_unlearn.activation import activation_scores
@@ -29,6 +33,7 @@ BARE, OURS = "bare loop", "train_epoch"
 OPTIONS = {f"{OURS}, {', '.join(how)}": {"compile": "compiled" in how, "precision": "bfloat16" if "bfloat16" in how else "float32"}
            for how in (["compiled"], ["bfloat16"], ["compiled", "bfloat16"])}
 GIVEN_BACK, FIRST = AS_THEY_ARE = "bare loop, freed memory given back", "torchvision and DataLoader"
+FLOOR = PRODUCTS, COPIES = "its multiplications, in matrix products", "its other operators' bytes, copied"
 FORWARD, READINGS = "bare forward pass", {"evaluation": "accuracy", "activations": "activation_scores", "tf-idf": "tfidf_scores"}
 
 
@@ -49,6 +54,29 @@ class OneByOne(Dataset):
     def __getitem__(self, i): return self.transform(Image.fromarray(self.pixels[i])), self.labels[i]
 
 
+class Traffic(TorchDispatchMode):
+    "Bytes that operators read and write, those of matrix products and convolutions aside."
+    nbytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **kwargs or {})
+        if not func.is_view and not flop_registry.get(func.overloadpacket): self.nbytes += sum(t.nbytes for t in tree_leaves((args, kwargs, result)) if isinstance(t, torch.Tensor))
+        return result
+
+
+def floor(train: Callable[[], object], device: str, way: str) -> Callable[[], object]:
+    "The multiplications of an epoch in large matrix products, or the bytes of its other operators in large copies."
+    with FlopCounterMode(display=False) as flops, Traffic() as traffic: train()
+    n = 2048
+    a, b, c = (torch.rand(n, n, device=device) for _ in range(3))
+    work, once, do = (flops.get_total_flops(), 2 * n ** 3, lambda: torch.mm(a, b, out=c)) if way == PRODUCTS else (traffic.nbytes, 2 * a.nbytes, lambda: c.copy_(a))
+    times = round(work / once)
+
+    def repeat() -> None:
+        for _ in range(times): do()
+    return repeat
+
+
 def epoch(network: str, steps: int, batch: int, device: str, way: str) -> Callable[[], object]:
     "One epoch of a way, with a model and an optimiser of its own."
     samples, settings = images(steps * batch), TrainSettings(batch_size=batch, **OPTIONS.get(way, {}))
@@ -67,7 +95,7 @@ def epoch(network: str, steps: int, batch: int, device: str, way: str) -> Callab
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    return train
+    return floor(train, device, way) if way in FLOOR else train
 
 
 def reading(network: str, n: int, device: str, what: str, way: str) -> Callable[[], object]:
@@ -95,7 +123,7 @@ def peak(network: str, way: str, steps: int, batch: int, device: str, threads: i
 
 def measure(network: str, args: argparse.Namespace) -> pd.DataFrame:
     "Rows of medians and ratios: training, then each reading."
-    with processes(epoch, (network, args.steps, args.batch, args.device), (BARE, OURS, *OPTIONS, *AS_THEY_ARE), args.device, args.threads, AS_THEY_ARE) as clocks:
+    with processes(epoch, (network, args.steps, args.batch, args.device), (BARE, OURS, *OPTIONS, *FLOOR, *AS_THEY_ARE), args.device, args.threads, AS_THEY_ARE) as clocks:
         rows = [{"what": "training", "images": args.steps * args.batch, **row} for row in ratios(in_turn(clocks, args.repeats), BARE)]
     for what, ours in READINGS.items():
         with processes(reading, (network, args.images, args.device, what), (FORWARD, ours), args.device, args.threads) as clocks:
