@@ -324,14 +324,18 @@ def _facts(record: Record) -> dict[str, str]:
             "device": machine_of(record), "torch": made["torch"],
             "commit": f"{(made['commit'] or 'unknown')[:10]} ({tree})"}
 
-# %% ../nbs/52_report.ipynb #93865b51
+# %% ../nbs/52_report.ipynb #cd21a57f
+def _parts(record: Record) -> list[Record]:
+    "A record once for itself and once for each of its readouts, with their provenance."
+    return [record, *(record | {"provenance": found["provenance"]} for found in record.get("readouts", {}).values())]
+
 def conditions(records: Iterable[Record | None],  # of runs and trainings, each once
                ) -> str:                          # Markdown
     """One sentence on how records came about: data, seeds, schedule, machine, versions, and in what they depart from the protocol.
 
     Raises `ValueError` for None, no records, or one that is there twice."""
     whole = _checked(records)
-    facts = pd.DataFrame([_facts(record) for record in whole])
+    facts = pd.DataFrame([_facts(part) for record in whole for part in _parts(record)])
     said = [f"{name} {' / '.join(sorted(filter(None, facts[name].unique())))}" for name in facts if facts[name].any()]
     away = list(dict.fromkeys(text for record in whole for text in departures(record)))
     protocol = f"**departures from the paper's protocol: {'; '.join(away)}**" if away else "no departures from the paper's protocol"

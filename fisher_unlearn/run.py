@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['READOUTS', 'images_of', 'request_of', 'model_of', 'repeatable', 'locked', 'peak_memory', 'kept_root', 'keep', 'tidy',
-           'train_original', 'KeptScores', 'run', 'write_failure', 'readout']
+           'train_original', 'KeptScores', 'run', 'write_failure', 'readout', 'with_readouts']
 
 # %% ../nbs/50a_run.ipynb #ba5cf420
 import fcntl, math, os, resource, shutil, time
@@ -302,6 +302,15 @@ def readout(settings: RunSettings,
     with locked(path.parent), repeatable(settings.threads):
         result = _agreement(settings, images, runs, root, progress) if kind == "agreement" else _relearned(settings, images, runs, root, _SCOPES[kind], cap, progress)
         return write_record(path, {"key": run_key(settings), "readout": kind, "provenance": provenance(settings.device), **result})
+
+# %% ../nbs/50a_run.ipynb #d265ed85
+def with_readouts(record: dict[str, Any],          # of a finished run
+                  runs: str | Path | None = None,  # folder of runs
+                  ) -> dict[str, Any]:             # the record, and under `readouts` by name what was read out of its run, if anything was
+    "A record with its readouts."
+    paths = (runs_root(runs) / record["key"]).glob("*.json")
+    found = {path.stem: read_record(path) for path in sorted(paths) if path.name != "record.json"}
+    return record | {"readouts": found} if found else record
 
 # %% ../nbs/50a_run.ipynb #0827c2e5
 def _load(settings: RunSettings, images: ImageData, runs: str | Path | None) -> nn.Module:

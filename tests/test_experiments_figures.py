@@ -43,6 +43,7 @@ def test_figure_2_has_both_scopes_of_each_method(kept):
     table, records, _, _ = kept["figure2"]
     assert len(table) == 2 * len(records) and set(table.scope) == {"classifier", "all"}
     assert (table["at least"] == table.epochs.fillna(21)).all()
+    assert table.epochs.astype(object).where(table.epochs.notna(), None).tolist() == [record["readouts"][f"relearn_{scope}_20"]["epochs"] for record in records for scope in table.scope.unique()]
     assert table[table.method == "MaskClassifier"]["at least"].max() <= table[table.method == "Retrain"]["at least"].max()
 
 

@@ -375,6 +375,8 @@ def test_conditions_name_all_that_numbers_depend_on():
                  "torch 2.9.9", "0123456789 (clean tree)",
                  "0123456789 (changed tree)", "`epochs` is 200 (paper: 160)", "cifar10 has inexact images (`lossy_te`: 34 images)"): assert part in said, part
     assert "no departures" in conditions([record()]) and "\n" not in said
+    read_out = record() | {"readouts": {"agreement": {"provenance": record()["provenance"] | {"commit": "fedcba9876543210"}}}}
+    assert "commit 0123456789 (clean tree) / fedcba9876 (clean tree)" in conditions([read_out]) and conditions([read_out]).startswith("1 records")
     assert "rate 0.01 for 5 epochs" in conditions([record(fine_tune_lr=.01)]) and "fine-tuning" not in conditions([record("retrain")])
 
 
