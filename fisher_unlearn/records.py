@@ -248,7 +248,7 @@ def _settings(values: dict[str, Any]) -> RunSettings:
         where, message = ".".join(str(part) for part in first["loc"][:3]), first["msg"].removeprefix("Value error, ")
         raise ValueError(message if first["type"] == "value_error" else f"`{where}` is {first['input']!r}: {message}.") from None
 
-# %% ../nbs/50_records.ipynb #be1d97e7
+# %% ../nbs/50_records.ipynb #2b32f6ea
 def _git(*args: str) -> str | None:
     "The output of a git command in the folder of this package, or None."
     try: done = subprocess.run(["git", *args], cwd=Path(fisher_unlearn.__file__).parent, capture_output=True, text=True)
@@ -265,7 +265,7 @@ def provenance(device: str = "cpu") -> dict[str, Any]:
     "Versions, commit and device of this process."
     tracked = _git("ls-files", "--error-unmatch", "__init__.py") is not None
     return {"fisher_unlearn": fisher_unlearn.__version__, "commit": _git("rev-parse", "HEAD") if tracked else None,
-            "clean": _git("status", "--porcelain", "--untracked-files=no") == "" if tracked else None,
+            "clean": _git("status", "--porcelain", "--untracked-files=no", "--", ":(top,exclude)figures") == "" if tracked else None,
             "python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__, "numpy": numpy.__version__,
             "cuda": torch.version.cuda if device == "cuda" else None, "system": platform.system(), "processor": _processor(), "instructions": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count(),
             "device": torch.cuda.get_device_name() if device == "cuda" else "cpu"}

@@ -150,6 +150,21 @@ def test_provenance_says_what_is_needed_and_names_no_place():
     assert not any(os.sep in str(v) or str(v) == os.uname().nodename for k, v in found.items() if k != "processor")
 
 
+def test_a_tree_is_clean_whatever_its_figures(monkeypatch, tmp_path):
+    def git(*args): subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *args], cwd=tmp_path, check=True, capture_output=True)
+    package, table = tmp_path / "fisher_unlearn" / "__init__.py", tmp_path / "figures" / "table.csv"
+    for path in (package, table, other := tmp_path / "Makefile"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("old")
+    git("init"); git("add", "."); git("commit", "-m", "all")
+    monkeypatch.setattr(fisher_unlearn, "__file__", str(package))
+    assert provenance()["clean"]
+    table.write_text("new")
+    assert provenance()["clean"] and provenance()["commit"]
+    other.write_text("new")
+    assert provenance()["clean"] is False
+
+
 def test_a_machine_without_git_is_no_obstacle(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert provenance()["commit"] is None
