@@ -303,13 +303,13 @@ def readout(settings: RunSettings,
         result = _agreement(settings, images, runs, root, progress) if kind == "agreement" else _relearned(settings, images, runs, root, _SCOPES[kind], cap, progress)
         return write_record(path, {"key": run_key(settings), "readout": kind, "provenance": provenance(settings.device), **result})
 
-# %% ../nbs/50a_run.ipynb #d265ed85
+# %% ../nbs/50a_run.ipynb #409e1109
 def with_readouts(record: dict[str, Any],          # of a finished run
                   runs: str | Path | None = None,  # folder of runs
                   ) -> dict[str, Any]:             # the record, and under `readouts` by name what was read out of its run, if anything was
     "A record with its readouts."
-    paths = (runs_root(runs) / record["key"]).glob("*.json")
-    found = {path.stem: read_record(path) for path in sorted(paths) if path.name != "record.json"}
+    files = sorted((runs_root(runs) / record["key"]).glob("*.json"))
+    found = {path.stem: said for path in files if "readout" in (said := read_record(path) or {})}
     return record | {"readouts": found} if found else record
 
 # %% ../nbs/50a_run.ipynb #0827c2e5
