@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from fisher_unlearn.grid import find_notebook
+from fisher_unlearn.records import profiles
 from fisher_unlearn.report import read_kept
 
 pytestmark = pytest.mark.slow
@@ -42,8 +43,9 @@ def test_figure_1_has_a_point_for_each_epoch_and_each_pass_of_lissa(kept):
 def test_figure_2_has_both_scopes_of_each_method(kept):
     table, records, _, _ = kept["figure2"]
     assert len(table) == 2 * len(records) and set(table.scope) == {"classifier", "all"}
-    assert (table["at least"] == table.epochs.fillna(21)).all()
-    assert table.epochs.astype(object).where(table.epochs.notna(), None).tolist() == [record["readouts"][f"relearn_{scope}_20"]["epochs"] for record in records for scope in table.scope.unique()]
+    caps = profiles()["quick"]["tasks"]["relearn"]
+    assert (table["at least"] == table.epochs.fillna(table.scope.map(caps) + 1)).all()
+    assert table.epochs.astype(object).where(table.epochs.notna(), None).tolist() == [record["readouts"][f"relearn_{scope}_{cap}"]["epochs"] for record in records for scope, cap in caps.items()]
     assert table[table.method == "MaskClassifier"]["at least"].max() <= table[table.method == "Retrain"]["at least"].max()
 
 
