@@ -28,7 +28,7 @@ from .schedule import Schedule
 from .train import Progress, TrainSettings, keep_freed_memory, load_weights, read_tensors, save_tensors, save_weights, train_model
 from .unlearn import Scores, Unlearned, unlearn
 
-# %% ../nbs/50a_run.ipynb #e3f248b6
+# %% ../nbs/50a_run.ipynb #fc48383a
 def images_of(settings: RunSettings, root: str | Path | None = None) -> ImageData:
     "The images of a run, at a size that its network takes."
     images = load_images(settings.dataset, root)
@@ -47,8 +47,13 @@ def request_of(settings: RunSettings, images: ImageData) -> ForgetRequest:
                "mislabel": lambda: mislabel(images, settings.mislabel_ratio, settings.seed, settings.mislabel_how)}[settings.request]()
     return request if settings.remain_limit is None else request.limit_remain(settings.remain_limit, settings.seed)
 
+def _check_device(settings: RunSettings) -> None:
+    "Raise `ValueError` if the device of a run is not at hand."
+    if settings.device == "cuda" and not torch.cuda.is_available(): raise ValueError("`device` is cuda, but torch finds no GPU: use cpu or auto.")
+
 def model_of(settings: RunSettings, images: ImageData) -> nn.Module:
-    "The freshly initialised network of a run, on its device."
+    "The freshly initialised network of a run, on its device; `ValueError` if that is not at hand."
+    _check_device(settings)
     return build_model(settings.network, len(images.classes), images.train.images.shape[1], settings.seed).to(settings.device)
 
 # %% ../nbs/50a_run.ipynb #d1fb4167
@@ -211,7 +216,7 @@ def _scores_of(settings: RunSettings, request: ForgetRequest, model: nn.Module, 
     weights = digest(*(value.cpu() for value in model.state_dict().values()))
     return KeptScores(runs_root(runs) / f"train-{training_key(settings)}" / "fisher" / f"{request.digest[:12]}-{weights[:12]}", settings.device)
 
-# %% ../nbs/50a_run.ipynb #52b7c8dd
+# %% ../nbs/50a_run.ipynb #4e2f32d5
 def run(settings: RunSettings,
         runs: str | Path | None = None,  # folder of runs; None: `$FISHER_UNLEARN_RUNS`, else `runs`
         root: str | Path | None = None,  # folder of data sets, as in `load_images`
@@ -224,6 +229,7 @@ def run(settings: RunSettings,
     with locked(folder, wait):
         record = read_record(folder / "record.json")
         try:
+            if record is None: _check_device(settings)  # before anything is downloaded
             images = images_of(settings, root)
             if record is None: record = _fetch(folder, root, images) or write_record(folder / "record.json", _done(settings, images, folder, runs, root, progress))
         except Exception as error:

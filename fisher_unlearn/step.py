@@ -10,7 +10,7 @@ import statistics, time, warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .models import eval_mode
 
-# %% ../nbs/04a_step.ipynb #751d36c5
+# %% ../nbs/04a_step.ipynb #42309ed1
 Compile = bool | Literal["auto"]
 Precision = Literal["float32", "bfloat16", "auto"]
 
@@ -27,25 +27,26 @@ class Way:
     "How the forward and the backward pass of a step are computed."
     compiled: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products and convolutions; weights, sums and the loss are float32
+    graphed: bool = False  # are they launched as CUDA graphs?
 
-def allowed_ways(compile: Compile, precision: Precision) -> list[Way]:
+def allowed_ways(compile: Compile, precision: Precision, graphed: bool = False) -> list[Way]:
     "The ways that settings allow, the plain one first where it is among them."
     compiled = [False, True] if compile == "auto" else [compile]
     precisions = ["float32", "bfloat16"] if precision == "auto" else [precision]
-    return [Way(c, p) for p in precisions for c in compiled]  # type: ignore[arg-type]
+    return [Way(c, p, graphed) for p in precisions for c in compiled]  # type: ignore[arg-type]
 
-# %% ../nbs/04a_step.ipynb #890e9d15
+# %% ../nbs/04a_step.ipynb #33aef104
 Forward = Callable[[Tensor], Tensor]
 
 def forward_in(model: nn.Module, way: Way) -> Forward:
-    "The forward pass of a model, in its own mode, as a function from inputs to logits in the model's precision. Raises `RuntimeError` at the first batch if the model can't be compiled."
+    "The forward pass of a model, in its own mode, as a function from inputs to logits in the model's precision. Raises `RuntimeError` at the first batch if the model can't be compiled or captured."
     if way == Way(): return model
     run, half = _compiled(model) if way.compiled else model, way.precision == "bfloat16"
 
     def forward(inputs: Tensor) -> Tensor:
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=half): logits = run(inputs)
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=half, cache_enabled=not way.graphed): logits = run(inputs)
         return logits.float() if half else logits
-    return forward
+    return _graphed(model, forward) if way.graphed else forward
 
 # %% ../nbs/04a_step.ipynb #243c3e9b
 def _compiled(model: nn.Module) -> Forward:
@@ -60,6 +61,30 @@ def _compiled(model: nn.Module) -> Forward:
             model(inputs)  # raises what is the model's own fault
             raise RuntimeError(f"this network can't be compiled here ({type(error).__name__}: {' '.join(str(error).split())[:200]}): let `compile` be False.") from error
     return forward
+
+# %% ../nbs/04a_step.ipynb #2fdd67bf
+class _Captured(nn.Module):
+    "A forward pass with the parameters that it reads, as `torch.cuda.make_graphed_callables` wants it."
+
+    def __init__(self, model: nn.Module, forward: Forward):
+        super().__init__()
+        self.model, self.run = model, forward
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.run(inputs)
+
+def _graphed(model: nn.Module, forward: Forward) -> Forward:
+    "A forward pass captured with its backward pass, for the shape of the first batch; other batches are launched operator by operator."
+    captured = dict[torch.Size, Callable[..., Any]]()
+
+    def launch(inputs: Tensor) -> Tensor:
+        if not captured:
+            try:
+                with _tried(model): captured[inputs.shape] = torch.cuda.make_graphed_callables(_Captured(model, forward), (inputs.clone(),), allow_unused_input=True)
+            except Exception as error:
+                raise RuntimeError(f"this network can't be captured in a CUDA graph ({type(error).__name__}: {' '.join(str(error).split())[:200]}): let `cuda_graph` be False.") from error
+        return captured.get(inputs.shape, forward)(inputs)
+    return launch
 
 # %% ../nbs/04a_step.ipynb #dfdcb20a
 WORTH = 600  # seconds; compiling takes from seconds to two minutes, and saves a quarter of a step at best

@@ -30,7 +30,7 @@ from .models import check_batches, check_labels, device_of
 from .schedule import Schedule, replay
 from .step import Compile, Forward, Precision, Way, allowed_ways, choose_way, forward_in
 
-# %% ../nbs/05_train.ipynb #d160a9f3
+# %% ../nbs/05_train.ipynb #2c222b05
 @dataclass(frozen=True)
 class TrainSettings:
     "All that can change what a training run ends with."
@@ -45,6 +45,7 @@ class TrainSettings:
     layout: Literal["channels_last", "contiguous"] = "channels_last"  # of weights and activations in memory
     compile: Compile = False    # True: steps are compiled; "auto": if a trial finds that this pays
     precision: Precision = "float32"  # of products and convolutions; "bfloat16" (autocast), or "auto": the faster one of both
+    cuda_graph: bool = False    # on a GPU, are the passes of a step launched as CUDA graphs? On a CPU it makes no difference
     seed: int = 666             # of the order of images, and of any randomness in the network
 
     def __post_init__(self):
@@ -54,7 +55,7 @@ class TrainSettings:
                  ("layout", self.layout in ("channels_last", "contiguous"), '"channels_last" or "contiguous"'),
                  ("compile", self.compile in (True, False, "auto"), 'True, False or "auto"'),
                  ("precision", self.precision in get_args(Precision), '"float32", "bfloat16" or "auto"'),
-                 ("holdout", 0 < self.holdout < 1, "in (0, 1)"), ("seed", self.seed >= 0, "0 or more")]
+                 ("cuda_graph", self.cuda_graph in (True, False), "True or False"), ("holdout", 0 < self.holdout < 1, "in (0, 1)"), ("seed", self.seed >= 0, "0 or more")]
         for name, good, rule in rules:
             if not good: raise ValueError(f"`{name}` of the training settings is {getattr(self, name)!r}: it must be {rule}.")
 
@@ -65,8 +66,8 @@ class TrainSettings:
 
     @property
     def values(self) -> dict[str, Any]:
-        "The settings by name, for keys: `compile` and `precision` only where they aren't the defaults."
-        plain = {"compile": False, "precision": "float32"}
+        "The settings by name, for keys: how steps are computed only where it isn't the default."
+        plain = {"compile": False, "precision": "float32", "cuda_graph": False}
         return {n: v for n, v in asdict(self).items() if n not in plain or v != plain[n]}
 
     def replayed(self, epochs: int = 5) -> "TrainSettings":
@@ -281,10 +282,11 @@ def _train(model: nn.Module, batches: Loader, classes: int, settings: TrainSetti
     model.eval()
     return pd.DataFrame(state.rows)
 
-# %% ../nbs/05_train.ipynb #09bd7e76
+# %% ../nbs/05_train.ipynb #2c2c5887
 def _way(model: nn.Module, batches: Loader, settings: TrainSettings, steps: int) -> Way:
     "What the settings say, or what a trial on the first batch chooses among what they allow."
-    ways, device = allowed_ways(settings.compile, settings.precision), device_of(model)
+    device = device_of(model)
+    ways = allowed_ways(settings.compile, settings.precision, settings.cuda_graph and device.type == "cuda")
     if len(ways) == 1: return ways[0]
     inputs, labels = next(iter(batches))
     return choose_way(model, _laid_out(inputs.to(device), settings.layout), labels.to(device), ways, steps)

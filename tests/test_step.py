@@ -1,6 +1,7 @@
 """Ways to compute a step: what they give beside the plain way, what a trial may not change, and what a run remembers of its choice."""
 import copy
 import time
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -12,11 +13,13 @@ from fisher_unlearn import step as steps_module
 from fisher_unlearn import train as train_module
 from fisher_unlearn.models import build_model
 from fisher_unlearn.records import RunSettings, training_key
+from fisher_unlearn.run import repeatable
 from fisher_unlearn.schedule import Schedule
 from fisher_unlearn.step import Way, allowed_ways, choose_way, forward_in
 from fisher_unlearn.train import TrainSettings, train_model
 
 PLAIN, COMPILED, HALF = Way(), Way(compiled=True), Way(precision="bfloat16")
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 SHORT = dict(schedule=Schedule(lr=.05, epochs=3, drops=(2,)), select="last")
 compile_really = torch.compile
 
@@ -143,13 +146,51 @@ def test_a_choice_is_told_and_outlives_the_process(digits, monkeypatch, tmp_path
 
 
 def test_ways_are_in_the_key_where_they_are_not_plain():
-    keys = [training_key(RunSettings(train=TrainSettings(**how))) for how in ({}, {"compile": False, "precision": "float32"}, {"compile": True}, {"compile": "auto"}, {"precision": "bfloat16"}, {"precision": "auto"})]
-    assert keys[0] == keys[1] and len(set(keys)) == 5
+    ways = {}, {"compile": False, "precision": "float32", "cuda_graph": False}, {"compile": True}, {"compile": "auto"}, {"precision": "bfloat16"}, {"precision": "auto"}, {"cuda_graph": True}
+    keys = [training_key(RunSettings(train=TrainSettings(**how))) for how in ways]
+    assert keys[0] == keys[1] and len(set(keys)) == 6
 
 
-@pytest.mark.parametrize("bad", [{"compile": "yes"}, {"compile": None}, {"precision": "float16"}])
+@pytest.mark.parametrize("bad", [{"compile": "yes"}, {"compile": None}, {"precision": "float16"}, {"cuda_graph": "auto"}])
 def test_bad_ways_are_refused(bad):
     with pytest.raises(ValueError, match=f"`{next(iter(bad))}` of the training settings is"): TrainSettings(**bad)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_graph_changes_no_bit(digits, device, precision):
+    "300 images are two whole batches, which a GPU replays, and a shorter one, which it launches; masked weights stay at zero."
+    data, settings = digits.train[torch.arange(300)], TrainSettings(**SHORT, precision=precision)
+    zeros = {"classifier.weight": torch.arange(10).eq(3)[:, None].expand(10, 64)}
+    plain, ours = (build_model("resnet20", 10, 1, seed=0).to(device) for _ in range(2))
+    losses = []
+    for model, graph in ((plain, False), (ours, True)):
+        model.classifier.weight.data[3] = 0
+        with repeatable(2): losses.append(train_model(model, data, replace(settings, cuda_graph=graph), zeros=zeros, progress="none").train_loss.tolist())
+    assert same(plain, ours) and losses[0] == losses[1] and (ours.classifier.weight[3] == 0).all()
+
+
+def test_capturing_leaves_the_model_and_the_generators_as_they_were(monkeypatch):
+    "Only batches of the first shape are replayed."
+    replayed = []
+    def capture(module, sample, allow_unused_input):
+        module(*sample).sum().backward()  # as a recording does, to warm up
+        return lambda inputs: replayed.append(len(inputs)) or module(inputs)
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", capture)
+    model, plain = small().train(), small().train()
+    plain.load_state_dict(model.state_dict())
+    forward = forward_in(model, Way(graphed=True))
+    for n in (16, 16, 5):
+        x, _ = batch(n)
+        torch.manual_seed(n); found = forward(x)
+        torch.manual_seed(n); assert torch.equal(found, plain(x))
+    assert replayed == [16, 16] and same(model, plain) and all(p.grad is None for p in model.parameters())
+
+
+def test_what_can_not_be_captured_is_said():
+    if torch.cuda.is_available(): forward = lambda x: torch.relu(x) if x.sum() > 0 else x
+    else: forward = torch.relu  # without a GPU nothing can be captured
+    with pytest.raises(RuntimeError, match="can't be captured in a CUDA graph .*let `cuda_graph` be False"): steps_module._graphed(small(), forward)(batch()[0].to(DEVICES[-1]))
 
 
 @pytest.mark.slow
