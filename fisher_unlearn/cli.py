@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'Root', 'Runs', 'main', 'data', 'keep_', 'restore_', 'unlearn', 'quickstart', 'plan_', 'status']
 
-# %% ../nbs/60_cli.ipynb #9cd2f6eb
+# %% ../nbs/60_cli.ipynb #0a62029b
 import json, os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ from papermill.exceptions import PapermillExecutionError
 import fisher_unlearn
 from .cluster import given_share
 from .data import choose, find_data, load_images, writable_folder
-from .grid import EXECUTORS, NEEDS, execute, find_notebook, needed, notebooks, plan
+from .grid import EXECUTORS, NEEDS, as_done, execute, find_notebook, needed, notebooks, plan
 from .records import profiles, resolve, run_key, runs_root
 from .run import keep, run
 from .unlearn import METHODS
@@ -173,14 +173,14 @@ def _add(name: str) -> None:
 for _name in notebooks():
     if _name not in ("quickstart", "unlearn"): _add(_name)
 
-# %% ../nbs/60_cli.ipynb #9a34b9fb
+# %% ../nbs/60_cli.ipynb #d0688100
 _EXPERIMENTS = Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(sorted(NEEDS))}; none: all.", show_default=False)]
 
 def _planned(experiments: list[str] | None, profile: str, more: list[str] | None, runs: Path | None, root: Path | None) -> pd.DataFrame:
     "The runs of some experiments, each once."
     given = dict(map(_pair, more or ()))
     chosen = {run_key(s): s for name in experiments or sorted(NEEDS) for s in needed(name, profile, **given)}
-    return plan(chosen.values(), runs, root)
+    return plan(as_done(chosen.values(), runs, root), runs, root)
 
 @app.command("plan")
 def plan_(experiments: _EXPERIMENTS = None, profile: _PROFILE = "quick", more: _MORE = None, runs: Runs = None, root: Root = None) -> None:

@@ -94,7 +94,7 @@ class OptionSettings(BaseModel):
         "The options of the method that are set here; the preset has the others."
         return {name: value for name in OptionSettings.model_fields if (value := getattr(self, name)) is not None}
 
-# %% ../nbs/50_records.ipynb #faef4c38
+# %% ../nbs/50_records.ipynb #777f535c
 _TABLES: dict[str, tuple[Any, str]] = {
     "dataset": (DATASETS, "data set"), "network": (NETWORKS, "network"), "method": (METHODS, "method"), "preset": (PRESETS, "preset"),
     "patch_corner": (CORNERS, "corner"), "mislabel_how": (WRONG, "way to mislabel")}
@@ -112,6 +112,7 @@ class RunSettings(RequestSettings, OptionSettings):
     fine_tune_length: int | None = None       # epochs of fine-tuning to run, beyond S at the last rate; None: S
     fine_tune_lr: float | None = None         # a constant rate in place of the replayed schedule (paper, Figure 3)
     device: Literal["cpu", "cuda"] = "cpu"
+    trained_on: Literal["cpu", "cuda"] | None = None  # device of w* and of retraining; None: `device`
     threads: int = 2                          # of the CPU; their number can change the last bits of a result
     train: TrainSettings = TrainSettings()    # its seed is replaced by `seed`
 
@@ -155,7 +156,7 @@ def _unlimited(settings: RunSettings) -> str | None:
     if settings.method == "fisher_noise": return "`fisher_noise` can't be calculated without remain data: let `remain_limit` be 1 or more."
     return "there is nothing to fine-tune on without remain data: let `fine_tune_epochs` be 0." if settings.fine_tune_epochs else None
 
-# %% ../nbs/50_records.ipynb #9d211b02
+# %% ../nbs/50_records.ipynb #70c81b6c
 RECIPE = 1
 
 def _hash(values: dict[str, Any]) -> str:
@@ -168,13 +169,17 @@ _OF_DATA = ("poison", "mislabel")  # requests that change the training set
 def training_settings(settings: RunSettings) -> dict[str, Any]:
     "The settings that can change w*, by name."
     asked = ("request", *ASKED[settings.request]) if settings.request in _OF_DATA else ()
-    return settings.model_dump(include={*_OF_TRAINING, "held_out", "train", *asked})
+    return settings.model_dump(include={*_OF_TRAINING, "held_out", "train", *asked}) | {"device": _trained_on(settings)}
+
+def _trained_on(settings: RunSettings) -> str:
+    "The device of w* and of retraining."
+    return settings.trained_on or settings.device
 
 def _training_values(settings: RunSettings) -> dict[str, Any]:
     "What can change w*, as its key has it."
     changed: dict[str, Any] = {"data": settings.asked} if settings.request in _OF_DATA else {}
     if settings.held_out is not None: changed["held_out"] = settings.held_out
-    return {n: getattr(settings, n) for n in _OF_TRAINING} | {"train": replace(settings.train, seed=settings.seed).values, "recipe": RECIPE} | changed
+    return {n: getattr(settings, n) for n in _OF_TRAINING} | {"device": _trained_on(settings), "train": replace(settings.train, seed=settings.seed).values, "recipe": RECIPE} | changed
 
 def training_key(settings: RunSettings) -> str:
     "The key of the training of w*, shared by all methods, and by all requests that leave the training set as it is."
@@ -191,6 +196,7 @@ def run_key(settings: RunSettings) -> str:
     options = options_read(settings.method, method_options(settings.method, settings.preset, **settings.options))
     tuned = None if settings.method == "retrain" else settings.fine_tune_epochs
     rare = {n: v for n in ("remain_limit", "fine_tune_length", "fine_tune_lr") if (v := getattr(settings, n)) is not None}
+    if settings.method != "retrain" and settings.device != _trained_on(settings): rare["unlearned_on"] = settings.device
     return _hash(_training_values(settings) | {"request": settings.asked, "method": settings.method, "fine_tune_epochs": tuned, "options": options} | rare)
 
 # %% ../nbs/50_records.ipynb #a0ea8ea5

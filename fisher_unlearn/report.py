@@ -248,7 +248,7 @@ def printable(table: pd.DataFrame,  # from `beside`
     rows = list(dict.fromkeys(zip(cells.setting, cells.method)))
     return wide.loc[rows, order].fillna("–").rename_axis(columns=None).reset_index()
 
-# %% ../nbs/52_report.ipynb #9995c31e
+# %% ../nbs/52_report.ipynb #52a64ee9
 PAPER_IMAGES = {"mnist": (60_000, 10_000), "cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000), "tinyimagenet": (100_000, 10_000)}
 _ALLOWED = {"mislabel_ratio": (.1, .3, .5), "mislabel_how": ("uniform", "permuted"), "remain_limit": (None, 0, 50)}
 
@@ -259,7 +259,7 @@ def _unlike(name: str, value: Any, *paper: Any) -> list[str]:
 def _of_training(s: RunSettings, paper: RunSettings) -> list[str]:
     "Departures in how networks are trained (paper, Table 7)."
     parts: list[tuple[str, Any, Any]] = [(n, s.train.schedule, paper.train.schedule) for n in ("lr", "epochs", "drops", "factor", "warmup", "replay")]
-    parts += [(n, s.train, paper.train) for n in ("epochs", "batch_size", "momentum", "weight_decay", "select")]
+    parts += [(n, s.train, paper.train) for n in ("epochs", "batch_size", "momentum", "weight_decay", "select", "precision")]
     return [text for name, ours, theirs in parts for text in _unlike(name, getattr(ours, name), getattr(theirs, name))]
 
 def _of_tuning(s: RunSettings, paper: RunSettings) -> list[str]:
@@ -301,12 +301,12 @@ def departures(record: Record,  # of a run or a training
     found = _unlike("network", s.network, *PAPER_NETWORKS[s.dataset]) + _of_images(record, s) + _of_training(s, paper)
     return found + _of_tuning(s, paper) + _of_request(record, s) + _of_method(s) if "request" in record else found
 
-# %% ../nbs/52_report.ipynb #848b85cb
+# %% ../nbs/52_report.ipynb #ca45307b
 def _rate(s: RunSettings) -> str:
     "The schedule of training in words."
     t = s.train.schedule
     cut = f", times {t.factor} after epochs {' and '.join(map(str, t.drops))}" if t.drops else ""
-    return f"{s.train.length} epochs at rate {t.lr}{cut}{f', warm-up of {t.warmup} epochs' if t.warmup else ''}, batches of {s.train.batch_size}"
+    return f"{s.train.length} epochs at rate {t.lr}{cut}{f', warm-up of {t.warmup} epochs' if t.warmup else ''}, batches of {s.train.batch_size}{'' if s.train.precision == 'float32' else f', in {s.train.precision}'}"
 
 def _tuning(s: RunSettings) -> str:
     "The fine-tuning in words."

@@ -28,7 +28,7 @@ from .schedule import Schedule
 from .train import Progress, TrainSettings, keep_freed_memory, load_weights, read_tensors, save_tensors, save_weights, train_model
 from .unlearn import Scores, Unlearned, unlearn
 
-# %% ../nbs/50a_run.ipynb #fc48383a
+# %% ../nbs/50a_run.ipynb #de07f428
 def images_of(settings: RunSettings, root: str | Path | None = None) -> ImageData:
     "The images of a run, at a size that its network takes."
     images = load_images(settings.dataset, root)
@@ -47,9 +47,11 @@ def request_of(settings: RunSettings, images: ImageData) -> ForgetRequest:
                "mislabel": lambda: mislabel(images, settings.mislabel_ratio, settings.seed, settings.mislabel_how)}[settings.request]()
     return request if settings.remain_limit is None else request.limit_remain(settings.remain_limit, settings.seed)
 
-def _check_device(settings: RunSettings) -> None:
-    "Raise `ValueError` if the device of a run is not at hand."
+def _check_device(settings: RunSettings, training: bool = False) -> None:
+    "Raise `ValueError` if the device of a run is not at hand, or is not the one where a network is to be trained."
     if settings.device == "cuda" and not torch.cuda.is_available(): raise ValueError("`device` is cuda, but torch finds no GPU: use cpu or auto.")
+    if training and settings.trained_on not in (None, settings.device):
+        raise ValueError(f"w* and the retrained model are to be trained on {settings.trained_on}, and are not among the runs or the kept ones: train them there, or leave `trained_on` out.")
 
 def model_of(settings: RunSettings, images: ImageData) -> nn.Module:
     "The freshly initialised network of a run, on its device; `ValueError` if that is not at hand."
@@ -160,9 +162,10 @@ def train_original(settings: RunSettings, images: ImageData, runs: str | Path | 
     load_weights(model, folder / "weights.safetensors")
     return model, record
 
-# %% ../nbs/50a_run.ipynb #5bc73b0c
+# %% ../nbs/50a_run.ipynb #e82978f2
 def _trained(settings: RunSettings, images: ImageData, folder: Path, progress: Progress) -> dict[str, Any]:
     "Train w* and keep its weights; returns its record."
+    _check_device(settings, training=True)
     keep_freed_memory()
     model, test = model_of(settings, images), {"test": images.test.batches(500, settings.device)}
     with repeatable(settings.threads), peak_memory(settings.device) as memory:
@@ -186,7 +189,7 @@ def _check_data(record: dict[str, Any], images: ImageData, folder: Path) -> None
     if record["data"]["digest"] != images.digest:
         raise ValueError(f"{folder} was made from other {images.name} images (digest {record['data']['digest'][:12]}…, not {images.digest[:12]}…): choose another folder of runs.")
 
-# %% ../nbs/50a_run.ipynb #ea09d1ef
+# %% ../nbs/50a_run.ipynb #e39e641a
 class KeptScores:
     "Scores by name in the files of a folder, each computed once."
 
@@ -214,9 +217,10 @@ def _whole_file(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]] | 
 def _scores_of(settings: RunSettings, request: ForgetRequest, model: nn.Module, runs: str | Path | None) -> KeptScores:
     "Where the scores of a model for a request are kept."
     weights = digest(*(value.cpu() for value in model.state_dict().values()))
-    return KeptScores(runs_root(runs) / f"train-{training_key(settings)}" / "fisher" / f"{request.digest[:12]}-{weights[:12]}", settings.device)
+    elsewhere = "" if settings.trained_on in (None, settings.device) else f"-{settings.device}"
+    return KeptScores(runs_root(runs) / f"train-{training_key(settings)}" / "fisher" / f"{request.digest[:12]}-{weights[:12]}{elsewhere}", settings.device)
 
-# %% ../nbs/50a_run.ipynb #4e2f32d5
+# %% ../nbs/50a_run.ipynb #a0620115
 def run(settings: RunSettings,
         runs: str | Path | None = None,  # folder of runs; None: `$FISHER_UNLEARN_RUNS`, else `runs`
         root: str | Path | None = None,  # folder of data sets, as in `load_images`
@@ -229,7 +233,7 @@ def run(settings: RunSettings,
     with locked(folder, wait):
         record = read_record(folder / "record.json")
         try:
-            if record is None: _check_device(settings)  # before anything is downloaded
+            if record is None and not _kept(folder, root)[folder / "record.json"].exists(): _check_device(settings, settings.method == "retrain")  # before anything is downloaded
             images = images_of(settings, root)
             if record is None: record = _fetch(folder, root, images) or write_record(folder / "record.json", _done(settings, images, folder, runs, root, progress))
         except Exception as error:
