@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 from fisher_unlearn.cli import app
-from fisher_unlearn.grid import NEEDS, cast, complete, label, needed, notebooks, parameters, plan, state, sweep
+from fisher_unlearn.grid import NEEDS, as_done, cast, complete, label, needed, notebooks, parameters, plan, state, sweep
 from fisher_unlearn.records import profiles, read_record, resolve, run_key, training_key, write_record
 from fisher_unlearn.report import keep, restore
 from fisher_unlearn.run import READOUTS, locked, readout, run
@@ -100,6 +100,17 @@ def test_a_plan_knows_what_is_kept_beside_the_data(folder, tmp_path):
     (empty / names[1]).mkdir(parents=True)
     with locked(empty / names[1]): assert state(empty / names[1], root) == ("running", "")
     assert state(empty / names[1], root) == ("kept", "") and state(empty / names[1], tmp_path) == ("missing", "")
+
+
+def test_what_was_done_where_w_star_comes_from_is_not_done_again(tmp_path):
+    wanted = needed("table1", "paper_bfloat16", [666], device="cpu")
+    assert as_done(wanted, tmp_path) == wanted
+    there = [s.model_copy(update={"device": "cuda"}) for s in wanted]
+    for s in there[:3]:
+        (tmp_path / run_key(s)).mkdir()
+        write_record(tmp_path / run_key(s) / "record.json", {"key": run_key(s)})
+    assert as_done(wanted, tmp_path) == there[:3] + wanted[3:]
+    assert as_done(few("finetune"), tmp_path) == few("finetune")  # which have no other device
 
 
 def test_an_epoch_of_few_images_says_nothing_about_one_of_all(tmp_path):

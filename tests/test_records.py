@@ -22,11 +22,11 @@ import fisher_unlearn
 from fisher_unlearn.cli import app
 from fisher_unlearn.data import DATASETS, load_images
 from fisher_unlearn.models import build_model
-from fisher_unlearn.records import PARAMETERS, RunSettings, profiles, provenance, read_record, resolve, run_key, training_key, write_record
+from fisher_unlearn.records import PARAMETERS, RunSettings, profiles, provenance, read_record, resolve, run_key, training_key, training_settings, write_record
 from fisher_unlearn.metrics import accuracy
 from fisher_unlearn.forget import random_subset
 from fisher_unlearn.readouts import agreement
-from fisher_unlearn.run import KeptScores, images_of, keep, readout, repeatable, request_of, run
+from fisher_unlearn.run import KeptScores, images_of, keep, model_of, readout, repeatable, request_of, run
 from fisher_unlearn.train import load_weights, read_tensors, train_model
 
 SHORT = {"epochs": 2, "fine_tune_epochs": 1}
@@ -136,6 +136,15 @@ def test_keys_change_with_what_can_change_a_result_and_with_nothing_else():
     assert len(shared) == 1 and not {training_key(quick(**d)) for d in ({"seed": 1}, {"held_out": 9})} & shared
     spoilt = [training_key(quick(**d)) for d in ({"request": "poison"}, {"request": "poison", "target": 1}, {"request": "mislabel"}, {"request": "mislabel", "mislabel_how": "permuted"})]
     assert len({*spoilt, *shared}) == 5
+
+
+def test_the_device_of_w_star_is_told_from_that_of_the_method():
+    "Only a method that runs elsewhere than w* has a key of its own; retraining is w*'s kin."
+    here, there, mixed = quick(), quick(device="cuda"), quick(trained_on="cuda")
+    assert training_key(mixed) == training_key(there) != training_key(here) and training_settings(mixed) == training_settings(there)
+    assert len({run_key(s) for s in (here, there, mixed)}) == 3
+    assert run_key(quick(trained_on="cpu")) == run_key(here) and run_key(quick(device="cuda", trained_on="cuda")) == run_key(there)
+    assert run_key(quick(method="retrain", trained_on="cuda")) == run_key(quick(method="retrain", device="cuda"))
 
 
 def test_settings_survive_json():
@@ -400,6 +409,30 @@ def test_a_killed_command_goes_on_and_ends_like_one_never_killed(tmp_path):
         else:  # scores, whose file says how long they took
             (a, _), (b, _) = map(read_tensors, (whole, killed))
             assert a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+@pytest.fixture
+def without_gpu(monkeypatch): monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def test_a_gpus_runs_can_be_named_and_read_without_one_but_not_done(without_gpu, tmp_path):
+    "Before anything is read or downloaded."
+    settings = resolve("paper", device="cuda")
+    with pytest.raises(ValueError, match="`device` is cuda, but torch finds no GPU"): run(settings, tmp_path / "runs", tmp_path / "no data")
+    with pytest.raises(ValueError, match="no GPU"): model_of(quick(device="cuda"), load_images("digits"))
+
+
+def test_w_star_from_another_device_is_a_start_and_is_never_trained_here(without_gpu, tmp_path):
+    "As if a GPU had trained the same network: what is done to it here is what is done to one that was trained here."
+    here, mixed = quick(method="mask_classifier", **SHORT), quick(method="mask_classifier", trained_on="cuda", **SHORT)
+    with pytest.raises(ValueError, match="are to be trained on cuda, and are not among the runs"): run(mixed, tmp_path, progress="none")
+    with pytest.raises(ValueError, match="are to be trained on cuda"): run(quick(method="retrain", trained_on="cuda", **SHORT), tmp_path, progress="none")
+    done = run(here, tmp_path, progress="none")
+    ours, theirs = (tmp_path / f"train-{training_key(s)}" for s in (here, mixed))
+    for file in ("record.json", "weights.safetensors"): shutil.copy(ours / file, theirs / file)
+    found = run(mixed, tmp_path, progress="none")
+    bare = lambda record: [{k: v for k, v in row.items() if k != "seconds"} for row in record["history"]]
+    assert bare(found) == bare(done) and found["training"] == training_key(mixed) and found["settings"]["device"] == "cpu"
 
 
 def test_a_kept_run_is_not_done_again(tmp_path, monkeypatch):

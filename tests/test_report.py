@@ -334,7 +334,7 @@ def test_the_training_of_a_run_departs_by_its_training_only():
     (dict(network="resnet50"), "`network` is resnet50 (paper: resnet20 or vgg16 or googlenet or densenet)"),
     (dict(dataset="digits"), "digits is not among the paper's data sets"),
     (dict(remain_limit=51), "`remain_limit` is 51 (paper: None or 0 or 50)"), (dict(remain_weight=2.), "`remain_weight` is 2.0 (paper: None)"),
-    (dict(hard=True), "`hard` is True (paper: False)"), (dict(request="random"), "the paper has no request 'random'"),
+    (dict(train={"precision": "bfloat16"}), "`precision` is bfloat16 (paper: float32)"), (dict(hard=True), "`hard` is True (paper: False)"), (dict(request="random"), "the paper has no request 'random'"),
     (dict(request="poison", count=40), "`count` is 40 (paper: 200)"), (dict(request="poison", patch_value=255), "`patch_value` is 255 (paper: 0)"),
     (dict(request="mislabel", mislabel_ratio=.2), "`mislabel_ratio` is 0.2 (paper: 0.1 or 0.3 or 0.5)")], ids=lambda x: str(x)[:40])
 def test_each_departure_is_named(change, named):
