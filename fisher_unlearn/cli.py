@@ -83,7 +83,7 @@ def _pair(text: str) -> tuple[str, Any]:
     except yaml.YAMLError as error: raise ValueError(f"`--set {text}`: the value can't be read.") from error
 
 @app.command()
-def unlearn(profile: Annotated[str, typer.Option(help="quick (a minute or two), cpu (an hour or more on two cores) or paper (a GPU).")] = "quick",
+def unlearn(profile: Annotated[str, typer.Option(help="quick (a minute or two), cpu (an hour or more on two cores), paper (a GPU) or paper_bfloat16 (that in bfloat16, from a kept w*).")] = "quick",
             dataset: Annotated[str | None, _option("digits, mnist, cifar10, cifar100 or tinyimagenet.")] = None,
             subset: Annotated[int | None, _option("Training images to draw by seed.")] = None,
             network: Annotated[str | None, _option("resnet20, resnet50 (6n+2), vgg16, googlenet or densenet.")] = None,
@@ -120,7 +120,7 @@ def unlearn(profile: Annotated[str, typer.Option(help="quick (a minute or two), 
 
 # %% ../nbs/60_cli.ipynb #ed83b412
 @app.command()
-def quickstart(profile: Annotated[str, typer.Option(help="quick (a minute or two), cpu (an hour or more on two cores) or paper (a GPU).")] = "quick",
+def quickstart(profile: Annotated[str, typer.Option(help="quick (a minute or two), cpu (an hour or more on two cores), paper (a GPU) or paper_bfloat16 (that in bfloat16, from a kept w*).")] = "quick",
                dataset: Annotated[str | None, _option("digits, mnist, cifar10, cifar100 or tinyimagenet.")] = None,
                network: Annotated[str | None, _option("resnet20, resnet50 (6n+2), vgg16, googlenet or densenet.")] = None,
                seed: Annotated[int | None, _option("Seed of weights and order of images.")] = None,
@@ -144,7 +144,7 @@ def quickstart(profile: Annotated[str, typer.Option(help="quick (a minute or two
         print(f"{what + ':':19}{folder / file}")
 
 # %% ../nbs/60_cli.ipynb #5b4991cc
-_PROFILE = Annotated[str, typer.Option(help="quick (minutes on two cores), cpu (hours on two cores) or paper (a GPU).")]
+_PROFILE = Annotated[str, typer.Option(help="quick (minutes on two cores), cpu (hours on two cores), paper (a GPU) or paper_bfloat16 (that in bfloat16, from a kept w*).")]
 _MORE = Annotated[list[str] | None, typer.Option("--set", help="A parameter of the notebook, such as epochs=4; may be given several times.", show_default=False)]
 _ON = Annotated[str, typer.Option(help=f"Who does the missing runs: {', '.join(EXECUTORS)}.")]
 _ADDRESS = Annotated[str | None, typer.Option(help="Of the Ray cluster, for --on ray. [default: $RAY_ADDRESS, else the one on this machine, else a new one]", show_default=False)]
