@@ -104,13 +104,13 @@ def test_a_plan_knows_what_is_kept_beside_the_data(folder, tmp_path):
 
 def test_what_was_done_where_w_star_comes_from_is_not_done_again(tmp_path):
     wanted = needed("table1", "paper_bfloat16", [666], device="cpu")
-    assert as_done(wanted, tmp_path) == wanted
+    assert as_done(wanted, tmp_path, tmp_path) == wanted
     there = [s.model_copy(update={"device": "cuda"}) for s in wanted]
     for s in there[:3]:
         (tmp_path / run_key(s)).mkdir()
         write_record(tmp_path / run_key(s) / "record.json", {"key": run_key(s)})
-    assert as_done(wanted, tmp_path) == there[:3] + wanted[3:]
-    assert as_done(few("finetune"), tmp_path) == few("finetune")  # which have no other device
+    assert as_done(wanted, tmp_path, tmp_path) == there[:3] + wanted[3:]
+    assert as_done(few("finetune"), tmp_path, tmp_path) == few("finetune")  # which have no other device
 
 
 def test_an_epoch_of_few_images_says_nothing_about_one_of_all(tmp_path):
