@@ -56,7 +56,7 @@ def cells(profile: str) -> list[dict[str, str]]:
     "An axis: the pairs of data set and network of a profile."
     return [{"dataset": dataset, "network": network} for dataset, network in profiles()[choose(profile, profiles(), "profile")]["cells"]]
 
-# %% ../nbs/51_grid.ipynb #03a466e6
+# %% ../nbs/51_grid.ipynb #639a9877
 _MASKS = ("random_mask", "activation_mask", "fisher_mask")
 _CLASS = ("retrain", "finetune", "mask_classifier", "random_mask", "tfidf", "fisher_noise", "activation_mask", "fisher_mask")
 
@@ -97,7 +97,8 @@ NEEDS: dict[str, Callable[[str], list[Axis]]] = {
     "figure1": lambda p: [_first(p, "influence", "figure1"), [*cast("finetune", "fisher_mask"), *({"fine_tune_epochs": 0, "fine_tune_length": None, **case} for case in cast("influence"))]],
     "figure2": lambda p: [_first(p), cast("retrain", "finetune", "mask_classifier", "activation_mask", "fisher_mask")],
     "figure3": lambda p: [_first(p), _axis("fine_tune_lr", None, .1, .01, .001), cast("finetune", "activation_mask", "fisher_mask")],
-    "figure4": lambda p: [_first(p), _axis("ratio", 0., .04, .08, .12), cast("tfidf", "fisher_mask")]}
+    "figure4": lambda p: [_first(p), [*cast("finetune"), *_product(_axis("ratio", .04, .08, .12), cast("tfidf", "fisher_mask"))]]}  # R = 0 masks nothing, which is fine-tuning alone
+
 def _to_choose(profile: str) -> Axis:
     "FisherMask with the classifier left alone, for classes to choose by on held-out images; and for other classes, on the test images, what the choice is judged beside. w* is that of the last epoch."
     sizes = dict(profiles()[profile]["tasks"]["choice"])

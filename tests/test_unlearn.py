@@ -295,6 +295,13 @@ def test_ratio_0_changes_nothing_and_says_so(original, loaders):
     assert not difference(original.state_dict(), result.model.state_dict())
 
 
+@pytest.mark.parametrize("method, preset", [("fisher_mask", "paper"), ("fisher_mask", "authors_code"), ("tfidf", "authors_code")])
+def test_ratio_0_then_fine_tuned_is_fine_tuning_alone(original, loaders, method, preset):
+    tune = TrainSettings(Schedule(epochs=1, drops=()), select="last")
+    masked, alone = (unlearn(original, *loaders, m, preset, tune, ratio=0, reference=loaders[1], progress="none").model.state_dict() for m in (method, "finetune"))
+    assert difference(original.state_dict(), alone) and not difference(alone, masked)
+
+
 def test_retrain_is_training_from_scratch_on_the_remain_set(original, loaders, digits, request_zero):
     settings, build = TrainSettings(Schedule(epochs=2, drops=(1,))), lambda: build_model("resnet20", 10, 1, seed=0)
     result = unlearn(original, *loaders, "retrain", build=build, fine_tune=settings, seed=5, progress="none")
