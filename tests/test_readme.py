@@ -1,0 +1,89 @@
+"README's words about results are fixed, its numbers are read from the kept records: the words must be true of them."
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import fisher_unlearn
+from fisher_unlearn.report import outcomes, read_kept
+
+FIGURES = Path(fisher_unlearn.__file__).parent.parent / "figures"
+BOTH = ("paper", "authors_code")
+
+
+def table(name, **chosen):
+    "Remain and forget accuracy by method and phase, ours (mean) and the paper's (paper_mean)."
+    rows = pd.read_csv(FIGURES / f"{name}.csv")
+    for column, value in chosen.items(): rows = rows[rows[column] == value]
+    return rows[rows.metric.isin(["remain_acc", "forget_acc"])].pivot_table(index=["method", "phase"], columns="metric", values=["mean", "paper_mean"], sort=False)
+
+
+@pytest.fixture(scope="module")
+def table_1():
+    return table("paper_bfloat16/table1", setting="ResNet20/CIFAR10", window="fine_tuning")
+
+
+@pytest.fixture(scope="module")
+def short():
+    return table("cpu/table1", setting="ResNet20/CIFAR10", window="fine_tuning")
+
+
+@pytest.mark.parametrize("method, phase", [("w*", "before_ft"), ("Retrain", "retrained"), ("Finetune", "after_ft"), ("RandomMask (paper)", "after_ft"), ("FisherMask (authors_code)", "before_ft"),
+                                           *((f"{method} ({reading})", "after_ft") for method in ("FisherNoise", "ActivationMask") for reading in BOTH)])
+def test_what_is_as_in_the_paper_is_within_3_points(table_1, method, phase):
+    ours, paper = table_1.loc[method, phase]["mean"], table_1.loc[method, phase]["paper_mean"]
+    assert (ours - paper).abs().max() <= 3
+
+
+def test_what_is_not_as_in_the_paper_is_far_from_it(table_1):
+    forget = table_1.xs("forget_acc", axis=1, level="metric")
+    off = (forget["mean"] - forget.paper_mean).abs()
+    assert off["FisherMask (paper)"].min() > 25 and all(off[f"TF-IDF ({reading})", "after_ft"] > 20 for reading in BOTH)
+
+
+def test_the_control_has_the_signature_of_the_authors_code(table_1):
+    code, control, w_star = (table_1["mean"].loc[method, "before_ft"] for method in ("FisherMask (authors_code)", "MaskClassifier", "w*"))
+    assert (code - control).abs().max() < .5 and min(code.remain_acc, control.remain_acc) > w_star.remain_acc + 1
+
+
+def test_fine_tuning_alone_forgets_least_and_the_texts_fisher_mask_next(table_1):
+    left = table_1["mean"].xs("after_ft", level="phase").forget_acc.sort_values(ascending=False)
+    assert list(left.index[:2]) == ["Finetune", "FisherMask (paper)"] and left["Finetune"] > 50
+    before = table_1["mean"].forget_acc
+    assert 5 < before["FisherMask (paper)", "before_ft"] < left["FisherMask (paper)"] < before["w*", "before_ft"]
+
+
+def test_a_short_training_hides_this(short):
+    forget = short["mean"].forget_acc
+    assert forget.xs("after_ft", level="phase").max() < 1 and forget["FisherMask (paper)", "before_ft"] == forget["w*", "before_ft"]
+
+
+def test_without_remain_data_fisher_mask_destroys_the_rest():
+    remain = table("paper_bfloat16/table5", setting="ResNet20/CIFAR10, no remain data")["mean"].remain_acc
+    assert all(remain[f"FisherMask ({reading})", "before_ft"] < 60 for reading in BOTH)
+
+
+def test_on_the_short_schedule_the_rate_matters_and_the_ratio_does_not():
+    ratios, rates = (pd.read_csv(FIGURES / f"cpu/figure{n}.csv") for n in (4, 3))
+    assert ratios.forget_acc_best.max() < 1 and ratios.remain_acc_best.max() - ratios.remain_acc_best.min() < 2
+    last = rates[rates.epoch == rates.epoch.max()].set_index(["label", "rate"]).forget_acc
+    for label in ("Finetune", "FisherMask (paper)"):
+        assert last[label, "replay"] < 1 and last[label, "0.1"] < 1 < last[label, "0.01"] < last[label, "0.001"]
+
+
+def test_only_re_learning_by_all_parameters_tells_retraining_from_the_rest():
+    epochs = pd.read_csv(FIGURES / "cpu/figure2.csv").set_index(["scope", "method"])
+    every = epochs.loc["all", "at least"]
+    assert every.drop("Retrain").max() < every["Retrain"] and epochs.loc["classifier"].epochs.isna().all()
+
+
+def test_poisoned_images_are_forgotten_best_by_activation_mask_and_not_by_fisher_mask():
+    ends = outcomes(read_kept(FIGURES / "cpu/table3.parquet"))
+    trigger = ends[(ends.ratio == .2) | ends.method.isin(["retrain", "finetune"])].set_index("label").trigger_acc_last
+    assert trigger.drop("Retrain").idxmin().startswith("ActivationMask") and trigger["Finetune"] > 50
+    assert abs(trigger["FisherMask (paper)"] - trigger["Finetune"]) < 10 and trigger["FisherMask (authors_code)"] > trigger["RandomMask (authors_code)"]
+
+
+def test_other_instructions_end_otherwise_on_the_digits():
+    here, there = (pd.read_csv(FIGURES / place / "quick/quickstart_digits_resnet20.csv", index_col="method")[["remain best", "forget best"]].round(1) for place in ("", "avx512"))
+    assert (here != there).any(axis=1)[["Retrain", "FisherMask (paper)", "FisherMask (authors_code)"]].all()
