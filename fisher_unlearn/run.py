@@ -294,7 +294,7 @@ def _classifier_rows(result: Unlearned) -> list[int]:
     name = f"{find_classifier(result.model)}.weight"
     return masked_rows(result.mask, name, len(result.model.state_dict()[name]))
 
-# %% ../nbs/50a_run.ipynb #4cdc2627
+# %% ../nbs/50a_run.ipynb #606638b9
 _SCOPES: dict[str, Scope] = {"relearn_classifier": "classifier", "relearn_all": "all"}
 READOUTS = ("agreement", *_SCOPES)
 
@@ -308,10 +308,17 @@ def readout(settings: RunSettings,
     "Read something out of a run, or find it read. Does the runs that are missing; raises what they raise."
     path = runs_root(runs) / run(settings, runs, root, progress)["key"] / f"{choose(kind, READOUTS, 'readout')}{'' if kind == 'agreement' else f'_{cap}'}.json"
     if (found := read_record(path)) is not None: return found
-    images = images_of(settings, root)
-    with locked(path.parent), repeatable(settings.threads):
-        result = _agreement(settings, images, runs, root, progress) if kind == "agreement" else _relearned(settings, images, runs, root, _SCOPES[kind], cap, progress)
-        return write_record(path, {"key": run_key(settings), "readout": kind, "provenance": provenance(settings.device), **result})
+    here = _where_read(settings)
+    images = images_of(here, root)
+    with locked(path.parent), repeatable(here.threads):
+        model = _load(path.parent, here, images)
+        result = _agreement(model, here, images, runs, root, progress) if kind == "agreement" else _relearned(model, here, images, runs, root, _SCOPES[kind], cap, progress)
+        return write_record(path, {"key": run_key(settings), "readout": kind, "provenance": provenance(here.device), **result})
+
+def _where_read(settings: RunSettings) -> RunSettings:
+    "The settings of a run with a device that is at hand, and the same w*."
+    if settings.device == "cpu" or torch.cuda.is_available(): return settings
+    return settings.model_copy(update={"device": "cpu", "trained_on": settings.trained_on or settings.device})
 
 # %% ../nbs/50a_run.ipynb #409e1109
 def with_readouts(record: dict[str, Any],          # of a finished run
@@ -322,26 +329,25 @@ def with_readouts(record: dict[str, Any],          # of a finished run
     found = {path.stem: said for path in files if "readout" in (said := read_record(path) or {})}
     return record | {"readouts": found} if found else record
 
-# %% ../nbs/50a_run.ipynb #0827c2e5
-def _load(settings: RunSettings, images: ImageData, runs: str | Path | None) -> nn.Module:
-    "The model that a finished run ended with."
+# %% ../nbs/50a_run.ipynb #d00a04f3
+def _load(folder: Path, settings: RunSettings, images: ImageData) -> nn.Module:
+    "The model that the finished run of a folder ended with, on the device of the settings."
     model = model_of(settings, images)
-    load_weights(model, runs_root(runs) / run_key(settings) / "weights.safetensors")
+    load_weights(model, folder / "weights.safetensors")
     return model
 
-def _agreement(settings: RunSettings, images: ImageData, runs: str | Path | None, root: str | Path | None, progress: Progress) -> dict[str, Any]:
+def _agreement(model: nn.Module, settings: RunSettings, images: ImageData, runs: str | Path | None, root: str | Path | None, progress: Progress) -> dict[str, Any]:
     "Agreement with the retrained model, on the forget and the remain test set."
     retraining = RunSettings(**settings.model_dump(exclude=set(OptionSettings.model_fields) | {"method", "remain_limit", "fine_tune_length", "fine_tune_lr"}), method="retrain")
     request = request_of(settings, images)
-    run(retraining, runs, root, progress)
-    models = _load(settings, images, runs), _load(retraining, images, runs)
-    return {name: asdict(agreement(*models, part.batches(500, settings.device))) for name, part in (("forget", request.test_forget), ("remain", request.test_remain))}
+    retrained = _load(runs_root(runs) / run(retraining, runs, root, progress)["key"], retraining, images)
+    return {name: asdict(agreement(model, retrained, part.batches(500, settings.device))) for name, part in (("forget", request.test_forget), ("remain", request.test_remain))}
 
-# %% ../nbs/50a_run.ipynb #cd168c30
-def _relearned(settings: RunSettings, images: ImageData, runs: str | Path | None, root: str | Path | None, scope: Scope, cap: int, progress: Progress) -> dict[str, Any]:
+# %% ../nbs/50a_run.ipynb #d1ccfbe2
+def _relearned(model: nn.Module, settings: RunSettings, images: ImageData, runs: str | Path | None, root: str | Path | None, scope: Scope, cap: int, progress: Progress) -> dict[str, Any]:
     "Re-learn time, and the loss after each epoch."
     request, size = request_of(settings, images), settings.train.batch_size
     original, _ = train_original(settings, images, runs, progress, root)
-    found = relearn_time(_load(settings, images, runs), original, request.train.batches(size, settings.device), request.forget.batches(size, settings.device),
+    found = relearn_time(model, original, request.train.batches(size, settings.device), request.forget.batches(size, settings.device),
                          replace(settings.train, seed=settings.seed), scope, cap, progress=progress)
     return {"epochs": found.epochs, "cap": cap, "threshold": found.threshold, "losses": found.losses.forget_loss.tolist()}

@@ -84,6 +84,15 @@ def test_poisoned_images_are_forgotten_best_by_activation_mask_and_not_by_fisher
     assert abs(trigger["FisherMask (paper)"] - trigger["Finetune"]) < 10 and trigger["FisherMask (authors_code)"] > trigger["RandomMask (authors_code)"]
 
 
+def test_without_the_classifier_the_authors_recipe_does_nothing_and_no_mask_forgets_and_keeps_the_rest():
+    full, brief = (pd.read_csv(FIGURES / profile / "what_the_mask_removes.csv") for profile in ("paper_bfloat16", "cpu"))
+    inside, outside = (full[full.classifier == pool] for pool in ("in the pool", "not in the pool"))
+    code, short = (rows[(rows.estimator == "expected labels, per batch") & (rows.unit == "kernel") & (rows["λ"] == 1) & (rows.R == .02)].set_index("classifier") for rows in (full, brief))
+    assert code["does nothing"]["not in the pool"] and code["is the control"]["in the pool"] and code.norm["not in the pool"] < .5
+    assert inside.printed.any() and outside.forgets.any() and not (outside.printed | outside.forgets & outside.keeps).any()
+    assert short.forget["in the pool"] < 1 < short.forget["not in the pool"] < 50 and short["is the control"]["in the pool"]
+
+
 def test_other_instructions_end_otherwise_on_the_digits():
     here, there = (pd.read_csv(FIGURES / place / "quick/quickstart_digits_resnet20.csv", index_col="method")[["remain best", "forget best"]].round(1) for place in ("", "avx512"))
     assert (here != there).any(axis=1)[["Retrain", "FisherMask (paper)", "FisherMask (authors_code)"]].all()

@@ -26,7 +26,7 @@ from fisher_unlearn.records import PARAMETERS, RunSettings, profiles, provenance
 from fisher_unlearn.metrics import accuracy
 from fisher_unlearn.forget import random_subset
 from fisher_unlearn.readouts import agreement
-from fisher_unlearn.run import KeptScores, images_of, keep, model_of, readout, repeatable, request_of, run
+from fisher_unlearn.run import READOUTS, KeptScores, images_of, keep, model_of, readout, repeatable, request_of, run
 from fisher_unlearn.train import load_weights, read_tensors, train_model
 
 SHORT = {"epochs": 2, "fine_tune_epochs": 1}
@@ -433,6 +433,23 @@ def test_w_star_from_another_device_is_a_start_and_is_never_trained_here(without
     found = run(mixed, tmp_path, progress="none")
     bare = lambda record: [{k: v for k, v in row.items() if k != "seconds"} for row in record["history"]]
     assert bare(found) == bare(done) and found["training"] == training_key(mixed) and found["settings"]["device"] == "cpu"
+
+
+@pytest.mark.parametrize("trained_on", [None, "cuda"])
+def test_what_a_gpu_did_is_read_out_on_the_cpu_where_there_is_none(without_gpu, tmp_path, trained_on):
+    "As if a GPU had done the same runs: what is read out is the same."
+    def done(device, method): return quick(method=method, device=device, **SHORT)
+    pairs = [(tmp_path / run_key(done("cpu", method)), tmp_path / run_key(done("cuda", method))) for method in ("finetune", "retrain")]
+    pairs.append(tuple(tmp_path / f"train-{training_key(done(device, 'finetune'))}" for device in ("cpu", "cuda")))
+    found = {kind: readout(done("cpu", "finetune"), kind, tmp_path, progress="none", cap=2) for kind in READOUTS}
+    for here, there in pairs:
+        shutil.copytree(here, there, ignore=lambda *_: [f"{name}.json" for name in ("agreement", "relearn_all_2", "relearn_classifier_2")])
+        write_record(there / "record.json", read_record(there / "record.json") | {"key": there.name})
+    theirs = quick(method="finetune", device="cuda", trained_on=trained_on, **SHORT)
+    for kind in READOUTS:
+        read = readout(theirs, kind, tmp_path, progress="none", cap=2)
+        assert read["key"] == run_key(theirs) and read["provenance"]["device"] == "cpu"
+        assert {k: v for k, v in read.items() if k not in ("key", "provenance")} == {k: v for k, v in found[kind].items() if k not in ("key", "provenance")}
 
 
 def test_a_kept_run_is_not_done_again(tmp_path, monkeypatch):
