@@ -89,6 +89,9 @@ def test_without_the_classifier_the_authors_recipe_does_nothing_and_no_mask_forg
     inside, outside = (full[full.classifier == pool] for pool in ("in the pool", "not in the pool"))
     code, short = (rows[(rows.estimator == "expected labels, per batch") & (rows.unit == "kernel") & (rows["λ"] == 1) & (rows.R == .02)].set_index("classifier") for rows in (full, brief))
     assert code["does nothing"]["not in the pool"] and code["is the control"]["in the pool"] and code.norm["not in the pool"] < .5
+    ends = outcomes(read_kept(FIGURES / "paper_bfloat16/what_the_mask_removes.parquet")).query("fine_tune_epochs > 0")
+    alone, footnote = ends[ends.method == "finetune"].iloc[0], ends[(ends.preset == "authors_code") & (ends.options == '{"classifier_in_pool": false}')].iloc[0]
+    assert all(abs(alone[end] - footnote[end]) < 2 for end in ("remain_acc_last", "forget_acc_last"))
     assert inside.printed.any() and outside.forgets.any() and not (outside.printed | outside.forgets & outside.keeps).any()
     assert short.forget["in the pool"] < 1 < short.forget["not in the pool"] < 50 and short["is the control"]["in the pool"]
 
