@@ -294,7 +294,7 @@ def _classifier_rows(result: Unlearned) -> list[int]:
     name = f"{find_classifier(result.model)}.weight"
     return masked_rows(result.mask, name, len(result.model.state_dict()[name]))
 
-# %% ../nbs/50a_run.ipynb #606638b9
+# %% ../nbs/50a_run.ipynb #d2a7069e
 _SCOPES: dict[str, Scope] = {"relearn_classifier": "classifier", "relearn_all": "all"}
 READOUTS = ("agreement", *_SCOPES)
 
@@ -310,9 +310,10 @@ def readout(settings: RunSettings,
     if (found := read_record(path)) is not None: return found
     here = _where_read(settings)
     images = images_of(here, root)
+    retrained = _retrained(here, images, runs, root, progress) if kind == "agreement" else None  # before the lock: it may be this run
     with locked(path.parent), repeatable(here.threads):
         model = _load(path.parent, here, images)
-        result = _agreement(model, here, images, runs, root, progress) if kind == "agreement" else _relearned(model, here, images, runs, root, _SCOPES[kind], cap, progress)
+        result = _agreement(model, retrained, here, images) if retrained else _relearned(model, here, images, runs, root, _SCOPES[kind], cap, progress)
         return write_record(path, {"key": run_key(settings), "readout": kind, "provenance": provenance(here.device), **result})
 
 def _where_read(settings: RunSettings) -> RunSettings:
@@ -329,18 +330,21 @@ def with_readouts(record: dict[str, Any],          # of a finished run
     found = {path.stem: said for path in files if "readout" in (said := read_record(path) or {})}
     return record | {"readouts": found} if found else record
 
-# %% ../nbs/50a_run.ipynb #d00a04f3
+# %% ../nbs/50a_run.ipynb #ecb60ff6
 def _load(folder: Path, settings: RunSettings, images: ImageData) -> nn.Module:
     "The model that the finished run of a folder ended with, on the device of the settings."
     model = model_of(settings, images)
     load_weights(model, folder / "weights.safetensors")
     return model
 
-def _agreement(model: nn.Module, settings: RunSettings, images: ImageData, runs: str | Path | None, root: str | Path | None, progress: Progress) -> dict[str, Any]:
-    "Agreement with the retrained model, on the forget and the remain test set."
+def _retrained(settings: RunSettings, images: ImageData, runs: str | Path | None, root: str | Path | None, progress: Progress) -> nn.Module:
+    "The model that was retrained with the same settings."
     retraining = RunSettings(**settings.model_dump(exclude=set(OptionSettings.model_fields) | {"method", "remain_limit", "fine_tune_length", "fine_tune_lr"}), method="retrain")
+    return _load(runs_root(runs) / run(retraining, runs, root, progress)["key"], settings, images)
+
+def _agreement(model: nn.Module, retrained: nn.Module, settings: RunSettings, images: ImageData) -> dict[str, Any]:
+    "Agreement with the retrained model, on the forget and the remain test set."
     request = request_of(settings, images)
-    retrained = _load(runs_root(runs) / run(retraining, runs, root, progress)["key"], retraining, images)
     return {name: asdict(agreement(model, retrained, part.batches(500, settings.device))) for name, part in (("forget", request.test_forget), ("remain", request.test_remain))}
 
 # %% ../nbs/50a_run.ipynb #d1ccfbe2

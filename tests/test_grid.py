@@ -201,6 +201,11 @@ def test_readouts_are_kept_beside_the_record(folder):
     with pytest.raises(ValueError, match="unknown readout"): readout(chosen, "agree", folder)
 
 
+def test_a_retrained_model_agrees_with_itself(folder):
+    found = readout(few("retrain")[0], "agreement", folder, progress="none")
+    assert all(part["divergence"] == pytest.approx(0, abs=1e-7) and part["images"] > 0 for part in (found["forget"], found["remain"]))
+
+
 def test_influence_is_measured_after_each_pass(folder):
     record = complete(sweep("quick", method="influence", lissa_epochs=2, **SHORT | {"fine_tune_epochs": 0}), folder)[0]
     assert [row["epoch"] for row in record["steps"]] == [1, 2] and record["history"][0]["forget_acc"] == record["steps"][-1]["forget_acc"]
