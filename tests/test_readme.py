@@ -71,6 +71,13 @@ def test_on_the_short_schedule_the_rate_matters_and_the_ratio_does_not():
         assert last[label, "replay"] < 1 and last[label, "0.1"] < 1 < last[label, "0.01"] < last[label, "0.001"]
 
 
+def test_on_the_whole_schedule_the_texts_fisher_mask_forgets_more_with_a_higher_ratio_but_never_all():
+    forget = pd.read_csv(FIGURES / "paper_bfloat16/figure4.csv").set_index("label").sort_values("ratio").forget_acc_best
+    text = forget["FisherMask (paper)"].tolist()
+    assert len(text) == 4 and text == sorted(text, reverse=True) and text[-1] > 5
+    assert forget["FisherMask (authors_code)"].iloc[1:].max() < 1
+
+
 def test_only_re_learning_by_all_parameters_tells_retraining_from_the_rest():
     epochs = pd.read_csv(FIGURES / "cpu/figure2.csv").set_index(["scope", "method"])
     every = epochs.loc["all", "at least"]
