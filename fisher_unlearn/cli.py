@@ -65,11 +65,11 @@ def keep_(keys: Annotated[list[str], typer.Argument(help="Names of folders in th
 
 # %% ../nbs/60_cli.ipynb #7e10af36
 @app.command("restore")
-def restore_(files: Annotated[list[Path], typer.Argument(help="Parquet files of results.", show_default=False)], runs: Runs = None) -> None:
-    "Take kept records of runs without any fine-tuning as done."
+def restore_(files: Annotated[list[Path], typer.Argument(help="Parquet files of results.", show_default=False)], runs: Runs = None, root: Root = None) -> None:
+    "Take the kept records of runs as done."
     from fisher_unlearn.report import restore  # with matplotlib, which other commands don't need
     with _one_line():
-        for file in files: print(f"{len(restore(file, runs))} runs of {file}")
+        for file in files: print(f"{len(restore(file, runs, root))} runs of {file}")
 
 # %% ../nbs/60_cli.ipynb #de2cf22a
 def _option(text: str, *names: str) -> Any:

@@ -22,7 +22,8 @@ from matplotlib.figure import Figure
 
 from .data import choose, writable_folder
 from .metrics import Window, best_epoch, fluctuation, mean_and_deviation
-from .records import ASKED, RunSettings, machine_of, profiles, resolve, run_key, runs_root, unusual_options, write_record
+from .records import ASKED, RunSettings, machine_of, profiles, read_record, resolve, run_key, runs_root, unusual_options, write_record
+from .run import kept_root
 from .unlearn import PRESETS, method_options, options_read
 
 Record = dict[str, Any]
@@ -415,12 +416,18 @@ def read_kept(path: str | Path,   # a parquet file of `keep`
 
 def restore(path: str | Path,                # a parquet file of `keep`
             runs: str | Path | None = None,  # folder of runs
+            root: str | Path | None = None,  # folder of data sets, beside which runs are kept with their weights
             ) -> list[str]:                  # the keys of the records that were put in place
-    "Put kept records of runs without any fine-tuning where those count as done, unless they are there. Their weights are not; runs that need theirs are kept by `fisher_unlearn.run.keep`."
-    def alone(record: Record) -> bool: return "request" in record and not record["settings"]["fine_tune_epochs"] and record["settings"]["method"] != "retrain"
-    places = {record["key"]: (runs_root(runs) / record["key"] / "record.json", record) for record in read_kept(path) if alone(record)}
-    missing = {key: pair for key, pair in places.items() if not pair[0].exists()}
-    for place, record in missing.values():
-        writable_folder(place.parent)
-        write_record(place, record)
-    return list(missing)
+    "Put kept records of runs and their readouts where those count as done, unless the run is there, or kept with its weights. Records of w* are left out: runs need its weights."
+    whole = {place.stem for place in kept_root(root).glob("*.json")}
+    records = [r for r in read_kept(path) if "request" in r and r["key"] not in whole]
+    return [record["key"] for record in records if _put_back(record, runs_root(runs) / record["key"])]
+
+def _put_back(record: Record, folder: Path) -> bool:
+    "Put a record in place if there is none, and its readouts if that is the record of their run; was there none?"
+    readouts = record.pop("readouts", {})
+    there = read_record(writable_folder(folder) / "record.json")
+    if there not in (None, record): return False
+    for name, part in (readouts | {"record": record}).items():  # the record last: it says that the run is done
+        if not (place := folder / f"{name}.json").exists(): write_record(place, part)
+    return there is None

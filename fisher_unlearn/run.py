@@ -333,8 +333,9 @@ def with_readouts(record: dict[str, Any],          # of a finished run
 # %% ../nbs/50a_run.ipynb #ecb60ff6
 def _load(folder: Path, settings: RunSettings, images: ImageData) -> nn.Module:
     "The model that the finished run of a folder ended with, on the device of the settings."
+    if not (weights := folder / "weights.safetensors").exists(): raise FileNotFoundError(f"{folder} holds a record without the weights that its run ended with: remove this folder, and the run is done again.")
     model = model_of(settings, images)
-    load_weights(model, folder / "weights.safetensors")
+    load_weights(model, weights)
     return model
 
 def _retrained(settings: RunSettings, images: ImageData, runs: str | Path | None, root: str | Path | None, progress: Progress) -> nn.Module:

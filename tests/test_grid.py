@@ -17,7 +17,7 @@ from fisher_unlearn.cli import app
 from fisher_unlearn.grid import NEEDS, as_done, cast, complete, label, needed, notebooks, parameters, plan, state, sweep
 from fisher_unlearn.records import profiles, read_record, resolve, run_key, training_key, write_record
 from fisher_unlearn.report import keep, restore
-from fisher_unlearn.run import READOUTS, locked, readout, run
+from fisher_unlearn.run import READOUTS, locked, readout, run, with_readouts
 from fisher_unlearn.run import keep as keep_run
 from fisher_unlearn.train import read_tensors
 
@@ -259,19 +259,38 @@ def test_every_experiment_is_a_command():
 
 
 def test_restored_records_count_as_done(tmp_path):
-    "Those of masked models only: what was fine-tuned or retrained has weights that a record can't replace. What is there stays."
-    chosen = [*few("mask_classifier", fine_tune_epochs=0), *few("mask_classifier"), *few("retrain", fine_tune_epochs=0)]
+    "Not that of w*, whose weights runs start from. What is there, or kept with its weights, stays."
+    chosen = [*few("mask_classifier", fine_tune_epochs=0), *few("mask_classifier", "random_mask"), *few("retrain")]
     done = complete(chosen, tmp_path / "runs")
-    keep("x", tmp_path, pd.DataFrame([{"x": 1}]), Figure(), "", done)
-    (tmp_path / "there" / done[0]["key"]).mkdir(parents=True)
-    assert restore(tmp_path / "x.parquet", tmp_path / "there") == [done[0]["key"]] and restore(tmp_path / "x.parquet", tmp_path / "there") == []
-    assert complete(chosen, tmp_path / "there", on="none") == [done[0], None, None]
-    other = write_record(tmp_path / "there" / done[0]["key"] / "record.json", done[0] | {"note": "another"})
-    assert restore(tmp_path / "x.parquet", tmp_path / "there") == [] and complete(chosen[:1], tmp_path / "there", on="none") == [other]
-    assert command("restore", str(tmp_path / "x.parquet"), "--runs", str(tmp_path / "new")).output.startswith("1 runs of ")
+    keys = [record["key"] for record in done]
+    keep("x", tmp_path, pd.DataFrame([{"x": 1}]), Figure(), "", [*done, read_record(tmp_path / "runs" / f"train-{training_key(chosen[0])}" / "record.json")])
+    keep_run(keys[1], tmp_path / "runs", tmp_path / "data")
+    (tmp_path / "there" / keys[0]).mkdir(parents=True)
+    assert restore(tmp_path / "x.parquet", tmp_path / "there", tmp_path / "data") == [keys[0], *keys[2:]] and restore(tmp_path / "x.parquet", tmp_path / "there", tmp_path / "data") == []
+    assert complete(chosen, tmp_path / "there", on="none") == [done[0], None, *done[2:]]
+    other = write_record(tmp_path / "there" / keys[0] / "record.json", done[0] | {"note": "another"})
+    assert restore(tmp_path / "x.parquet", tmp_path / "there", tmp_path / "data") == [] and complete(chosen[:1], tmp_path / "there", on="none") == [other]
+    assert command("restore", str(tmp_path / "x.parquet"), "--runs", str(tmp_path / "new")).output.startswith(f"{len(done)} runs of ")
     for bad, message in ((tmp_path / "none", "there is no file"), (tmp_path / "x.csv", "arquet")):
         failed = command("restore", str(bad), "--runs", str(tmp_path / "new"))
         assert failed.exit_code == 2 and message in failed.output
+
+
+def test_readouts_are_restored_with_their_run(tmp_path):
+    "With the record that they were read with, or to it if it is there already, and never to another; a new readout needs weights, and says so."
+    settings, = few("mask_classifier", classes=(3,))
+    done = run(settings, tmp_path / "runs")
+    keep("before", tmp_path, pd.DataFrame([{"x": 1}]), Figure(), "", [done])
+    said = readout(settings, "relearn_classifier", tmp_path / "runs", cap=1)
+    keep("after", tmp_path, pd.DataFrame([{"x": 1}]), Figure(), "", [with_readouts(done, tmp_path / "runs")])
+    for name, found in (("before", {}), ("after", {"relearn_classifier_1": said})):
+        restore(tmp_path / f"{name}.parquet", tmp_path / "there")
+        assert with_readouts(run(settings, tmp_path / "there"), tmp_path / "there").get("readouts", {}) == found
+    assert readout(settings, "relearn_classifier", tmp_path / "there", cap=1) == said
+    with pytest.raises(FileNotFoundError, match="without the weights.*remove this folder"): readout(settings, "relearn_classifier", tmp_path / "there", cap=2)
+    (tmp_path / "other" / done["key"]).mkdir(parents=True)
+    write_record(tmp_path / "other" / done["key"] / "record.json", done | {"note": "another"})
+    assert restore(tmp_path / "after.parquet", tmp_path / "other") == [] and not list((tmp_path / "other").rglob("relearn*"))
 
 
 @pytest.mark.slow
