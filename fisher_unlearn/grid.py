@@ -225,7 +225,12 @@ def complete(settings: Iterable[RunSettings],
     chosen, folder = list(settings), runs_root(runs)
     todo = [s for s in _once(chosen) if not (folder / run_key(s) / "record.json").exists()]
     EXECUTORS[choose(on, EXECUTORS, "executor")](todo, runs, root)
-    return [_whole(folder / run_key(s)) for s in chosen]
+    records = [_whole(folder / run_key(s)) for s in chosen]
+    return records if on != "none" else [record or _kept(s, root) for s, record in zip(chosen, records)]
+
+def _kept(settings: RunSettings, root: str | Path | None) -> dict[str, Any] | None:
+    "The record of a run that is kept beside the data, if there is one."
+    return read_record(kept_root(root) / f"{run_key(settings)}.json")
 
 def _whole(folder: Path) -> dict[str, Any] | None:
     "A record; None, and a line that says why, if it is damaged; None if there is none."
@@ -325,7 +330,7 @@ def _on_ray(todo: list[RunSettings], runs: str | Path | None, root: str | Path |
     on_ray(todo, runs, root)
 
 def _nobody(todo: list[RunSettings], runs: str | Path | None, root: str | Path | None) -> None:
-    "Leave the missing runs missing, for a look at those that are done."
-    print(f"left undone: {len(todo)}", flush=True)
+    "Leave the missing runs missing, for a look at those that are done or kept."
+    print(f"left undone: {sum(_kept(s, root) is None for s in todo)}", flush=True)
 
 EXECUTORS: dict[str, Callable[..., None]] = {"inline": partial(_in_turn, _inline), "papermill": partial(_in_turn, in_notebook), "ray": _on_ray, "none": _nobody}

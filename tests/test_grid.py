@@ -267,7 +267,7 @@ def test_restored_records_count_as_done(tmp_path):
     keep_run(keys[1], tmp_path / "runs", tmp_path / "data")
     (tmp_path / "there" / keys[0]).mkdir(parents=True)
     assert restore(tmp_path / "x.parquet", tmp_path / "there", tmp_path / "data") == [keys[0], *keys[2:]] and restore(tmp_path / "x.parquet", tmp_path / "there", tmp_path / "data") == []
-    assert complete(chosen, tmp_path / "there", on="none") == [done[0], None, *done[2:]]
+    assert complete(chosen, tmp_path / "there", on="none") == [done[0], None, *done[2:]] and complete(chosen, tmp_path / "there", tmp_path / "data", on="none") == done
     other = write_record(tmp_path / "there" / keys[0] / "record.json", done[0] | {"note": "another"})
     assert restore(tmp_path / "x.parquet", tmp_path / "there", tmp_path / "data") == [] and complete(chosen[:1], tmp_path / "there", on="none") == [other]
     assert command("restore", str(tmp_path / "x.parquet"), "--runs", str(tmp_path / "new")).output.startswith(f"{len(done)} runs of ")

@@ -1,0 +1,33 @@
+"The kept tables and figures are what the kept records give, without any data and without a run."
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+import fisher_unlearn
+from fisher_unlearn.cli import app
+
+FIGURES = Path(fisher_unlearn.__file__).parent.parent / "figures"
+READ_FROM_WEIGHTS = ("figure2", "recommended", "what_the_mask_removes")  # these look for readouts, and so for the images
+NAMES = sorted(str(path.relative_to(FIGURES).with_suffix("")) for path in FIGURES.glob("*/*.parquet") if path.stem not in READ_FROM_WEIGHTS)
+
+
+def command(*words):
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_kept_records_give_the_kept_table(name, tmp_path):
+    profile, experiment = name.split("/")
+    rows = pd.read_parquet(FIGURES / f"{name}.parquet")
+    seeds = sorted({json.loads(text)["seed"] for text in rows.settings})
+    command("restore", str(FIGURES / f"{name}.parquet"), "--runs", str(tmp_path / "runs"))
+    said = command(experiment, "--profile", profile, "--set", f"seeds={seeds}", "--on", "none", "--runs", str(tmp_path / "runs"), "--figures", str(tmp_path))
+    assert f"{len(rows)} of " in said or "left undone: 0" in said
+    again, kept = (pd.read_csv(place / f"{name}.csv") for place in (tmp_path, FIGURES))
+    pd.testing.assert_frame_equal(again, kept, rtol=1e-9)
