@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
@@ -201,8 +202,21 @@ def test_readouts_are_kept_beside_the_record(folder):
     with pytest.raises(ValueError, match="unknown readout"): readout(chosen, "agree", folder)
 
 
+@contextmanager
+def within(seconds):
+    "Whoever waits longer fails, and does not hang."
+    def late(*args): raise TimeoutError(f"not done within {seconds} s")
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try: yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def test_a_retrained_model_agrees_with_itself(folder):
-    found = readout(few("retrain")[0], "agreement", folder, progress="none")
+    run(*few("retrain"), folder, progress="none")
+    with within(60): found = readout(few("retrain")[0], "agreement", folder, progress="none")
     assert all(part["divergence"] == pytest.approx(0, abs=1e-7) and part["images"] > 0 for part in (found["forget"], found["remain"]))
 
 
