@@ -373,7 +373,7 @@ def verdict(claim: str,           # the paper's, in words, without a full stop
             ) -> Verdict:
     "Judge a claim: it holds or not if nothing is lacking; otherwise say what is lacking, and where the numbers at hand point."
     if not lacks and holds is not None: return Verdict(claim, "holds" if holds else "does not hold", evidence)
-    points = "There are no numbers at hand" if holds is None else f"The numbers at hand point {'towards' if holds else 'away from'} the claim"
+    points = "Numbers that it needs are missing" if holds is None else f"The numbers at hand point {'towards' if holds else 'away from'} the claim"
     return Verdict(claim, "not enough runs to say", " ".join([evidence, points, *([f"({'; '.join(lacks)})"] if lacks else [])]) + ".")
 
 def bullets(verdicts: Iterable[Verdict]) -> str:

@@ -187,7 +187,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_told(made):
     assert "23 of 24 runs are done. Missing: digits resnet20 666: fisher_mask, paper, R 0.02, mislabel 0.3." in text and "nan" not in text
     assert len(pd.read_parquet(base / "again" / "quick" / "table4.parquet")) == 23
     lines = [line for line in text.splitlines() if line.startswith("* Reading")]
-    assert len(lines) == 8 and all(("There are no numbers at hand" in line) == ("`paper`" in line) for line in lines)
+    assert len(lines) == 8 and all(("Numbers that it needs are missing" in line) == ("`paper`" in line) for line in lines)
 
 
 def test_the_plan_counts_what_a_table_needs():

@@ -402,7 +402,7 @@ def test_the_profile_quick_is_never_enough():
 @pytest.mark.parametrize("holds, lacks, outcome, words", [
     (True, [], "holds", ""), (False, [], "does not hold", ""), (True, ["why"], "not enough runs to say", " The numbers at hand point towards the claim (why)."),
     (False, ["why", "and"], "not enough runs to say", " The numbers at hand point away from the claim (why; and)."),
-    (None, ["why"], "not enough runs to say", " There are no numbers at hand (why)."), (None, [], "not enough runs to say", " There are no numbers at hand.")])
+    (None, ["why"], "not enough runs to say", " Numbers that it needs are missing (why)."), (None, [], "not enough runs to say", " Numbers that it needs are missing.")])
 def test_verdicts(holds, lacks, outcome, words):
     found = verdict("A is above B", holds, "1.0 and 2.0.", lacks)
     assert found == Verdict("A is above B", outcome, f"1.0 and 2.0.{words}") and str(found) == f"* A is above B: **{outcome}**. 1.0 and 2.0.{words}"
