@@ -1,7 +1,9 @@
 """The compiled loop that multiplies, squares and adds up in registers, against the definition."""
 import ctypes
+import platform
 import re
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +12,9 @@ from hypothesis import strategies as st
 
 from fisher_unlearn import fused
 from fisher_unlearn.fused import Tile, Windows, plan, squared_products, summed_products
+
+
+PRODUCT = r"v?fn?madd|fmla|v?mulp"
 
 
 def definition(windows, x, gs):
@@ -59,14 +64,25 @@ def test_vectors_are_the_longest_of_the_processor(monkeypatch, features, size):
     assert Tile.of(torch.float32) == (torch.float32, size // 4) and Tile.of(torch.float64) == (torch.float64, size // 8)
 
 
+def loops(assembly):
+    "The blocks that jump back to where they begin."
+    blocks = re.findall(r"^(\.LBB\w+):(.*?)(?=^\.LBB|\Z)", assembly, re.M | re.S)
+    return [block for label, block in blocks if re.search(rf"\s{re.escape(label)}$", block, re.M)]
+
+
+@pytest.mark.parametrize("processor, size", [("this", 0), *([("znver3", 32), ("znver4", 64)] if platform.machine() == "x86_64" else [])])  # AVX2 with 16 registers, AVX-512 with 32
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_innermost_loop_keeps_its_sums_in_registers(dtype):
-    "Nothing is written, and nothing is read from the stack."
-    blocks = re.split(r"\n\.LBB\S+:", fused._compiled(fused._squares, Tile.of(dtype)).assembly)
-    inner = max(blocks, key=lambda block: len(re.findall(r"v?fn?madd|fmla|mulp", block)) - 100 * block.count("ret"))
-    loads = [line.split("#")[0].strip() for line in inner.splitlines()]
-    assert not any("rsp" in line or "[sp" in line for line in loads)
-    assert not any(re.match(r"v?mov\S*\s+%[xyz]mm\d+, \S*\(", line) or re.match(r"st[rp]\b", line) for line in loads)
+def test_the_innermost_loop_keeps_its_sums_in_registers(processor, size, dtype, monkeypatch):
+    "Nothing is written, and nothing is read from the stack. Sums over images, outside of it, may wait in memory."
+    if size:
+        monkeypatch.setattr(fused.llvm, "get_host_cpu_name", lambda: processor)
+        monkeypatch.setattr(fused.llvm, "get_host_cpu_features", lambda: SimpleNamespace(flatten=str))
+    tile = Tile(dtype, size // dtype.itemsize) if size else Tile.of(dtype)
+    inner = max(loops(fused._compiled.__wrapped__(fused._squares, tile).assembly), key=lambda block: len(re.findall(PRODUCT, block)))
+    lines = [line.split("#")[0].strip() for line in inner.splitlines()]
+    assert sum(bool(re.match(PRODUCT, line)) for line in lines) == 12
+    assert not any("rsp" in line or "[sp" in line for line in lines)
+    assert not any(re.match(r"v?mov\S*\s+%[xyz]mm\d+, \S*\(", line) or re.match(r"st[rp]\b", line) for line in lines)
 
 
 def test_threads_do_each_job_once(monkeypatch):
