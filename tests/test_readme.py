@@ -91,16 +91,16 @@ def test_poisoned_images_are_forgotten_best_by_activation_mask_and_not_by_fisher
     assert abs(trigger["FisherMask (paper)"] - trigger["Finetune"]) < 10 and trigger["FisherMask (authors_code)"] > trigger["RandomMask (authors_code)"]
 
 
-def test_who_forgets_wrong_labels_ends_between_w_star_and_retraining_and_the_farther_from_it_the_more_there_are():
-    gaps = []
-    for _, ends in outcomes(read_kept(FIGURES / "cpu/table4.parquet")).groupby("setting"):
+def test_who_forgets_wrong_labels_ends_between_w_star_and_retraining():
+    table = outcomes(read_kept(FIGURES / "cpu/table4.parquet"))
+    for _, ends in table.groupby("setting"):
         ends = ends.set_index("label")
-        tuned = ends.drop("Retrain")
         for measure in ("accuracy", "truth_acc", "forget_acc"):
-            w_star, retrained, best = ends.loc["Finetune", f"{measure}_before"], ends.loc["Retrain", f"{measure}_best"], tuned[f"{measure}_best"]
-            assert best.between(*sorted((w_star, retrained))).all() and best.max() - best.min() < 3
-        gaps.append(ends.loc["Retrain", "accuracy_best"] - tuned["accuracy_best"].max())
-    assert gaps == sorted(gaps)
+            w_star, retrained = ends.loc["Finetune", f"{measure}_before"], ends.loc["Retrain", f"{measure}_best"]
+            assert ends.drop("Retrain")[f"{measure}_best"].between(*sorted((w_star, retrained))).all()
+    masked = table[table.label == "FisherMask (paper)"].set_index("setting")
+    harmed = masked.index[-1]
+    assert "50%" in harmed and masked.accuracy_before.idxmin() == harmed and table[table.setting == harmed].set_index("label").accuracy_best.idxmin() == "FisherMask (paper)"
 
 
 def test_without_the_classifier_the_authors_recipe_does_nothing_and_no_mask_forgets_and_keeps_the_rest():
