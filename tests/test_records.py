@@ -179,9 +179,10 @@ def test_a_machine_without_git_is_no_obstacle(monkeypatch):
     assert provenance()["commit"] is None
 
 
-def test_committed_records_are_those_of_their_settings():
+def test_committed_records_are_those_of_their_settings_and_their_weights_are_small():
     root = Path(fisher_unlearn.__file__).parent.parent
     kept = list((root / "data" / "checkpoints").glob("*.json"))
+    assert sum(p.stat().st_size for p in (root / "data" / "checkpoints").iterdir()) <= 20e6
     records = [json.loads(p.read_text()) for p in [*(root / "figures").glob("*/records/*.json"), *kept]]
     assert kept and all(p.with_suffix(".safetensors").exists() for p in kept)
     assert records
