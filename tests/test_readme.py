@@ -53,9 +53,9 @@ def test_fine_tuning_alone_forgets_least_and_the_texts_fisher_mask_next(table_1)
     assert 5 < before["FisherMask (paper)", "before_ft"] < left["FisherMask (paper)"] < before["w*", "before_ft"]
 
 
-def test_a_short_training_hides_this(short):
-    forget = short["mean"].forget_acc
-    assert forget.xs("after_ft", level="phase").max() < 1 and forget["FisherMask (paper)", "before_ft"] == forget["w*", "before_ft"]
+def test_a_short_training_hides_this(table_1, short):
+    forget, whole = short["mean"].forget_acc, table_1["mean"].forget_acc
+    assert forget.xs("after_ft", level="phase").max() < 1 and abs(forget["FisherMask (paper)", "before_ft"] - whole["FisherMask (paper)", "before_ft"]) > 25
 
 
 def test_without_remain_data_fisher_mask_destroys_the_rest():
