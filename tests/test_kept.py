@@ -31,3 +31,11 @@ def test_kept_records_give_the_kept_table(name, tmp_path):
     assert f"{len(rows)} of " in said or "left undone: 0" in said
     again, kept = (pd.read_csv(place / f"{name}.csv") for place in (tmp_path, FIGURES))
     pd.testing.assert_frame_equal(again, kept, rtol=1e-9)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_not_done_is_named_as_missing_and_not_as_failed(tmp_path):
+    command("restore", str(FIGURES / "cpu" / "table1.parquet"), "--runs", str(tmp_path / "runs"))
+    command("table1", "--profile", "cpu", "--set", "seeds=[666, 888]", "--on", "none", "--runs", str(tmp_path / "runs"), "--figures", str(tmp_path))
+    text = (tmp_path / "cpu" / "table1.md").read_text()
+    assert "* missing: cifar10 resnet20 888: fisher_mask, paper, R 0.02\n" in text and "* missing: cifar10 resnet20 666" not in text and "failed" not in text
