@@ -17,7 +17,6 @@ NAMES = sorted(str(path.relative_to(FIGURES).with_suffix("")) for path in FIGURE
 def command(*words):
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
-    return done.output
 
 
 @pytest.mark.slow
