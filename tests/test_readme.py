@@ -120,3 +120,11 @@ def test_without_the_classifier_the_authors_recipe_does_nothing_and_no_mask_forg
 def test_other_instructions_end_otherwise_on_the_digits():
     here, there = (pd.read_csv(FIGURES / place / "quick/quickstart_digits_resnet20.csv", index_col="method")[["remain best", "forget best"]].round(1) for place in ("", "avx512"))
     assert (here != there).any(axis=1)[["Retrain", "FisherMask (paper)", "FisherMask (authors_code)"]].all()
+
+
+def test_what_was_not_run_has_no_result():
+    runs = pd.DataFrame([{"result": path.stem, **record["settings"], **record["settings"]["train"], "epochs": record["settings"]["train"]["schedule"]["epochs"], "seed": record["settings"]["seed"]}
+                         for path in FIGURES.glob("*/*.parquet") for record in read_kept(path)])
+    whole = runs[runs.epochs == 160]
+    assert set(runs.dataset) == {"cifar10"} and set(runs.network) == {"resnet20"} and 888 not in set(runs.seed) and "figure1" not in set(runs.result)
+    assert set(whole.precision) == {"bfloat16"} and not set(whole.result) & {"table3", "table4", "figure2", "figure3"}
