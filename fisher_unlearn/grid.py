@@ -112,7 +112,7 @@ def _to_choose(profile: str) -> Axis:
 NEEDS["recommended"] = lambda p: [_first(p), _to_choose(p)]
 NEEDS["what_the_mask_removes"] = lambda p: [_first(p), [*_masked_only(p), *cast("retrain", "finetune"), *MASKS_TO_TUNE.values()]]
 NEEDS["table2"] = NEEDS["costs"] = NEEDS["table1"]
-_SMALL = ("table3", "table4", "figure2", "figure3", "figure4", "recommended")  # many runs, which a profile may shorten further
+_SMALL = ("table3", "table4", "figure1", "figure2", "figure3", "figure4", "recommended")  # many or long runs, which a profile may shorten further
 
 def needed(experiment: str,                     # "table1" to "table5", "figure1" to "figure4", "costs", "what_the_mask_removes", "recommended"
            profile: str = "quick",

@@ -31,11 +31,13 @@ def test_figures_are_kept_with_their_records_and_no_verdict_from_digits(kept, na
 
 
 def test_figure_1_has_a_point_for_each_epoch_and_each_pass_of_lissa(kept):
-    table, records, _, _ = kept["figure1"]
+    table, records, text, _ = kept["figure1"]
+    assert "A stand-in: the paper's figure is of ResNet50 on CIFAR100, with 30 epochs of fine-tuning and 30 passes of LiSSA; this one is of ResNet20 on Digits, with 8 epochs of fine-tuning and 2 passes of LiSSA." in text
+    w_star = next(record["history"][0] for record in records if record["settings"]["method"] == "finetune")
     for record in records:
         chosen = record["settings"]
-        points = record["steps"] if chosen["method"] == "influence" else record["history"]
-        assert len(points) == (2 if chosen["method"] == "influence" else 9)  # the quick profile: 2 passes; 8 epochs and the start
+        points = [w_star, *record["steps"]] if chosen["method"] == "influence" else record["history"]
+        assert len(points) == (3 if chosen["method"] == "influence" else 9)  # the quick profile: 2 passes or 8 epochs, and the start
         name = {"finetune": "Finetune", "influence": f"Influence ({chosen['preset']})", "fisher_mask": f"FisherMask ({chosen['preset']})"}[chosen["method"]]
         assert table[table.method == name].forget_acc.tolist() == pytest.approx([p["forget_acc"] for p in points])
 

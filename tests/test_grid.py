@@ -44,6 +44,7 @@ def test_a_profile_may_shorten_some_experiments_further():
     for name in ("table3", "table4", "figure2", "figure3", "figure4"):
         assert sizes(name, "cpu") == {("cifar10", 10_000, 24, (12, 18))}
         assert sizes(name, "paper") == {("cifar10", None, 160, (80, 120))}
+    assert sizes("figure1", "cpu") == {("cifar10", 10_000, 24, (12, 18))} and sizes("figure1", "paper") == {("cifar100", None, 160, (80, 120))}
     assert sizes("table1", "cpu") == {("cifar10", None, 16, (8, 12))}
     assert sizes("figure4", "cpu", epochs=4) == {("cifar10", 10_000, 4, (2, 3))} and sizes("figure4", "cpu", dataset="mnist") == {("mnist", None, 3, ())}
 
