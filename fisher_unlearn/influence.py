@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from .metrics import Loader
 from .models import check_batches, device_of
@@ -64,14 +65,16 @@ def lissa(model: nn.Module,
           scale: float = 20.0,          # s, at least half the largest eigenvalue of a batch's Hessian
           seed: int = 666,              # of the order of images
           ) -> Iterator[dict[str, Tensor]]:  # after each epoch, v / s: an estimate of (H + s·d)⁻¹ g
-    "Inverse-Hessian-vector product by the recursion of LiSSA (Agarwal, Bullins and Hazan 2017), as in the authors' code. `FloatingPointError` if it diverges."
+    "Inverse-Hessian-vector product by the recursion of LiSSA (Agarwal, Bullins and Hazan 2017), as in the authors' code. `FloatingPointError` as soon as it diverges."
     if epochs < 1 or not 0 <= damping < 1 or scale <= 0: raise ValueError(f"LiSSA needs 1 epoch or more, a damping in [0, 1) and a positive scale, not {epochs}, {damping} and {scale}.")
     classes, device, v = check_batches(model, reference, "reference"), device_of(model), {n: g.clone() for n, g in gradient.items()}
+    longest = growth = 1.001 * get_total_norm(list(gradient.values()))  # a little more than g, for rounding
     for epoch in range(epochs):
         with scoring(model):
             for inputs, labels in epoch_batches(reference, torch.Generator().manual_seed(epoch_seed(seed, epoch)), classes):
                 curved = hessian_product(model, inputs.to(device), labels.to(device), v)
                 v = {n: gradient[n] + (1 - damping) * v[n] - curved[n] / scale for n in v}
-        if not all(t.isfinite().all() for t in v.values()):
-            raise FloatingPointError(f"LiSSA diverged in epoch {epoch + 1}: a Hessian has an eigenvalue above {scale * (2 - damping):g}. Raise the scale, {scale:g}.")
+                longest = longest + growth
+                if not get_total_norm(list(v.values())) <= longest:  # or NaN
+                    raise FloatingPointError(f"LiSSA diverged in epoch {epoch + 1}: a Hessian has an eigenvalue above {scale * (2 - damping):g} or below {-scale * damping:g}. Raise the scale, {scale:g}.")
         yield {n: t / scale for n, t in v.items()}

@@ -102,6 +102,25 @@ def test_the_model_is_left_as_it_was(case):
     assert model.training and all(torch.equal(v, before[n]) for n, v in model.state_dict().items()) and all(p.grad is None for p in model.parameters())
 
 
+class Convex(nn.Module):
+    "A linear classifier of the same images: its loss is concave nowhere."
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(16, 3)
+    def forward(self, x): return self.head(x.flatten(1))
+
+
+def test_divergence_is_refused_long_before_it_overflows(case):
+    "200 batches with one Hessian, which multiply v by -1.51 in the steepest direction, by -0.91, or by 1.125 in the most concave one."
+    concave, x, y = case
+    convex = Convex().double()
+    def run(model, **settings): return list(lissa(model, forget_gradient(model, [(x, y)], 9), [(x, y)] * 200, epochs=1, **settings))
+    steepest = np.linalg.eigvalsh(hessian_of(convex, x, y)[1].numpy()).max()
+    with pytest.raises(FloatingPointError, match=f"in epoch 1: .* above {1.99 * steepest / 2.5:g} or below"): run(convex, scale=steepest / 2.5)
+    assert run(convex, scale=steepest / 1.9)
+    with pytest.raises(FloatingPointError, match="in epoch 1: .* or below -0.01. Raise the scale, 1"): run(concave, scale=1)
+
+
 def test_divergence_and_nonsense_are_refused(case):
     model, x, y = case
     g = forget_gradient(model, [(x, y)], 9)

@@ -357,7 +357,7 @@ def test_double_precision_stays_double(original, few, method, preset):
     def go(dtype):
         forget, remain = ([(x.to(dtype), y) for x, y in part.batches(4)] for part in few)
         model = copy.deepcopy(original).to(dtype)
-        return unlearn(model, forget, remain, method, preset, reference=[*forget, *remain], build=lambda: build_model("resnet20", 10, 1, seed=3).to(dtype), lissa_epochs=1, seed=4)
+        return unlearn(model, forget, remain, method, preset, reference=[*forget, *remain], build=lambda: build_model("resnet20", 10, 1, seed=3).to(dtype), lissa_epochs=1, lissa_scale=1000., seed=4)
     double, single = go(torch.float64), go(torch.float32)
     assert all(v.dtype == torch.float64 for v in double.model.state_dict().values() if v.is_floating_point())
     for n, v in single.model.state_dict().items():
