@@ -1,0 +1,78 @@
+"""The one check of arguments, attacked with values of every kind."""
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from annotated_types import Interval, Lt
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from fisher_unlearn.arguments import Count, Positive, Seed, Share, check_fields, check_value, checked, rule_of
+
+KINDS = [int, float, bool, str, Count, Seed, Positive, Share, Share | None, tuple[Count, ...], Literal["a", "b"], nn.Module, Callable[[int], int]]
+anything = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(), st.lists(st.integers()), st.complex_numbers(),
+                     st.dictionaries(st.text(), st.integers()), st.sampled_from([object(), nn.Identity(), len, torch.ones(2), np.ones(3), math.nan, 2**70]))
+
+
+@given(st.sampled_from(KINDS), anything)
+def test_a_value_is_taken_as_it_is_or_refused_in_one_sentence(kind, value):
+    try:
+        found = check_value("it", value, kind)
+    except (TypeError, ValueError) as error:
+        text = str(error)
+        assert text.startswith("`it` is ") and text.endswith(f"it must be {rule_of(kind)}.") and "\n" not in text and len(text) < 220
+    else:
+        assert found is value or found == value or tuple(value) == found
+
+
+@pytest.mark.parametrize("scalar", [np.int64(3), np.int8(3), torch.tensor(3)])
+def test_scalars_are_the_numbers_that_they_are(scalar):
+    assert check_value("n", scalar, Count) == 3 and type(check_value("n", scalar, Count)) is int
+    assert type(check_value("x", np.float32(0.5), Positive)) is float
+
+
+@pytest.mark.parametrize("kind, bad", [(float, math.inf), (float, math.nan), (float, True), (int, 3.0), (int, "3"), (bool, 1), (str, 3), (Seed, 2**70), (Seed, -1), (Share, 1)])
+def test_what_is_no_number_of_the_range_is_refused(kind, bad):
+    with pytest.raises((TypeError, ValueError), match="^`it` is .*: it must be .*[.]$"): check_value("it", bad, kind)
+
+
+def test_what_is_no_number_is_handed_on_untouched():
+    @checked
+    def identity(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], call: Callable[[int], int], free, known: dict[str, int]) -> Any:
+        return model, batches, call, free, known
+    given = nn.Identity(), DataLoader([1, 2]), int, object(), {}
+    assert all(a is b for a, b in zip(identity(*given), given))
+    with pytest.raises(TypeError, match="`batches` is 3: it must be a Iterable"): identity(nn.Identity(), 3, int, 0, {})
+
+
+def test_an_unknown_name_is_refused_with_the_nearest():
+    @checked
+    def f(labels: str = "true") -> str: return labels
+    with pytest.raises(TypeError, match="`f` takes no `lables`: did you mean `labels`"): f(lables="true")
+
+
+def test_an_error_from_within_is_not_rewritten():
+    @checked
+    def f(n: int) -> int: return check_value("inner", n, str)
+    with pytest.raises(TypeError, match="`inner` is 3"): f(3)
+
+
+def test_bounds_are_said():
+    assert rule_of(Annotated[float, Lt(2)]) == "a finite number below 2"
+    assert rule_of(Annotated[int, Interval(gt=0, le=5)]) == "a whole number in (0, 5]"
+
+
+def test_fields_are_checked_and_scalars_converted():
+    @dataclass(frozen=True)
+    class Settings:
+        n: Count = 1
+        drops: tuple[Count, ...] = ()
+        def __post_init__(self): check_fields(self, " of the settings")
+    assert Settings(np.int64(2), [1, 2]) == Settings(2, (1, 2))
+    with pytest.raises(ValueError, match="`n` of the settings is 0"): Settings(0)
