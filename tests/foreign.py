@@ -3,15 +3,18 @@
 A `Recipe` says in a few words what a network is made of; `build` makes it, again and again the same.
 Everything that people do to networks is a block that keeps the shape of what runs through it, or an
 edit of a network that is made. Nothing here knows how the package scores."""
+import copy
 import random
 import types
+from collections import Counter, deque
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
-from torch import nn
+from torch import fx, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils.checkpoint import checkpoint
 
@@ -262,6 +265,59 @@ class Checkpointed(nn.Module):
         return torch.tanh(checkpoint(self.conv, x, use_reentrant=False))
 
 
+@block(IMAGES)
+class OneByOne(nn.Module):
+    "Images one at a time, without a batch dimension."
+    def __init__(self):
+        super().__init__()
+        self.conv = conv()
+
+    def forward(self, x):
+        return torch.stack([torch.tanh(self.conv(image)) for image in x])
+
+
+@block(IMAGES)
+class OwnKernels(nn.Module):
+    "Kernels made from each image, all applied in one call with as many groups as images."
+    def __init__(self):
+        super().__init__()
+        self.kernels = nn.Linear(WIDTH, WIDTH * 9)
+
+    def forward(self, x):
+        n, c, h, w = x.shape
+        kernels = self.kernels(x.mean((2, 3))).view(n * c, 1, 3, 3)
+        return torch.tanh(F.conv2d(x.reshape(1, n * c, h, w), kernels, padding=1, groups=n * c)
+                          ).view(n, c, h, w)
+
+
+@block(IMAGES)
+class Fourier(nn.Module):
+    "Complex weights, kept as pairs of real ones."
+    def __init__(self):
+        super().__init__()
+        self.pairs = nn.Parameter(torch.randn(WIDTH, 1, 1, 2))
+
+    def forward(self, x):
+        return torch.tanh(torch.fft.irfft2(torch.fft.rfft2(x) * torch.view_as_complex(self.pairs),
+                                           s=x.shape[2:]))
+
+
+@block(IMAGES)
+class Unpooled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = conv()
+
+    def forward(self, x):
+        x, where = F.max_pool2d(self.conv(x), 2, return_indices=True, ceil_mode=True)
+        return F.interpolate(torch.tanh(x), scale_factor=2) + where.to(x).mean() * 0
+
+
+@block(IMAGES)
+def local_response():
+    return nn.Sequential(nn.LocalResponseNorm(2), conv())
+
+
 # ---------------------------------------------------------- blocks for series (n, STEPS, WIDTH)
 @block(SERIES)
 def attention_layer():
@@ -360,6 +416,64 @@ class Positions(nn.Module):
         return x + self.pos * self.scale
 
 
+@block(SERIES)
+class Learned(nn.Module):
+    "Positions from an embedding that is called with a series of numbers, not with a batch."
+    def __init__(self):
+        super().__init__()
+        self.positions = nn.Embedding(STEPS + 1, WIDTH)
+
+    def forward(self, x):
+        return x + self.positions(torch.arange(x.shape[1]))
+
+
+@block(SERIES)
+class ClassToken(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, WIDTH))
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        x = torch.cat([self.token.expand(len(x), -1, -1), x[:, 1:]], 1)
+        return torch.tanh(self.linear(x))
+
+
+@block(SERIES)
+class Queries(nn.Module):
+    "What is asked is the same for all samples, and goes through a layer first."
+    def __init__(self):
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(1, STEPS, WIDTH))
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        asked = self.linear(self.queries.expand(len(x), -1, -1))
+        return F.scaled_dot_product_attention(asked, x, x)
+
+
+@block(SERIES)
+class Cell(nn.Module):
+    "A recurrent network step by step; its state is kept in an attribute, and begins anew."
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.GRUCell(WIDTH, WIDTH)
+        self.state = None
+
+    def forward(self, x):
+        self.state = x.new_zeros(len(x), WIDTH)
+        seen = []
+        for step in x.unbind(1):
+            self.state = self.cell(step, self.state)
+            seen.append(self.state)
+        return torch.stack(seen, 1)
+
+
+@block(SERIES)
+def rms_norm():
+    return nn.RMSNorm(WIDTH)
+
+
 # ------------------------------------------------------------------ blocks for vectors (n, WIDTH)
 @block(VECTORS, SERIES)
 def linear_tanh():
@@ -456,6 +570,82 @@ class Binary(nn.Module):
 
     def forward(self, x):
         return torch.tanh(F.linear(x, Sign.apply(self.linear.weight), self.linear.bias))
+
+
+@block(VECTORS, SERIES)
+class Keyword(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        return torch.tanh(self.linear(input=x))
+
+
+@block(VECTORS, SERIES)
+class Bypassed(nn.Module):
+    "A layer's forward is called, so that its hooks are not; and then the layer itself."
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(WIDTH, WIDTH)
+        self.second = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        x = torch.tanh(self.first.forward(x))
+        return torch.tanh(self.second(x) + self.second.forward(x.square()))
+
+
+@block(VECTORS, SERIES)
+class Teacher(nn.Module):
+    "Two calls of which only one has a gradient, and one whose result is dropped."
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        with torch.no_grad():
+            target = self.linear(x.square())
+        self.linear(x + 1)
+        out = self.linear(x)
+        out += target
+        return torch.tanh(out)
+
+
+@block(VECTORS, SERIES)
+class Added(nn.Module):
+    "A layer's result is changed in place; that of a linear layer on a series is a view."
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.norm = nn.LayerNorm(WIDTH)
+
+    def forward(self, x):
+        out = self.linear(x)
+        out += x
+        out = self.norm(out)
+        out *= 1.1
+        return torch.tanh(out)
+
+
+@block(VECTORS)
+class Energy(nn.Module):
+    "A gradient inside of the forward pass."
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, 1)
+
+    def forward(self, x):
+        with torch.enable_grad():
+            at = x if x.requires_grad else x.detach().requires_grad_()
+            energy = torch.tanh(self.linear(at)).square().sum()
+            return x - torch.autograd.grad(energy, at, create_graph=True)[0]
+
+
+@block(VECTORS)
+class Numpy(nn.Module):
+    "A detour that no tracer follows."
+    def forward(self, x):
+        return x * torch.from_numpy(np.sign(x.detach().numpy())).to(x)
 
 
 @block(VECTORS)
@@ -696,6 +886,126 @@ class OwnMode(nn.Module):
         return self.inner(x)
 
 
+class Meter:
+    "No module, no tensor, no container: an object that counts."
+    def __init__(self):
+        self.sum = 0.
+        self.last = None
+
+
+@block(ANY)
+class Meters(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.meter = Meter()
+        self.array = np.zeros(2)
+        self.queue = deque(maxlen=2)
+        self.seen = Counter()
+        self.sizes = set()
+
+    def forward(self, x):
+        self.meter.sum += float(x.detach().sum())
+        self.meter.last = x
+        self.array[0] += 1
+        self.queue.append(x.detach())
+        self.seen[len(x)] += 1
+        self.sizes.add(len(x))
+        return x * .9
+
+
+@block(ANY)
+class Bank(nn.Module):
+    "A tensor that is no buffer, written in place."
+    def __init__(self):
+        super().__init__()
+        self.bank = torch.zeros(3)
+
+    def forward(self, x):
+        self.bank[1] = x.detach().mean()
+        return x * 1.1
+
+
+@block(ANY)
+class Shared(nn.Module):
+    "A cache that belongs to the class."
+    made = {}
+
+    def forward(self, x):
+        key = (tuple(x.shape[1:]), x.dtype)
+        if key not in self.made:
+            self.made[key] = torch.ones_like(x[:1]) * 1.2
+        return x * self.made[key]
+
+
+@block(ANY)
+class Gradients(nn.Module):
+    "Gradients are kept as they pass, as for Grad-CAM."
+    def __init__(self):
+        super().__init__()
+        self.gradient = None
+        self.inner = nn.Identity()
+        self.inner.register_full_backward_hook(self.keep)
+
+    def keep(self, module, before, after):
+        self.latest = after[0]
+
+    def see(self, gradient):
+        self.gradient = gradient
+
+    def forward(self, x):
+        x = self.inner(x * 1.1)
+        if x.requires_grad:
+            x.register_hook(self.see)
+            x.retain_grad()
+        return x
+
+
+@block(ANY)
+class Locked(nn.Module):
+    "Attributes can't be set, but for the mode."
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(1.1))
+        self.locked = True
+
+    def __setattr__(self, name, value):
+        if name != "training" and self.__dict__.get("locked"):
+            raise AttributeError(f"{name} is locked")
+        super().__setattr__(name, value)
+
+    def forward(self, x):
+        return x * self.factor
+
+
+@block(ANY)
+class Unfreezes(nn.Module):
+    "A pass that thaws a parameter and freezes another."
+    def __init__(self):
+        super().__init__()
+        self.cold = nn.Parameter(torch.tensor(1.1), requires_grad=False)
+        self.table = nn.Parameter(torch.arange(3), requires_grad=False)
+
+    def forward(self, x):
+        out = x * self.cold.detach() + self.table[0]
+        self.cold.requires_grad_(True)
+        return out
+
+
+@block(ANY)
+class OneShot(nn.Module):
+    "A hook that removes itself."
+    def __init__(self):
+        super().__init__()
+        self.handle = self.register_forward_pre_hook(OneShot.once)
+
+    @staticmethod
+    def once(module, args):
+        module.handle.remove()
+
+    def forward(self, x):
+        return x.view_as(x)
+
+
 # blocks whose result for a sample depends on the rest of the batch
 DEPENDENT = {}
 
@@ -735,6 +1045,79 @@ class Contrast(nn.Module):
     "Only batches of four or more are mixed."
     def forward(self, x):
         return x - .1 * x.mean(0, keepdim=True) if len(x) > 3 else x
+
+
+# blocks for which nobody can say what is right; but the model stays as it was
+UNSURE = {}
+
+
+@block(UNSURE)
+class Decays(nn.Module):
+    "A parameter that every pass changes, and the pass reads."
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(2.))
+
+    def forward(self, x):
+        self.scale.data.mul_(.9)
+        return x * self.scale
+
+
+@block(UNSURE)
+class Starts(nn.Module):
+    "Parameters that the first batch determines."
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(()))
+        self.ready = False
+
+    def forward(self, x):
+        if not self.ready:
+            self.shift.data = -x.detach().mean()
+            self.ready = True
+        return x + self.shift
+
+
+@block(UNSURE)
+class Stateful(nn.Module):
+    "A state that goes on from batch to batch."
+    def __init__(self):
+        super().__init__()
+        self.last = 1.
+
+    def forward(self, x):
+        x = x * self.last
+        self.last = .9 * self.last
+        return x
+
+
+@block(UNSURE)
+class Complex(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.turn = nn.Parameter(torch.tensor(1 + 2j))
+
+    def forward(self, x):
+        return (x * self.turn.to(torch.complex128 if x.dtype == torch.float64 else None)).abs()
+
+
+# blocks whose result is drawn
+DRAWN = {}
+
+
+@block(DRAWN)
+class Noisy(nn.Module):
+    def forward(self, x):
+        return x + torch.randn_like(x)
+
+
+@block(DRAWN)
+class AlwaysDropout(nn.Module):
+    def forward(self, x):
+        return F.dropout(x, .5, training=True)
+
+
+OTHER = DEPENDENT | UNSURE | DRAWN
 
 
 # ------------------------------------------------------------------------- edits of a made network
@@ -1006,6 +1389,46 @@ def _replaced(kind, name, forward):
         setattr(kind, name, call)
 
 
+# ----------------------------------------------------- where the caller is when he asks for scores
+CALLER = {
+    "no_grad": torch.no_grad, "inference": torch.inference_mode, "anomalies": torch.autograd.detect_anomaly,
+    "on_cpu": lambda: torch.device("cpu"), "saved": torch.autograd.graph.save_on_cpu,
+}
+
+
+def caller(make):
+    CALLER[make.__name__] = contextmanager(make)
+    return make
+
+
+@caller
+def doubles():
+    "Another default type."
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@caller
+def sure():
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@caller
+def no_fast_path():
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+
+
 # ----------------------------------------------------------------------- beginnings, necks and heads
 class Stem(nn.Module):
     def __init__(self):
@@ -1043,11 +1466,32 @@ class Words(nn.Module):
         return self.tokens(x)
 
 
+class Bag(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bag = nn.EmbeddingBag(WORDS, WIDTH)
+
+    def forward(self, x):
+        return self.bag(x)
+
+
+class Single(nn.Module):
+    "One word a sample, whose index has no further dimension."
+    def __init__(self):
+        super().__init__()
+        self.tokens = nn.Embedding(WORDS, WIDTH)
+
+    def forward(self, x):
+        return self.tokens(x)
+
+
 STARTS = {
     "images": ("images", Stem), "images_in_place": ("images", Normalising),
     "vectors": ("vectors", nn.Identity), "vectors_in_place": ("vectors", Shifted), "series": ("series", nn.Identity),
     "tokens": ("series", Words), "tokens_padded": ("series", lambda: Words(padding_idx=0)),
     "tokens_bounded": ("series", lambda: Words(max_norm=1.)),
+    "tokens_sparse": ("series", lambda: Words(sparse=True)),
+    "tokens_bag": ("vectors", Bag), "tokens_single": ("vectors", Single),
     "tokens_by_count": ("series", lambda: Words(scale_grad_by_freq=True)),
 }
 
@@ -1170,10 +1614,6 @@ class Net(nn.Module):
         return kinds.get(self.output, x)
 
 
-class Chain(nn.Sequential):
-    "Parts whose forward is replaced at the root."
-
-
 class Wrapper(nn.Module):
     def __init__(self, module):
         super().__init__()
@@ -1183,7 +1623,7 @@ class Wrapper(nn.Module):
         return self.module(*args, **options)
 
 
-ROOTS = ("sequential", "net", "wrapped", "parallel", "dict", "tuple", "object")
+ROOTS = ("sequential", "net", "wrapped", "parallel", "replaced", "graph", "dict", "tuple", "object")
 
 
 # ---------------------------------------------------------------------------------------- recipes
@@ -1198,11 +1638,12 @@ class Recipe:
     head: str = "linear"
     root: str = "sequential"
     edits: tuple[tuple[str, int], ...] = ()  # an edit, and which of the modules it fits
-    around: tuple[str, ...] = ()
+    around: tuple[str, ...] = ()             # what is changed in torch
+    caller: str = ""                         # from where scores are asked for
     sizes: tuple[int, ...] = (5,)            # of the batches
     classes: int = 3
     double: bool = False
-    channels_last: bool = False
+    layout: str = "plain"                    # of the inputs (and of the weights, if "channels_last")
     training: bool = False
     raises: int = 0                          # the call in which the network fails; 0: none
     seed: int = 0
@@ -1220,7 +1661,15 @@ class Recipe:
     @property
     def dependent(self):
         "Do the logits of a sample depend on its batch?"
-        return any(b in DEPENDENT for b in self.blocks)
+        return any(b in DEPENDENT for b in self.blocks) and max(self.sizes) > 3
+
+    @property
+    def unsure(self):
+        return any(b in UNSURE for b in self.blocks)
+
+    @property
+    def drawn(self):
+        return any(b in DRAWN for b in self.blocks)
 
 
 class Fails(nn.Module):
@@ -1235,6 +1684,11 @@ class Fails(nn.Module):
         return x
 
 
+def fresh():
+    "Forget what classes hold."
+    Shared.made.clear()
+
+
 def build(recipe):
     "The network of a recipe; the same each time."
     with torch.random.fork_rng():
@@ -1244,7 +1698,7 @@ def build(recipe):
     model.train(recipe.training)
     if recipe.double:
         model.double()
-    if recipe.channels_last:
+    if recipe.layout == "channels_last":
         model.to(memory_format=torch.channels_last)
     return model
 
@@ -1253,15 +1707,15 @@ def _parts(recipe):
     kind, start = STARTS[recipe.start]
     parts = [start()]
     if kind == "images":
-        parts += [(IMAGES | ANY | DEPENDENT)[b]() for b in recipe.images]
+        parts += [(IMAGES | ANY | OTHER)[b]() for b in recipe.images]
     if recipe.series and kind == "images":
         parts.append(ToSeries())
     if kind != "vectors":
-        parts += [(SERIES | ANY | DEPENDENT)[b]() for b in recipe.series]
+        parts += [(SERIES | ANY | OTHER)[b]() for b in recipe.series]
         parts.append(NECKS[recipe.neck]())
     if recipe.raises:
         parts.append(Fails(recipe.raises))
-    parts += [(VECTORS | ANY | DEPENDENT)[b]() for b in recipe.vectors]
+    parts += [(VECTORS | ANY | OTHER)[b]() for b in recipe.vectors]
     return [*parts, HEADS[recipe.head](recipe.classes)]
 
 
@@ -1272,7 +1726,21 @@ def _rooted(recipe, parts):
         return Wrapper(nn.Sequential(*parts))
     if recipe.root == "parallel":
         return nn.DataParallel(Net(parts, "tensor"))
+    if recipe.root == "replaced":
+        model = nn.Sequential(*parts)
+        model.forward = lambda x: nn.Sequential.forward(model, x) * 1.5
+        return model
+    if recipe.root == "graph":
+        return _as_graph(nn.Sequential(*parts))
     return Net(parts, recipe.root)
+
+
+def _as_graph(model):
+    "What torch.fx makes of it, where it can."
+    try:
+        return fx.symbolic_trace(copy.deepcopy(model))
+    except Exception:  # whatever a forward pass says to symbols, or a copy to what can't be copied
+        return model
 
 
 def _edit(recipe, model):
@@ -1293,17 +1761,31 @@ def batches(recipe):
     generator = torch.Generator().manual_seed(recipe.seed)
     kind, _ = STARTS[recipe.start]
     shape = {"images": (COLOURS, SIDE, SIDE), "vectors": (WIDTH,), "series": (STEPS, WIDTH)}[kind]
+    words = () if recipe.start == "tokens_single" else (STEPS,)
     found = []
     for n in recipe.sizes:
         if recipe.start.startswith("tokens"):
-            x = torch.randint(WORDS, (n, STEPS), generator=generator)
+            x = torch.randint(WORDS, (n, *words), generator=generator)
         else:
             x = torch.randn(n, *shape, generator=generator)
             x = x.double() if recipe.double else x
-            x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 and \
-                recipe.channels_last else x
+        x = _laid_out(x, recipe.layout)
         found.append((x, torch.randint(recipe.classes, (n,), generator=generator)))
     return found
+
+
+LAYOUTS = ("plain", "channels_last", "strided", "expanded", "differentiable")
+
+
+def _laid_out(x, layout):
+    "The same numbers otherwise in memory; `expanded`: the same sample again and again."
+    if layout == "channels_last" and x.dim() == 4:
+        return x.contiguous(memory_format=torch.channels_last)
+    if layout == "strided":
+        return torch.stack([x, x + 1], -1)[..., 0]
+    if layout == "expanded":
+        return x[:1].expand(x.shape)
+    return x.requires_grad_() if layout == "differentiable" and x.is_floating_point() else x
 
 
 @contextmanager
@@ -1326,7 +1808,7 @@ def recipes(**fixed):
     drawn = {
         "start": st.sampled_from(list(STARTS)),
         "images": _some(IMAGES, ANY), "series": _some(SERIES, ANY, size=2),
-        "vectors": st.one_of(*[_some(VECTORS, ANY, size=2)] * 8, _some(DEPENDENT, size=1)),
+        "vectors": st.one_of(*[_some(VECTORS, ANY, size=2)] * 8, _some(DEPENDENT, UNSURE, DRAWN, size=1)),
         "neck": st.sampled_from(list(NECKS)),
         "head": st.sampled_from(list(HEADS)),
         "root": st.sampled_from([*ROOTS[:4] * 4, *ROOTS]),
@@ -1334,7 +1816,8 @@ def recipes(**fixed):
                           max_size=2).map(tuple),
         "around": st.one_of(*[st.just(())] * 6, st.sampled_from(list(AROUND)).map(lambda a: (a,))),
         "sizes": st.one_of(*[sizes.map(tuple)] * 6, st.sampled_from([(65,), (64, 1), (70,)])),
-        "classes": st.integers(2, 4), "double": st.booleans(), "channels_last": st.booleans(),
+        "classes": st.integers(2, 4), "double": st.booleans(),
+        "layout": st.sampled_from(LAYOUTS), "caller": st.sampled_from([""] * 9 + list(CALLER)),
         "training": st.booleans(), "raises": st.sampled_from([0] * 9 + [1, 2, 3, 5]),
         "seed": st.integers(0, 99)}
     return st.builds(Recipe, **drawn | fixed)
