@@ -21,7 +21,8 @@ from papermill.exceptions import PapermillExecutionError
 import fisher_unlearn
 from .cluster import given_share
 from .data import choose, find_data, load_images, writable_folder
-from .grid import EXECUTORS, NEEDS, as_done, execute, find_notebook, needed, notebooks, plan
+from .grid import EXECUTORS, NEEDS, as_done, needed, plan
+from .notebook import execute, find_notebook, notebooks
 from .records import profiles, resolve, run_key, runs_root
 from .run import keep, run
 from .unlearn import METHODS
