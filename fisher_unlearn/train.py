@@ -417,8 +417,11 @@ def _same_draws(batches: Loader) -> Iterator[None]:
     python, legacy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():
-            for seed in (torch.manual_seed, random.seed, np.random.seed, *(g.manual_seed for g, _ in states)):
-                seed(0)
+            torch.manual_seed(0)
+            random.seed(0)
+            np.random.seed(0)
+            for generator, _ in states:
+                generator.manual_seed(0)
             yield
     finally:
         random.setstate(python)
