@@ -11,17 +11,16 @@ import difflib
 import inspect
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import cache, reduce, wraps
-from operator import or_
+from operator import is_, or_
 from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 from typing import get_type_hints
 
 from annotated_types import Ge, Gt, Interval, Le, Lt
-from pydantic import AfterValidator, AllowInfNan, BeforeValidator, ConfigDict, InstanceOf, Strict
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, AllowInfNan, BeforeValidator, Strict, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError, core_schema
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -95,8 +94,16 @@ def _instance(kind: Any) -> Any:
     "A check that a value is an instance of a class, or can be called; anything goes where there is no class."
     if kind is Callable or kind is inspect.Parameter.empty or not isinstance(kind, type):
         return Callable if kind is Callable else Any
-    check = Annotated[(kind, InstanceOf())]
+    check = Annotated[Any, _Is(kind)]
     return Annotated[check, BeforeValidator(_no_text)] if kind is Iterable else check
+
+@dataclass(frozen=True)
+class _Is:
+    "That a value is an instance of a class, whatever pydantic thinks of that class."
+    kind: type
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        return core_schema.is_instance_schema(self.kind)
 
 def _no_text(value: Any) -> Any:
     "A value that may be iterated over, which text and bytes are not meant to be."
@@ -107,7 +114,7 @@ def _no_text(value: Any) -> Any:
 @cache
 def _adapter(annotation: Any) -> TypeAdapter:
     "The check of an annotation, made on first use."
-    return TypeAdapter(_strict(annotation), config=ConfigDict(arbitrary_types_allowed=True))
+    return TypeAdapter(_strict(annotation))
 
 # %% ../nbs/00_arguments.ipynb #856eba1a
 def _range(bounds: Iterable[Any]) -> str:
@@ -194,6 +201,8 @@ def check_value(name: str,        # of the argument
     except ValidationError as error:
         raise _refused(name, value, annotation, whose, {e["type"] for e in error.errors()}) from None
     _check_items(name, value, annotation, whose)
+    if isinstance(found, tuple) and isinstance(value, tuple) and all(map(is_, found, value)):
+        return value
     return found if isinstance(found, (int, float, tuple)) else value
 
 # %% ../nbs/00_arguments.ipynb #516b2fb0
