@@ -246,7 +246,7 @@ def digest(*tensors: Tensor) -> str:
     sha = hashlib.sha256()
     for tensor in tensors:
         sha.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        sha.update(tensor.contiguous().numpy().data)
+        sha.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)  # NumPy has no bfloat16
     return sha.hexdigest()
 
 # %% ../nbs/00_data.ipynb #ee7db351

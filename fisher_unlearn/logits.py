@@ -61,7 +61,8 @@ def probabilities(logits: Tensor,       # (n, C)
     if logits.dim() != 2 or logits.shape[1] < 2 or not len(logits):
         return None
     values = logits.detach().float()
-    if not bool(((values >= 0) & (values <= 1)).all()):
+    within = (values > 0) & (values < 1)
+    if not bool((within | (values == 0) | (values == 1)).all()) or not bool(within.any()):
         return None
     off = (values.sum(1) - 1).abs().max()
     if off < (1e-4 if logits.dtype in (torch.float32, torch.float64) else 2e-2):

@@ -40,6 +40,7 @@ def test_probabilities_are_noticed_and_logits_are_not(dtype):
         assert probabilities(activation(z)) == found
     assert probabilities(torch.zeros(16, 10)) is None
     assert probabilities(torch.full((16, 10), .25)) is None
+    assert probabilities(torch.eye(10)) is None
 
 
 def test_the_warning_names_the_remedy():
