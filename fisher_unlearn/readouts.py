@@ -9,23 +9,29 @@ __all__ = ['Scope', 'MARGIN', 'jensen_shannon', 'Agreement', 'agreement', 'Relea
 import copy, math
 from dataclasses import dataclass
 from operator import length_hint
-from typing import Literal, get_args
+from typing import Literal
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .data import Batches, choose
+from .arguments import Count, checked
+from .batches import pairs
+from .data import Batches
+from .logits import read_logits
 from .metrics import Loader, count_broken, mean_loss, refuse_broken
 from .models import check_batches, check_labels, device_of, eval_mode, find_classifier
 from .train import Progress, TrainSettings, shows_bar, train_epoch
 
 # %% ../nbs/31_readouts.ipynb #0d58ab28
+@checked
 def jensen_shannon(logits: Tensor,  # (n, C) of one model
                    others: Tensor,  # (n, C) of another
                    ) -> Tensor:     # float64 (n,): nats, from 0 to ln 2
     "The Jensen-Shannon divergence of the two predicted distributions of each image."
+    if logits.dim() != 2 or logits.shape != others.shape:
+        raise ValueError(f"the logits have the shapes {tuple(logits.shape)} and {tuple(others.shape)}: both must be (n, classes).")
     p, q = logits.double().log_softmax(1), others.double().log_softmax(1)
     return ((_to_mean(p, q) + _to_mean(q, p)) / 2).clamp_min(0)
 
@@ -35,6 +41,7 @@ def _to_mean(p: Tensor, q: Tensor) -> Tensor:
     return terms.masked_fill(p.exp() == 0, 0).sum(1)
 
 # %% ../nbs/31_readouts.ipynb #346af90e
+@checked
 @dataclass(frozen=True)
 class Agreement:
     "How alike two models answer."
@@ -42,6 +49,7 @@ class Agreement:
     same_top1: float   # images on which both models rank the same class first: percent
     images: int        # how many there were
 
+@checked
 @torch.no_grad()
 def agreement(model: nn.Module,
               other: nn.Module,  # such as the retrained model
@@ -54,8 +62,8 @@ def agreement(model: nn.Module,
     total, images = torch.zeros(2, dtype=torch.float64), 0
     broken = torch.zeros(2, dtype=torch.int64)
     with eval_mode(model), eval_mode(other):
-        for inputs, _ in batches:
-            one, two = (m(inputs.to(device_of(m))).cpu() for m in (model, other))
+        for inputs, _ in pairs(batches):
+            one, two = (read_logits(m(inputs.to(device_of(m)))).cpu() for m in (model, other))
             total += torch.stack([jensen_shannon(one, two).sum(), (one.argmax(1) == two.argmax(1)).sum()])
             images += len(inputs)
             broken += torch.stack([count_broken(one), count_broken(two)])
@@ -73,6 +81,7 @@ def _check_pair(model: nn.Module, other: nn.Module, batches: Loader, name: str) 
 Scope = Literal["classifier", "all"]
 MARGIN = 1e-5  # nats above the loss of w* that still count as equal
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Relearned:
     "How long it took to learn the forget set again."
@@ -117,9 +126,9 @@ def _read(model: nn.Module, alone: nn.Module, seen: list[Tensor], name: str, bat
     "What the hook puts into `seen`, for all images of a set."
     device, parts = device_of(model), []
     with eval_mode(model):
-        for inputs, labels in batches:
+        for inputs, labels in pairs(batches, which):
             seen.clear()
-            logits = model(inputs.to(device))
+            logits = read_logits(model(inputs.to(device)))
             check_labels(labels, logits.shape[1], which)
             if len(seen) != 1 or not _same(alone(seen[0]), logits):
                 raise ValueError(f'the logits are not the output of `{name}` alone: re-learn with scope="all", or name the last layer with classifier="name".')
@@ -163,13 +172,14 @@ def _laid_out(model: nn.Module, settings: TrainSettings) -> nn.Module:
     return model
 
 # %% ../nbs/31_readouts.ipynb #75a9f1c3
+@checked
 def relearn_time(model: nn.Module,      # what forgot; it is not changed
                  original: nn.Module,   # w*, whose loss must be reached
                  train: Loader,         # the whole training set D, normalised (inputs, labels), readable again and again
                  forget: Loader,        # the forget set, a part of it
                  settings: TrainSettings | None = None,  # how w* was trained, seed included; None: the paper's for CIFAR
                  scope: Scope = "classifier",   # what is trained: the classifier on fixed features, or "all" parameters
-                 cap: int = 100,                # epochs at most
+                 cap: Count = 100,              # epochs at most
                  classifier: str | None = None, # the name of the classifier, where it can't be found
                  progress: Progress = "auto",   # as in `train_model`
                  ) -> Relearned:
@@ -178,8 +188,6 @@ def relearn_time(model: nn.Module,      # what forgot; it is not changed
     Under "classifier", `train` is read only once. Raises `ValueError` or `TypeError` in one sentence before any training for what doesn't
     fit, and `FloatingPointError` if the loss stops being a number."""
     settings = settings or TrainSettings()
-    choose(scope, get_args(Scope), "scope")
-    if cap < 1: raise ValueError(f"`cap` is {cap}: allow 1 epoch or more.")
     check_batches(model, train, "train")
     classes = _check_pair(model, original, forget, "forget")
     threshold = _loss(original, forget, "of `original`") + MARGIN

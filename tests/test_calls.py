@@ -17,17 +17,15 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
 from pydantic import BaseModel
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import fisher_unlearn
-from fisher_unlearn import forget, fused, graph, masking, noise, readouts, records, report, squares, step, unlearn
+from fisher_unlearn import graph, masking, noise, records, report, step, unlearn
 from fisher_unlearn.data import ImageData, Samples, digest
 from fisher_unlearn.schedule import Schedule
 from fisher_unlearn.train import TrainSettings

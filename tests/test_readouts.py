@@ -260,7 +260,7 @@ def test_networks_whose_logits_are_more_than_the_classifiers_output_are_refused(
 def test_nonsense_is_refused_before_any_training(original, fresh, sets, monkeypatch):
     monkeypatch.setattr("fisher_unlearn.readouts.train_epoch", lambda *_: pytest.fail("trained"))
     train, forget = sets
-    with pytest.raises(ValueError, match="unknown scope 'everything'"): relearn_time(fresh, original, train, forget, scope="everything")
+    with pytest.raises(ValueError, match="`scope` is 'everything': it must be 'classifier' or 'all'"): relearn_time(fresh, original, train, forget, scope="everything")
     with pytest.raises(ValueError, match="`cap` is 0"): relearn_time(fresh, original, train, forget, cap=0)
     with pytest.raises(TypeError, match="`train` can be read only once"): relearn_time(fresh, original, iter(train), forget)
     with pytest.raises(ValueError, match="`forget` is empty"): relearn_time(fresh, original, train, [])
