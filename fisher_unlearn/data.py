@@ -141,6 +141,7 @@ def pad_or_resize(images: Tensor,  # uint8 (N, C, H, W)
     return vision.pad(images, [left, top, size - width - left, size - height - top])
 
 # %% ../nbs/00_data.ipynb #9cbbb11e
+@checked
 def usable_device(device: str | torch.device,  # such as "cpu", "cuda" or "cuda:1"
                   ) -> torch.device:
     "A device that is there; `ValueError` otherwise."

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from .arguments import Whole, checked
 from .batches import pairs
 from .data import choose
+from .guard import untouched
 from .logits import read_logits
-from .models import check_labels, device_of, eval_mode
+from .models import check_labels, device_of
 
 Loader = Iterable[tuple[Tensor, Tensor]]
 
@@ -51,7 +52,7 @@ def count_correct(model: nn.Module,
     `ValueError` for labels that the model has no class for, `FloatingPointError` for outputs that are not numbers."""
     device, counts = device_of(model), None
     broken = torch.zeros((), dtype=torch.int64, device=device)
-    with eval_mode(model):
+    with untouched(model, "eval"):
         for inputs, labels in pairs(batches):
             labels, logits = labels.to(device), read_logits(model(inputs.to(device)))
             if counts is None:
@@ -115,7 +116,7 @@ def mean_loss(model: nn.Module,
     `ValueError` for no images, or labels that the model has no class for; `FloatingPointError` for outputs that are not numbers."""
     total, images = torch.zeros((), dtype=torch.float64, device=device_of(model)), 0
     broken = torch.zeros((), dtype=torch.int64, device=total.device)
-    with eval_mode(model):
+    with untouched(model, "eval"):
         for inputs, labels in pairs(batches):
             labels = labels.to(total.device)
             logits = read_logits(model(inputs.to(total.device))).double()

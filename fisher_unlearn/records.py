@@ -246,6 +246,7 @@ def _hash(values: dict[str, Any]) -> str:
 _OF_TRAINING = ("dataset", "subset", "network", "seed", "device", "threads")
 _OF_DATA = ("poison", "mislabel")  # requests that change the training set
 
+@checked
 def training_settings(settings: RunSettings) -> dict[str, Any]:
     "The settings that can change w*, by name."
     asked = ("request", *ASKED[settings.request]) if settings.request in _OF_DATA else ()
@@ -261,16 +262,19 @@ def _training_values(settings: RunSettings) -> dict[str, Any]:
     if settings.held_out is not None: changed["held_out"] = settings.held_out
     return {n: getattr(settings, n) for n in _OF_TRAINING} | {"device": _trained_on(settings), "train": replace(settings.train, seed=settings.seed).values, "recipe": RECIPE} | changed
 
+@checked
 def training_key(settings: RunSettings) -> str:
     "The key of the training of w*, shared by all methods, and by all requests that leave the training set as it is."
     return _hash(_training_values(settings))
 
+@checked
 def unusual_options(settings: RunSettings) -> dict[str, Any]:
     "The options that decide what a run does and are not those of its preset, without the ratio, which has no preset."
     method, preset = settings.method, settings.preset
     given, usual = options_read(method, method_options(method, preset, **settings.options)), options_read(method, method_options(method, preset))
     return {name: value for name, value in given.items() if name != "ratio" and usual.get(name) != value}
 
+@checked
 def run_key(settings: RunSettings) -> str:
     "The key of a whole run."
     options = options_read(settings.method, method_options(settings.method, settings.preset, **settings.options))
@@ -361,6 +365,7 @@ def provenance(device: str = "cpu") -> dict[str, Any]:
             "device": torch.cuda.get_device_name() if device == "cuda" else "cpu"}
 
 # %% ../nbs/50_records.ipynb #3141cad1
+@checked
 def machine_of(record: Mapping[str, Any]) -> str:
     "Device, processor, instruction set and number of threads of a record, such as `cpu (AMD EPYC with AVX512, 2 threads)`."
     made = record["provenance"]
