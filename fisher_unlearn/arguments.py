@@ -211,7 +211,7 @@ def check_value(name: str,        # of the argument
 
 # %% ../nbs/00_arguments.ipynb #516b2fb0
 def _check_items(name: str, value: Any, annotation: Any, whose: str) -> None:
-    "Check what a mapping or a list holds; the errors of `check_value`, with the place in the name."
+    "Check what a mapping or a list holds, batches apart; the errors of `check_value`, with the place in the name."
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         inner_kinds = [a for a in inner if isinstance(get_origin(a), type) and isinstance(value, get_origin(a))]
@@ -221,7 +221,7 @@ def _check_items(name: str, value: Any, annotation: Any, whose: str) -> None:
         for key, item in value.items():
             check_value(f"a key of {name}", key, inner[0], whose)
             check_value(f"{name}[{shown(key)}]", item, inner[1], whose)
-    elif origin is list:
+    elif origin in (list, Iterable) and isinstance(value, (list, tuple)) and get_origin(inner[0]) is not tuple:
         for place, item in enumerate(value):
             check_value(f"{name}[{place}]", item, inner[0], whose)
 

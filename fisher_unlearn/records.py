@@ -209,8 +209,10 @@ def _unasked(settings: RunSettings, images: int) -> str | None:
     return None
 
 # %% ../nbs/50_records.ipynb #ef4881f1
+@checked
 def strangers(request: str) -> set[str]:
     "The parameters that only other kinds of requests have."
+    choose(request, ASKED, "request")
     return {name for names in ASKED.values() for name in names} - set(ASKED[request])
 
 def _stray(settings: RunSettings) -> str | None:
@@ -305,7 +307,8 @@ def resolve(profile: str = "quick",  # "quick", "cpu" or "paper"
     table = profiles()
     values = dict(table[choose(profile, table, "profile")])
     given = {name: value for name, value in parameters.items() if value is not None}
-    for name in given: choose(name, PARAMETERS, "parameter")
+    for name in parameters:
+        choose(name, PARAMETERS, "parameter")
     _no_stranger(given)
     sets = values.pop("datasets")
     for name in ("seeds", "cells", "tasks"): values.pop(name)
@@ -355,7 +358,8 @@ def _processor() -> str:
     names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
     return names[0] if names else platform.processor() or platform.machine()
 
-def provenance(device: str = "cpu") -> dict[str, Any]:
+@checked
+def provenance(device: Literal["cpu", "cuda"] = "cpu") -> dict[str, Any]:
     "Versions, commit and device of this process."
     tracked = _git("ls-files", "--error-unmatch", "__init__.py") is not None
     return {"fisher_unlearn": fisher_unlearn.__version__, "commit": _git("rev-parse", "HEAD") if tracked else None,
@@ -373,6 +377,7 @@ def machine_of(record: Mapping[str, Any]) -> str:
     return f"{made['device']} ({made['processor']}{instructions}, {record['settings']['threads']} threads)"
 
 # %% ../nbs/50_records.ipynb #a037fe98
+@checked
 def runs_root(runs: str | Path | None = None) -> Path:
     "The folder of runs: the argument, else `$FISHER_UNLEARN_RUNS`, else `runs`."
     return Path(runs or os.environ.get("FISHER_UNLEARN_RUNS") or "runs")

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import pandas as pd
 from matplotlib.figure import Figure
 
+from .arguments import check_fields, checked
 from .data import choose, writable_folder
 from .metrics import Window, best_epoch, fluctuation, mean_and_deviation
 from .records import ASKED, RunSettings, machine_of, profiles, read_record, resolve, run_key, runs_root, unusual_options, write_record
@@ -29,6 +30,7 @@ from .unlearn import PRESETS, method_options, options_read
 Record = dict[str, Any]
 
 # %% ../nbs/52_report.ipynb #90f0e8da
+@checked
 def paper_numbers(table: int | None = None,  # number of a table, 1 to 5; None: all
                   ) -> pd.DataFrame:         # columns table, setting, method, phase, metric, mean, std
     "What the paper prints in Tables 1 to 5: percent, and epochs to the best; `ValueError` for a table that is not there."
@@ -41,6 +43,7 @@ def paper_numbers(table: int | None = None,  # number of a table, 1 to 5; None: 
 METHOD_NAMES = {"retrain": "Retrain", "finetune": "Finetune", "mask_classifier": "MaskClassifier", "random_mask": "RandomMask", "tfidf": "TF-IDF",
                 "fisher_noise": "FisherNoise", "activation_mask": "ActivationMask", "influence": "Influence", "fisher_mask": "FisherMask"}
 
+@checked
 def row_label(settings: RunSettings) -> str:
     "A method as the paper names it, and in parentheses the preset, where presets differ, and options that are not the preset's."
     differ = len({str(preset.get(settings.method)) for preset in PRESETS.values()}) > 1
@@ -74,6 +77,7 @@ def _fine_tuned(s: RunSettings) -> list[str]:
     rate = [] if s.fine_tune_lr is None else [f"rate {s.fine_tune_lr:g}"]
     return limit + rate + ([] if s.fine_tune_length is None else [f"{s.fine_tune_length} epochs of fine-tuning"])
 
+@checked
 def setting_name(record: Record) -> str:
     "What a record's run has in common with others in a row of tables: network/data set, and what differs from forgetting class 0 with all that remains."
     s = RunSettings.model_validate(record["settings"])
@@ -128,6 +132,7 @@ def _identity(record: Record) -> dict[str, Any]:
     return {"key": record["key"], "cell": run_key(settings.model_copy(update={"seed": 0})), "setting": setting_name(record), "label": row_label(settings),
             **{name: getattr(settings, name) for name in _SETTINGS}, "epochs": settings.train.length, "options": json.dumps(unusual_options(settings))}
 
+@checked
 def histories(records: Iterable[Record | None],  # of runs, each once
               ) -> pd.DataFrame:                 # `IDENTITY`, epoch, and lr, train_loss, seconds, accuracies and scores in percent, NaN where there is none
     """One row for each epoch of each run, epoch 0 being before fine-tuning.
@@ -161,6 +166,7 @@ def _outcome(history: pd.DataFrame, window: Window) -> dict[str, Any]:
     to_best = {"epochs_to_best": int(best.epoch) - fresh} if history.epoch.max() else {}
     return history.iloc[0][list(IDENTITY)].to_dict() | values | to_best | _fluctuations(history, window)
 
+@checked
 def outcomes(records: Iterable[Record | None],  # of runs, each once
              window: Window = "fine_tuning",    # which epochs may be the best, as in `best_epoch`
              ) -> pd.DataFrame:                 # `IDENTITY`, then <measurement>_before, _best, _last, epochs_to_best, delta_<measurement>
@@ -186,6 +192,7 @@ def _phase(column: str, fresh: bool) -> tuple[str, str]:
     return {"before": "before_ft", "best": best, "last": "last_epoch"}[point], metric
 
 # %% ../nbs/52_report.ipynb #00ca30a2
+@checked
 def summary(runs: pd.DataFrame,   # from `outcomes`
             ) -> pd.DataFrame:    # columns setting, method, phase, metric, mean, deviation, n; only what was measured
     "Mean, population deviation and n over seeds (paper, Tables 1 to 5); `ValueError` for runs that differ in more than their seed."
@@ -201,12 +208,14 @@ def summary(runs: pd.DataFrame,   # from `outcomes`
 # %% ../nbs/52_report.ipynb #1ed94e14
 SEEDS = 3
 
+@checked
 def missing_cells(ours: pd.DataFrame,      # from `summary`
                   ) -> dict[str, list[str]]:  # for each row label, the cells that have fewer than 3 seeds, with their n
     "What an average over the paper's 16 settings lacks (paper, Tables 1 and 2)."
     n = ours.groupby(["method", "setting"], sort=False).n.max()
     return {method: [f"{cell} (n = {n.get((method, cell), 0)})" for cell in CELLS if n.get((method, cell), 0) < SEEDS] for method in ours.method.unique()}
 
+@checked
 def with_average(ours: pd.DataFrame,   # from `summary`
                  ) -> pd.DataFrame:    # the same rows, and behind them those of "average of 16 settings"
     "Add the average of the 16 settings for all that has 3 seeds or more in each of them (paper, Tables 1 and 2), and for nothing else."
@@ -216,6 +225,7 @@ def with_average(ours: pd.DataFrame,   # from `summary`
     return pd.concat([ours, average.assign(setting=AVERAGE)[ours.columns]], ignore_index=True) if len(average) else ours
 
 # %% ../nbs/52_report.ipynb #45ed4d4e
+@checked
 def beside(ours: pd.DataFrame,  # from `summary` or `with_average`
            table: int,          # number of the paper's table
            ) -> pd.DataFrame:   # columns setting, method, phase, metric, mean, deviation, n, paper_mean, paper_deviation, difference (ours - paper)
@@ -237,6 +247,7 @@ def _entry(row: Any, digits: int) -> str:
     spread = f" ± {row.deviation:.{digits}f}" if row.n > 1 else ""
     return f"{row.mean:.{digits}f}{spread} (n = {row.n}{f', {paper}, {row.difference:+.{digits}f}' if paper else ''})"
 
+@checked
 def printable(table: pd.DataFrame,  # from `beside`
               digits: int = 1,      # after the decimal point
               ) -> pd.DataFrame:    # columns setting, method, and "<metric> before", "after" or "during" fine-tuning, for what the paper's table has
@@ -294,6 +305,7 @@ def _of_images(record: Record, s: RunSettings) -> list[str]:
     return _unlike("subset", s.subset, None) + _unlike("held_out", s.held_out, None) + fewer + _inexact(record)
 
 # %% ../nbs/52_report.ipynb #25a9c372
+@checked
 def departures(record: Record,  # of a run or a training
                ) -> list[str]:  # one sentence each; [] for a run that follows the protocol
     "In which ways a record departs from the paper's protocol for its data set (paper, Tables 6 and 7; where it is silent, its authors' code)."
@@ -330,6 +342,7 @@ def _parts(record: Record) -> list[Record]:
     "A record once for itself and once for each of its readouts, with their provenance."
     return [record, *(record | {"provenance": found["provenance"]} for found in record.get("readouts", {}).values())]
 
+@checked
 def conditions(records: Iterable[Record | None],  # of runs and trainings, each once
                ) -> str:                          # Markdown
     """One sentence on how records came about: data, seeds, schedule, machine, versions, and in what they depart from the protocol.
@@ -343,6 +356,7 @@ def conditions(records: Iterable[Record | None],  # of runs and trainings, each 
     return f"{len(whole)} records: {'; '.join([*said, protocol])}."
 
 # %% ../nbs/52_report.ipynb #696a6c15
+@checked
 def lacking(records: Iterable[Record | None],        # the runs that a claim is judged by, each once
             seeds: int = SEEDS,                      # how many a cell must have at least
             settings: Iterable[str] | None = None,   # those the claim is about, such as `CELLS`; None: those of the records
@@ -356,6 +370,7 @@ def lacking(records: Iterable[Record | None],        # the runs that a claim is 
     return few + ([f"{len(away)} departure{'s' if len(away) > 1 else ''} from the paper's protocol"] if away else [])
 
 # %% ../nbs/52_report.ipynb #30ec2858
+@checked
 @dataclass(frozen=True)
 class Verdict:
     "What runs say about a claim of the paper."
@@ -363,9 +378,13 @@ class Verdict:
     outcome: Literal["holds", "does not hold", "not enough runs to say"]
     evidence: str  # sentences with the numbers, and what is lacking
 
+    def __post_init__(self):
+        check_fields(self, " of the verdict")
+
     def __str__(self) -> str:
         return f"* {self.claim}: **{self.outcome}**. {self.evidence}"
 
+@checked
 def verdict(claim: str,           # the paper's, in words, without a full stop
             holds: bool | None,   # do the numbers at hand agree? None: there are no numbers
             evidence: str,        # sentences with the numbers
@@ -376,6 +395,7 @@ def verdict(claim: str,           # the paper's, in words, without a full stop
     points = "Numbers that it needs are missing" if holds is None else f"The numbers at hand point {'towards' if holds else 'away from'} the claim"
     return Verdict(claim, "not enough runs to say", " ".join([evidence, points, *([f"({'; '.join(lacks)})"] if lacks else [])]) + ".")
 
+@checked
 def bullets(verdicts: Iterable[Verdict]) -> str:
     "Verdicts as a Markdown list."
     return "\n".join(map(str, verdicts))

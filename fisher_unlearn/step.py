@@ -97,6 +97,7 @@ def _graphed(model: nn.Module, forward: Forward) -> Forward:
 # %% ../nbs/04a_step.ipynb #dfdcb20a
 WORTH = 600  # seconds; compiling takes from seconds to two minutes, and saves a quarter of a step at best
 
+@checked
 @contextmanager
 def tried(model: nn.Module) -> Iterator[None]:
     "Training mode, with the model and the generators put back afterwards."
