@@ -1,6 +1,6 @@
 """Networks as other people write them: a grammar from which hypothesis draws.
 
-A `Recipe` says in a few words what a network is made of; `build` makes it, again and again the same.
+A `Recipe` says in a few words what a network is made of; `build` makes it, always the same.
 Everything that people do to networks is a block that keeps the shape of what runs through it, or an
 edit of a network that is made. Nothing here knows how the package scores."""
 import copy
@@ -29,7 +29,7 @@ class Wanted(Exception):
     "What a network of ours raises itself."
 
 
-# ---------------------------------------------------------------- blocks for images (n, WIDTH, h, w)
+# -------------------------------------------------------------- blocks for images (n, WIDTH, h, w)
 IMAGES = {}
 SERIES = {}
 VECTORS = {}
@@ -318,7 +318,7 @@ def local_response():
     return nn.Sequential(nn.LocalResponseNorm(2), conv())
 
 
-# ---------------------------------------------------------- blocks for series (n, STEPS, WIDTH)
+# ------------------------------------------------------------- blocks for series (n, STEPS, WIDTH)
 @block(SERIES)
 def attention_layer():
     return nn.TransformerEncoderLayer(WIDTH, 2, 8, batch_first=True)
@@ -380,7 +380,7 @@ class Folded(nn.Module):
 
 @block(SERIES)
 class Mingled(nn.Module):
-    "As many rows as samples, but a row is not a sample; everything is back in its place afterwards."
+    "As many rows as samples, but a row is no sample; afterwards everything is in its place."
     def __init__(self):
         super().__init__()
         self.linear = nn.Linear(WIDTH, WIDTH)
@@ -474,7 +474,7 @@ def rms_norm():
     return nn.RMSNorm(WIDTH)
 
 
-# ------------------------------------------------------------------ blocks for vectors (n, WIDTH)
+# ------------------------------------------------------------------- blocks for vectors (n, WIDTH)
 @block(VECTORS, SERIES)
 def linear_tanh():
     return nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh())
@@ -669,7 +669,7 @@ class Lora(nn.Linear):
         return torch.tanh(out if self.merged else out + x @ (self.up @ self.down).mT)
 
 
-# ------------------------------------------------- blocks of any shape, most of them with side effects
+# --------------------------------------------- blocks of any shape, most of them with side effects
 @block(ANY)
 class Scaled(nn.Module):
     "A scale outside of any layer."
@@ -1332,7 +1332,7 @@ def other_mode(layer):
     layer.train(not layer.training)
 
 
-# --------------------------------------------------------------- what is around: torch itself changed
+# ------------------------------------------------------------ what is around: torch itself changed
 AROUND = {}
 
 
@@ -1391,7 +1391,8 @@ def _replaced(kind, name, forward):
 
 # ----------------------------------------------------- where the caller is when he asks for scores
 CALLER = {
-    "no_grad": torch.no_grad, "inference": torch.inference_mode, "anomalies": torch.autograd.detect_anomaly,
+    "no_grad": torch.no_grad, "inference": torch.inference_mode,
+    "anomalies": torch.autograd.detect_anomaly,
     "on_cpu": lambda: torch.device("cpu"), "saved": torch.autograd.graph.save_on_cpu,
 }
 
@@ -1429,7 +1430,7 @@ def no_fast_path():
         torch.backends.mha.set_fastpath_enabled(True)
 
 
-# ----------------------------------------------------------------------- beginnings, necks and heads
+# --------------------------------------------------------------------- beginnings, necks and heads
 class Stem(nn.Module):
     def __init__(self):
         super().__init__()
@@ -1487,7 +1488,8 @@ class Single(nn.Module):
 
 STARTS = {
     "images": ("images", Stem), "images_in_place": ("images", Normalising),
-    "vectors": ("vectors", nn.Identity), "vectors_in_place": ("vectors", Shifted), "series": ("series", nn.Identity),
+    "vectors": ("vectors", nn.Identity), "vectors_in_place": ("vectors", Shifted),
+    "series": ("series", nn.Identity),
     "tokens": ("series", Words), "tokens_padded": ("series", lambda: Words(padding_idx=0)),
     "tokens_bounded": ("series", lambda: Words(max_norm=1.)),
     "tokens_sparse": ("series", lambda: Words(sparse=True)),
@@ -1623,10 +1625,11 @@ class Wrapper(nn.Module):
         return self.module(*args, **options)
 
 
-ROOTS = ("sequential", "net", "wrapped", "parallel", "replaced", "graph", "dict", "tuple", "object")
+ROOTS = ("sequential", "net", "wrapped", "parallel", "replaced", "graph",
+         "dict", "tuple", "object")
 
 
-# ---------------------------------------------------------------------------------------- recipes
+# ----------------------------------------------------------------------------------------- recipes
 @dataclass(frozen=True, repr=False)
 class Recipe:
     "What a network is made of, what it is fed, and what is around it."
@@ -1643,7 +1646,7 @@ class Recipe:
     sizes: tuple[int, ...] = (5,)            # of the batches
     classes: int = 3
     double: bool = False
-    layout: str = "plain"                    # of the inputs (and of the weights, if "channels_last")
+    layout: str = "plain"                    # of the inputs
     training: bool = False
     raises: int = 0                          # the call in which the network fails; 0: none
     seed: int = 0
@@ -1756,9 +1759,9 @@ def _plain(module):
     return isinstance(module._parameters.get("weight"), nn.Parameter)
 
 
-def batches(recipe):
-    "The data of a recipe: a list of (inputs, labels)."
-    generator = torch.Generator().manual_seed(recipe.seed)
+def batches(recipe, more=0):
+    "The data of a recipe: a list of (inputs, labels); other data for another number."
+    generator = torch.Generator().manual_seed(recipe.seed + more)
     kind, _ = STARTS[recipe.start]
     shape = {"images": (COLOURS, SIDE, SIDE), "vectors": (WIDTH,), "series": (STEPS, WIDTH)}[kind]
     words = () if recipe.start == "tokens_single" else (STEPS,)
@@ -1802,22 +1805,53 @@ def _some(*tables, size=3):
     return st.lists(st.sampled_from(names), max_size=size).map(tuple)
 
 
-def recipes(**fixed):
-    "Recipes, with some fields fixed or drawn otherwise."
+@st.composite
+def recipes(draw, **fixed):
+    "Recipes, with some fields fixed or drawn otherwise; only the blocks that are used are drawn."
+    start = draw(fixed.get("start", st.sampled_from(list(STARTS))))
+    kind, _ = STARTS[start]
+    odd = _some(DEPENDENT, UNSURE, DRAWN, size=1)
     sizes = st.lists(st.sampled_from([5, 1, 2, 3, 4, 8]), min_size=1, max_size=3)
+    seldom = st.sampled_from([(65,), (64, 1), (70,)])
     drawn = {
-        "start": st.sampled_from(list(STARTS)),
-        "images": _some(IMAGES, ANY), "series": _some(SERIES, ANY, size=2),
-        "vectors": st.one_of(*[_some(VECTORS, ANY, size=2)] * 8, _some(DEPENDENT, UNSURE, DRAWN, size=1)),
-        "neck": st.sampled_from(list(NECKS)),
-        "head": st.sampled_from(list(HEADS)),
-        "root": st.sampled_from([*ROOTS[:4] * 4, *ROOTS]),
+        "start": st.just(start),
+        "images": _some(IMAGES, ANY) if kind == "images" else st.just(()),
+        "series": _some(SERIES, ANY, size=2) if kind != "vectors" else st.just(()),
+        "vectors": st.one_of(*[_some(VECTORS, ANY, size=2)] * 8, odd),
+        "neck": st.sampled_from(list(NECKS)), "head": st.sampled_from(list(HEADS)),
+        "root": st.sampled_from([*ROOTS[:6] * 4, *ROOTS]),
         "edits": st.lists(st.tuples(st.sampled_from(list(EDITS)), st.integers(0, 3)),
                           max_size=2).map(tuple),
         "around": st.one_of(*[st.just(())] * 6, st.sampled_from(list(AROUND)).map(lambda a: (a,))),
-        "sizes": st.one_of(*[sizes.map(tuple)] * 6, st.sampled_from([(65,), (64, 1), (70,)])),
-        "classes": st.integers(2, 4), "double": st.booleans(),
-        "layout": st.sampled_from(LAYOUTS), "caller": st.sampled_from([""] * 9 + list(CALLER)),
+        "caller": st.sampled_from([""] * 9 + list(CALLER)),
+        "sizes": st.one_of(*[sizes.map(tuple)] * 6, seldom),
+        "classes": st.integers(2, 4), "double": st.booleans(), "layout": st.sampled_from(LAYOUTS),
         "training": st.booleans(), "raises": st.sampled_from([0] * 9 + [1, 2, 3, 5]),
         "seed": st.integers(0, 99)}
-    return st.builds(Recipe, **drawn | fixed)
+    return draw(st.builds(Recipe, **drawn | fixed))
+
+
+def one_of_each():
+    "A recipe for each kind by itself, so that none is left to chance."
+    found = [Recipe(start=start) for start in STARTS]
+    found += [Recipe(images=(b,)) for b in IMAGES | ANY | OTHER]
+    found += [Recipe(start="tokens", series=(b,)) for b in SERIES | ANY]
+    found += [Recipe(start="vectors", vectors=("linear_tanh", b)) for b in VECTORS | ANY | OTHER]
+    found += [Recipe(neck=neck, sizes=sizes) for neck in NECKS for sizes in ((3, 1), (65,))]
+    found += [Recipe(head=head) for head in HEADS]
+    found += [Recipe(root=root, training=True) for root in ROOTS]
+    found += [Recipe(images=("Residual",), around=(a,)) for a in AROUND]
+    for name in CALLER:
+        found += [Recipe(images=("Residual",), caller=name),
+                  Recipe(start="tokens", series=("attention_layer",), caller=name)]
+    for layout in LAYOUTS:
+        found += [Recipe(images=("Residual",), layout=layout),
+                  Recipe(start="series", series=("Recurrent",), layout=layout)]
+    for name, (kinds, _) in EDITS.items():
+        found += [Recipe(images=(b,), edits=((name, k),)) for b, kind, k in EDITED if kind in kinds]
+    return found + [Recipe(raises=k) for k in range(1, 7)]
+
+
+EDITED = (("conv_relu_in_place", nn.Conv2d, 0), ("conv_tanh", nn.Conv2d, 1),
+          ("ChannelsLast", nn.Linear, 0), ("batch_norm", nn.BatchNorm2d, 0),
+          ("group_norm", nn.GroupNorm, 0), ("ChannelsLast", nn.LayerNorm, 0))
