@@ -8,7 +8,7 @@ import random
 import types
 from collections import Counter, deque
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import fx, nn
 from torch.nn.utils import parametrizations, parametrize, prune
+from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.checkpoint import checkpoint
 
 WIDTH = 4  # channels of images, features of vectors and of the elements of a series
@@ -256,6 +257,58 @@ class OnlyPatches(nn.Module):
 
 
 @block(IMAGES)
+class DynamicPadding(nn.Module):
+    "The pass sets the padding that the size of the images needs."
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(WIDTH, WIDTH, 3)
+
+    def forward(self, x):
+        self.conv.padding = (1 + x.shape[2] % 2, 1)
+        return torch.tanh(self.conv(x))
+
+
+@block(IMAGES)
+class Meanwhile(nn.Module):
+    "Layers are others for the time of a call only."
+    def __init__(self):
+        super().__init__()
+        self.conv = conv()
+        self.norm = nn.GroupNorm(2, WIDTH)
+
+    def forward(self, x):
+        self.conv.padding = (2, 0)
+        self.norm.eps = .5
+        self.norm.num_groups = 1
+        x = self.norm(self.conv(x))
+        self.conv.padding = (1, 1)
+        self.norm.eps = 1e-5
+        self.norm.num_groups = 2
+        return torch.tanh(x)
+
+
+@block(IMAGES)
+class OtherStatistics(nn.Module):
+    "Statistics that belong to the domain are put in for a call, and out again."
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(WIDTH)
+
+    def forward(self, x):
+        kept = self.norm.running_mean
+        self.norm.running_mean = kept + 1
+        x = self.norm(x)
+        self.norm.running_mean = kept
+        return torch.tanh(x)
+
+
+@block(IMAGES)
+def scripted():
+    inner = torch.jit.script(nn.Sequential(conv(), nn.Tanh()))
+    return nn.Sequential(inner, nn.Conv2d(WIDTH, WIDTH, 1))
+
+
+@block(IMAGES)
 class Checkpointed(nn.Module):
     def __init__(self):
         super().__init__()
@@ -421,7 +474,7 @@ class Learned(nn.Module):
     "Positions from an embedding that is called with a series of numbers, not with a batch."
     def __init__(self):
         super().__init__()
-        self.positions = nn.Embedding(STEPS + 1, WIDTH)
+        self.positions = nn.Embedding(STEPS + 3, WIDTH)
 
     def forward(self, x):
         return x + self.positions(torch.arange(x.shape[1]))
@@ -467,6 +520,19 @@ class Cell(nn.Module):
             self.state = self.cell(step, self.state)
             seen.append(self.state)
         return torch.stack(seen, 1)
+
+
+@block(SERIES)
+class SometimesTwice(nn.Module):
+    "How often a layer runs depends on the data."
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.more = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        x = torch.tanh(self.linear(x))
+        return torch.tanh(self.more(self.linear(x))) if x.shape[1] % 2 else x
 
 
 @block(SERIES)
@@ -1275,6 +1341,8 @@ def hooked_input(layer):
 @edit(*LAYERS)
 def hooked_weight(layer):
     "A hook that computes the weight before every pass."
+    if "raw" in layer._parameters:
+        return
     raw = nn.Parameter(layer.weight.detach().clone())
     del layer._parameters["weight"]
     layer.register_parameter("raw", raw)
@@ -1647,6 +1715,9 @@ class Recipe:
     classes: int = 3
     double: bool = False
     layout: str = "plain"                    # of the inputs
+    ragged: bool = False                     # is each batch of another length or size?
+    carried: str = "pairs"                   # how a batch comes
+    labels: torch.dtype = torch.int64
     training: bool = False
     raises: int = 0                          # the call in which the network fails; 0: none
     seed: int = 0
@@ -1762,19 +1833,43 @@ def _plain(module):
 def batches(recipe, more=0):
     "The data of a recipe: a list of (inputs, labels); other data for another number."
     generator = torch.Generator().manual_seed(recipe.seed + more)
-    kind, _ = STARTS[recipe.start]
-    shape = {"images": (COLOURS, SIDE, SIDE), "vectors": (WIDTH,), "series": (STEPS, WIDTH)}[kind]
-    words = () if recipe.start == "tokens_single" else (STEPS,)
     found = []
-    for n in recipe.sizes:
+    for k, n in enumerate(recipe.sizes):
+        shape = (n, *_shape(recipe, k * recipe.ragged))
         if recipe.start.startswith("tokens"):
-            x = torch.randint(WORDS, (n, *words), generator=generator)
+            x = torch.randint(WORDS, shape, generator=generator)
         else:
-            x = torch.randn(n, *shape, generator=generator)
+            x = torch.randn(shape, generator=generator)
             x = x.double() if recipe.double else x
-        x = _laid_out(x, recipe.layout)
-        found.append((x, torch.randint(recipe.classes, (n,), generator=generator)))
+        y = torch.randint(recipe.classes, (n,), generator=generator)
+        found.append((_laid_out(x, recipe.layout), y))
     return found
+
+
+def _shape(recipe, more):
+    "Of a sample, in a batch that is longer or larger by so much."
+    if recipe.start == "tokens_single":
+        return ()
+    if recipe.start.startswith("tokens"):
+        return (STEPS + more,)
+    kind, _ = STARTS[recipe.start]
+    return {"images": (COLOURS, SIDE + more, SIDE), "vectors": (WIDTH,),
+            "series": (STEPS + more, WIDTH)}[kind]
+
+
+def carried(recipe, data):
+    "The batches as the user's loader yields them."
+    data = [(x, y.to(recipe.labels)) for x, y in data]
+    if recipe.carried == "loader":
+        whole = [torch.cat(parts).detach() for parts in zip(*data)]
+        return DataLoader(TensorDataset(*whole), batch_size=recipe.sizes[0])
+    kinds = {"lists": list, "triples": lambda b: (*b, torch.arange(len(b[1]))),
+             "dicts": lambda b: {"inputs": b[0], "labels": b[1]},
+             "numpy": lambda b: tuple(t.detach().numpy() for t in b)}
+    return [kinds.get(recipe.carried, tuple)(b) for b in data]
+
+
+CARRIERS = ("pairs", "lists", "loader", "triples", "dicts", "numpy")
 
 
 LAYOUTS = ("plain", "channels_last", "strided", "expanded", "differentiable")
@@ -1827,8 +1922,12 @@ def recipes(draw, **fixed):
         "sizes": st.one_of(*[sizes.map(tuple)] * 6, seldom),
         "classes": st.integers(2, 4), "double": st.booleans(), "layout": st.sampled_from(LAYOUTS),
         "training": st.booleans(), "raises": st.sampled_from([0] * 9 + [1, 2, 3, 5]),
-        "seed": st.integers(0, 99)}
-    return draw(st.builds(Recipe, **drawn | fixed))
+        "seed": st.integers(0, 99), "ragged": st.booleans(),
+        "carried": st.sampled_from(["pairs"] * 5 + list(CARRIERS)),
+        "labels": st.sampled_from([torch.int64] * 5 + [torch.int32, torch.uint8, torch.float32])}
+    recipe = draw(st.builds(Recipe, **drawn | fixed))
+    one_kind = recipe.carried == "loader" or "Queries" in recipe.series
+    return replace(recipe, ragged=False) if one_kind else recipe
 
 
 def one_of_each():
@@ -1849,6 +1948,12 @@ def one_of_each():
                   Recipe(start="series", series=("Recurrent",), layout=layout)]
     for name, (kinds, _) in EDITS.items():
         found += [Recipe(images=(b,), edits=((name, k),)) for b, kind, k in EDITED if kind in kinds]
+    found += [Recipe(images=("Residual",), carried=c) for c in CARRIERS]
+    found += [Recipe(labels=kind) for kind in (torch.int32, torch.uint8, torch.float32)]
+    found += [Recipe(start="tokens", series=(b,), ragged=True, sizes=(2, 4)) for b in (
+        "Learned", "SometimesTwice", "linear_tanh", "Mingled")]
+    found += [Recipe(images=(b,), ragged=True, sizes=(2, 4)) for b in (
+        "conv_tanh", "DynamicPadding")]
     return found + [Recipe(raises=k) for k in range(1, 7)]
 
 

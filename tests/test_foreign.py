@@ -264,6 +264,7 @@ class Watched:
         assert all(a is b for a, b in zip(self.held, self.model.parameters()))
         for k, (x, was) in enumerate(zip(self.data, self.inputs)):
             assert torch.equal(x[0], was), f"the inputs of batch {k} were changed"
+            assert x[0].grad is None
         assert as_bytes(self.model) == self.could_save, "it can't be saved as before"
         assert (copied(self.model) is not None) == self.could_copy, "it can't be copied"
         state = self.model.state_dict()
@@ -311,7 +312,7 @@ def asked(recipe, call, why=None):
         with foreign.CALLER.get(recipe.caller, nullcontext)():
             before = globals_of_torch()
             try:
-                found = call(watched.model, watched.data)
+                found = call(watched.model, foreign.carried(recipe, watched.data))
             finally:
                 unchanged(before, globals_of_torch())
     except (ValueError, TypeError, FloatingPointError) as error:
@@ -350,6 +351,11 @@ def head_of(model):
                 None)
 
 
+def first_inputs(data):
+    batch = next(iter(data))
+    return torch.as_tensor(batch["inputs"] if isinstance(batch, dict) else batch[0])
+
+
 def few_steps(model, data):
     gradient = forget_gradient(model, data, 50)
     return list(lissa(model, gradient, data, epochs=1, scale=1e4))
@@ -358,12 +364,13 @@ def few_steps(model, data):
 OTHERS = {
     "find_classifier": lambda model, data: find_classifier(model),
     "candidates": lambda model, data: candidates(model, classifier=True),
-    "channels": lambda model, data: candidates(model, "channel", reach="norm", inputs=data[0][0]),
-    "find_readers": lambda model, data: find_readers(model, data[0][0]),
+    "channels": lambda model, data: candidates(
+        model, "channel", reach="norm", inputs=first_inputs(data)),
+    "find_readers": lambda model, data: find_readers(model, first_inputs(data)),
     "check_batches": lambda model, data: check_batches(model, data, "batches"),
     "evaluate": lambda model, data: evaluate(model, {"all": data})["all_acc"],
     "mean_loss": mean_loss,
-    "activations": lambda model, data: activation_scores(model, data, data[:1]),
+    "activations": lambda model, data: activation_scores(model, data, data),
     "gradient": lambda model, data: forget_gradient(model, data, 50),
     "influence": few_steps,
 }
