@@ -628,6 +628,23 @@ class Sign(torch.autograd.Function):
         return g
 
 
+class Reversal(torch.autograd.Function):
+    "The gradient turns round, as in domain adaptation."
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        return -.5 * g
+
+
+@block(VECTORS)
+class Adversary(nn.Module):
+    def forward(self, x):
+        return Reversal.apply(x)
+
+
 @block(VECTORS)
 class Binary(nn.Module):
     def __init__(self):
@@ -1363,6 +1380,19 @@ def watched(layer):
 
 
 @edit(*SCALED)
+def hooked_gradient(layer):
+    "Gradients that come out of a layer are halved."
+    layer.register_full_backward_hook(lambda module, before, after: tuple(
+        None if g is None else g / 2 for g in before))
+
+
+@edit(*SCALED)
+def hooked_parameter(layer):
+    "The gradient of some weights is held at zero, as codes do that train a part of a layer."
+    layer.weight.register_hook(lambda g: g * (torch.arange(g.numel()).view(g.shape) % 2))
+
+
+@edit(*SCALED)
 def frozen(layer):
     layer.weight.requires_grad_(False)
 
@@ -1860,7 +1890,7 @@ def _shape(recipe, more):
 def carried(recipe, data):
     "The batches as the user's loader yields them."
     data = [(x, y.to(recipe.labels)) for x, y in data]
-    if recipe.carried == "loader":
+    if recipe.carried == "loader" and len({x.shape[1:] for x, _ in data}) == 1:
         whole = [torch.cat(parts).detach() for parts in zip(*data)]
         return DataLoader(TensorDataset(*whole), batch_size=recipe.sizes[0])
     kinds = {"lists": list, "triples": lambda b: (*b, torch.arange(len(b[1]))),

@@ -461,6 +461,19 @@ def test_each_kind_by_itself(recipe):
     hold(replace(recipe, sizes=(4, 1), double=True, training=True), "expected", "batch", "mean")
 
 
+@pytest.mark.parametrize("first", ["one image", "copies", "images"])
+@pytest.mark.parametrize("block", foreign.DEPENDENT)
+def test_a_dependence_on_the_batch_is_seen_whatever_comes_first(block, first):
+    "In later batches, too, and however small."
+    recipe = Recipe(images=("conv_tanh", block), sizes=(6, 6))
+    (x, y), other = batches(recipe)
+    start = {"one image": [(x[:1], y[:1])], "copies": [(x[:1].expand(3, -1, -1, -1), y[:3])],
+             "images": [(x, y)]}[first]
+    with pytest.raises(ValueError, match="depend on the other samples") as caught:
+        diag_fisher(build(recipe), [*start, other])
+    sentence(caught.value)
+
+
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("recipe", [
     Recipe(images=("conv_tanh", b), start=start) for b in (
