@@ -23,7 +23,7 @@ from .batches import first_pair, read_pair
 from .data import Batches, check_repeatable, choose
 from .guard import untouched
 from .logits import read_logits, warn_of_probabilities
-from .parameters import unwrapped
+from .parameters import unwrapped, weight_of
 
 # %% ../nbs/02_models.ipynb #d56d83b5
 def _stage(width_in: int, width: int, blocks: int, stride: int) -> nn.Sequential:
@@ -181,7 +181,7 @@ def find_classifier(model: nn.Module,
     "The name of the layer whose rows are the classes; `ValueError` if it can't be told and none is given."
     inner, prefix = unwrapped(model)
     layers = [n for n, m in inner.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))
-              and num_classes in (None, len(m.weight))]
+              and num_classes in (None, len(weight_of(m)))]
     if name is not None:
         return prefix + choose(name.removeprefix(prefix), layers, "classifier")
     used = _used(inner)

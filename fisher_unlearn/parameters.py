@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['unwrapped', 'place_of', 'state_names', 'parameters_by_name', 'tensors_of', 'extras_of', 'put_state_', 'own_memory_',
-           'first_name', 'by_first_name', 'maskable', 'copied']
+           'first_name', 'by_first_name', 'maskable', 'weight_of', 'copied']
 
 # %% ../nbs/01d_parameters.ipynb #ef0e9569
 import copy
@@ -135,6 +135,20 @@ def maskable(module: nn.Module,
     hooks = module._forward_pre_hooks.values()
     pruned = any(isinstance(h, prune.BasePruningMethod) and h._tensor_name == part for h in hooks)
     return f"{part}_orig" if pruned and isinstance(own.get(f"{part}_orig"), Tensor) else None
+
+# %% ../nbs/01d_parameters.ipynb #6833171b
+def weight_of(module: nn.Module) -> Tensor:
+    "The weight of a layer, without moving anything in it."
+    if entry := maskable(module):
+        return {**module._parameters, **module._buffers}[entry]  # type: ignore[return-value]
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            return module.weight  # type: ignore[return-value]
+    finally:
+        for part, training in modes.items():
+            part.training = training
 
 # %% ../nbs/01d_parameters.ipynb #008f7265
 @checked

@@ -31,7 +31,7 @@ from .masking import Reach, Unit
 from .models import NETWORKS
 from .schedule import Schedule
 from .train import TrainSettings
-from .unlearn import METHODS, PRESETS, Direction, method_options, options_read
+from .unlearn import METHODS, PRESETS, READS, Direction, MethodOptions, method_options, options_read
 
 # %% ../nbs/50_records.ipynb #27f8be0c
 class _Settings(BaseModel):
@@ -142,8 +142,11 @@ class OptionSettings(_Settings):
 
     @property
     def options(self) -> dict[str, Any]:
-        "The options of the method that are set here; the preset has the others."
-        return {name: value for name in OptionSettings.model_fields if (value := getattr(self, name)) is not None}
+        "The options that are set here and that the method reads; the preset has the others."
+        given = {name: value for name in OptionSettings.model_fields if (value := getattr(self, name)) is not None}
+        MethodOptions(**given)  # values that make no sense are refused, whoever reads them
+        reads = READS.get(getattr(self, "method", ""), given)
+        return {name: value for name, value in given.items() if name in reads or (name == "hard" and value)}
 
 # %% ../nbs/50_records.ipynb #777f535c
 _TABLES: dict[str, tuple[Any, str]] = {
