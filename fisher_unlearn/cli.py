@@ -48,8 +48,14 @@ def _one_line() -> Iterator[None]:
         raise typer.Exit(2) from error
 
 # %% ../nbs/60_cli.ipynb #9d2bdfec
-Root = Annotated[Path | None, typer.Option(help="Folder of the data sets. [default: $FISHER_UNLEARN_DATA, else data]", show_default=False)]
-Runs = Annotated[Path | None, typer.Option(help="Folder of records and checkpoints. [default: $FISHER_UNLEARN_RUNS, else runs]", show_default=False)]
+def _place(text: str) -> Path:
+    "A folder that was named on the command line."
+    if not text.strip():
+        raise typer.BadParameter("the folder has no name: leave the option out, or name one.")
+    return Path(text)
+
+Root = Annotated[Path | None, typer.Option(parser=_place, metavar="PATH", help="Folder of the data sets. [default: $FISHER_UNLEARN_DATA, else data]", show_default=False)]
+Runs = Annotated[Path | None, typer.Option(parser=_place, metavar="PATH", help="Folder of records and checkpoints. [default: $FISHER_UNLEARN_RUNS, else runs]", show_default=False)]
 
 @app.command()
 def data(root: Root = None) -> None:

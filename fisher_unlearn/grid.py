@@ -8,7 +8,7 @@ __all__ = ['Axis', 'MASKS_TO_TUNE', 'NEEDS', 'Executor', 'EXECUTORS', 'sweep', '
            'in_notebook']
 
 # %% ../nbs/51_grid.ipynb #82002289
-import itertools, os, sys, tempfile
+import itertools, sys, tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -23,9 +23,10 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 import fisher_unlearn
+from .atomic import locked, write_whole
 from .data import choose
 from .records import PARAMETERS, RunSettings, profiles, read_record, resolve, run_key, runs_root, training_key, unusual_options
-from .run import kept_root, locked, run, tidy, write_failure
+from .run import check_same_images, kept_root, other_images, run, tidy, write_failure
 from .unlearn import MASKING, PRESETS
 
 # %% ../nbs/51_grid.ipynb #8a169027
@@ -128,13 +129,25 @@ def needed(experiment: str,                     # "table1" to "table5", "figure1
 
 # %% ../nbs/51_grid.ipynb #449e69af
 def state(folder: Path, root: str | Path | None = None) -> tuple[str, str]:
-    "Of the folder of a run or of a training of w*: \"done\", \"running\", \"kept\" (beside the data in `root`, and taken from there if the images are the same), \"failed\" (and why) or \"missing\"."
-    try: record, failure = (read_record(folder / name) for name in ("record.json", "failure.json"))
-    except ValueError as error: return "failed", str(error)
-    if record: return "done", ""
-    if _held(folder): return "running", ""
-    if (kept_root(root) / f"{folder.name}.json").exists(): return "kept", ""
+    "Of the folder of a run or of a training of w*: \"done\", \"running\", \"kept\" (beside the data in `root`, and made from the images there), \"failed\" (and why) or \"missing\"."
+    try:
+        if record := read_record(folder / "record.json"):
+            reason = other_images(record, folder, root)
+            return ("failed", reason) if reason else ("done", "")
+        if _held(folder):
+            return "running", ""
+        if _kept_record(folder.name, root):
+            return "kept", ""
+        failure = read_record(folder / "failure.json")
+    except (ValueError, OSError) as error:
+        return "failed", " ".join(str(error).split())
     return ("failed", failure["reason"]) if failure else ("missing", "")
+
+def _kept_record(name: str, root: str | Path | None) -> dict[str, Any] | None:
+    "The record of a run or a training that is kept beside the data, if there is one of the images at hand."
+    path = kept_root(root) / f"{name}.json"
+    record = read_record(path)
+    return None if record is None or other_images(record, path, root) else record
 
 def _held(folder: Path) -> bool:
     "Does a process hold the lock of a folder?"
@@ -225,20 +238,29 @@ def complete(settings: Iterable[RunSettings],
     chosen, folder = list(settings), runs_root(runs)
     todo = [s for s in _once(chosen) if not (folder / run_key(s) / "record.json").exists()]
     EXECUTORS[choose(on, EXECUTORS, "executor")](todo, runs, root)
-    records = [_whole(folder / run_key(s)) for s in chosen]
-    return records if on != "none" else [record or _kept(s, root) for s, record in zip(chosen, records)]
+    records = [_whole(folder / run_key(s), root) for s in chosen]
+    if on == "none":
+        records = [record or _kept(s, root) for s, record in zip(chosen, records)]
+    check_same_images(record for record in records if record)
+    return records
 
 def _kept(settings: RunSettings, root: str | Path | None) -> dict[str, Any] | None:
     "The record of a run that is kept beside the data, if there is one."
-    return read_record(kept_root(root) / f"{run_key(settings)}.json")
+    return _kept_record(run_key(settings), root)
 
-def _whole(folder: Path) -> dict[str, Any] | None:
-    "A record; None, and a line that says why, if it is damaged; None if there is none."
-    try: record = read_record(folder / "record.json")
+def _whole(folder: Path, root: str | Path | None) -> dict[str, Any] | None:
+    "A record; None, and a line that says why, if it is damaged or of other images than those at hand; None if there is none."
+    try:
+        record = read_record(folder / "record.json")
+        reason = record and other_images(record, folder, root)
     except ValueError as error:
-        print(f"failed: {error}", flush=True)
+        reason = str(error)
+    if reason:
+        print(f"failed: {reason}", flush=True)
         return None
-    if record: tidy(folder)
+    if record:
+        with suppress(OSError):  # a finished run can be read where it can't be tidied
+            tidy(folder)
     return record
 
 def _in_turn(one: Executor, todo: list[RunSettings], runs: str | Path | None, root: str | Path | None) -> None:
@@ -292,13 +314,12 @@ def execute(notebook: Path, output: Path, parameters: dict[str, Any], echo: bool
 
 def _put(draft: Path, output: Path, notebook: Path) -> None:
     "Put an executed notebook in place, without the parameters that say where."
-    executed, part = nbformat.read(draft, 4), Path(f"{output}.part")
+    executed = nbformat.read(draft, 4)
     executed.metadata["papermill"] |= {"input_path": notebook.name, "output_path": output.name}
     for place in _PLACES: executed.metadata["papermill"]["parameters"].pop(place, None)
     for cell in executed.cells:
         if "injected-parameters" in cell.metadata.get("tags", []): cell.source = "\n".join(line for line in cell.source.splitlines() if not line.startswith(tuple(f"{p} = " for p in _PLACES)))
-    nbformat.write(executed, part)
-    os.replace(part, output)
+    write_whole(output, lambda part: nbformat.write(executed, part))
 
 # %% ../nbs/51_grid.ipynb #2ac0e80b
 def parameters(settings: RunSettings) -> dict[str, Any]:

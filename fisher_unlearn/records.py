@@ -10,7 +10,7 @@ __all__ = ['ASKED', 'RECIPE', 'PARAMETERS', 'Percent', 'Hex', 'Key', 'Plain', 'R
 
 # %% ../nbs/50_records.ipynb #bbcd4a41
 import hashlib, importlib.resources, json, os, platform, re, subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
