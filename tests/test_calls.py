@@ -35,7 +35,8 @@ ELSEWHERE = {"arguments": "the check itself, which has tests of its own", "cli":
              "terminal": "what the command line prints"}
 INNER = {"Inception", "DenseLayer", "squared_products", "summed_products", "plan", "Plan", "Windows", "Tile", "GradientSquares",
          "train_epoch", "epoch_batches", "hessian_product", "KeptScores",
-         "read_pair", "read_logits", "check_labels", "place_of"}  # parts of networks and loops, called for each batch by their owners
+         "read_pair", "read_logits", "check_labels", "place_of", "joined", "Joined",
+         "Stretch", "Pool", "Reader", "Unlearned", "Snapshot"}  # parts of networks and loops, called for each batch by their owners
 
 
 # ---------------------------------------------------------------- what a valid call is made of
@@ -304,6 +305,7 @@ def fault(where: str, name: str, value: Any, what: str) -> str | None:
 # What is taken on purpose, though it is of the odd kind: (function, parameter, value), each a pattern.
 ACCEPTED: list[tuple[str, str, str]] = [
     (r"records\.\w+Settings", ".*", r"'3'|'yes'|b'x'"),  # as a command line gives them
+    (r"influence\.count_images|activation\.mean_activations", "batches", r"\["),  # labels aren't read, none is a number
     (r"grid\.needed|grid\.sweep", ".*_", "None"),  # None means that a parameter was not given
 ]
 
