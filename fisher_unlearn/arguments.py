@@ -182,7 +182,11 @@ def _shown(value: Any) -> str:
 
 # %% ../nbs/00_arguments.ipynb #1ea2bd32
 _VALUES = {"greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number", "literal_error",
-           "too_large"}
+           "too_large", "fraction"}
+
+def _kind(error: Any) -> str:
+    "The kind of one of pydantic's errors; a fraction in place of a whole number is a number out of range."
+    return "fraction" if error["type"] == "int_type" and isinstance(error["input"], float) else error["type"]
 
 def _refused(name: str, value: Any, annotation: Any, whose: str, kinds: set[str]) -> Exception:
     "What to raise for a value that pydantic finds wrong in these ways."
@@ -199,7 +203,7 @@ def check_value(name: str,        # of the argument
     try:
         found = _adapter(annotation).validate_python(value)
     except ValidationError as error:
-        raise _refused(name, value, annotation, whose, {e["type"] for e in error.errors()}) from None
+        raise _refused(name, value, annotation, whose, set(map(_kind, error.errors()))) from None
     _check_items(name, value, annotation, whose)
     if isinstance(found, tuple) and isinstance(value, tuple) and all(map(is_, found, value)):
         return value
