@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import numpy
 import torch
@@ -31,11 +31,16 @@ from .fisher import Labels, Per
 from .forget import CORNERS, WRONG
 from .masking import Reach, Unit
 from .models import NETWORKS
+from .schedule import Schedule
 from .train import TrainSettings
 from .unlearn import METHODS, PRESETS, READS, Direction, MethodOptions, method_options, options_read
 
 # %% ../nbs/50_records.ipynb #473cb390
 _CHECKED = ConfigDict(extra="forbid", frozen=True)
+
+def _position(name: int | str) -> int | str:
+    "An index that is written as text, as the number that it is: both have one key."
+    return int(name) if str(name).isascii() and str(name).isdigit() else name
 
 class RequestSettings(BaseModel):
     "What a run is to forget, and how much of the rest it may use."
@@ -56,7 +61,12 @@ class RequestSettings(BaseModel):
     @field_validator("classes")
     @classmethod
     def _plain(cls, value: tuple[int | str, ...]) -> tuple[int | str, ...]:
-        return tuple(sorted({int(c) if str(c).isdigit() else c for c in value}, key=str))
+        return tuple(sorted(set(map(_position, value)), key=str))
+
+    @field_validator("target")
+    @classmethod
+    def _one_key(cls, value: int | str) -> int | str:
+        return _position(value)
 
     @property
     def asked(self) -> list[Any]:
@@ -261,8 +271,17 @@ def _device(device: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 # %% ../nbs/50_records.ipynb #535f1c45
+def _numbers_only(values: Mapping[str, Any]) -> None:
+    "`ValueError` for True and False where neither is meant: they would pass for 1 and 0."
+    hints = get_type_hints(RunSettings) | get_type_hints(TrainSettings) | get_type_hints(Schedule)
+    for name, value in values.items():
+        inside = value if isinstance(value, (list, tuple)) else [value]
+        if any(isinstance(v, bool) for v in inside) and "bool" not in str(hints.get(name)):
+            raise ValueError(f"`{name}` is {value}: True and False are no values of it.")
+
 def _settings(values: dict[str, Any]) -> RunSettings:
     "Flat values as `RunSettings`; the first thing that is wrong with them in one sentence."
+    _numbers_only(values)
     schedule = {n: values[n] for n in _SCHEDULE if n in values}
     train = {n: values[n] for n in _TRAIN if n in values} | {"schedule": schedule}
     try: return RunSettings.model_validate({n: v for n, v in values.items() if n in RunSettings.model_fields} | {"train": train})
