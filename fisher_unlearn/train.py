@@ -31,13 +31,14 @@ from .arguments import Count, NotNegative, Number, Seed, Share, check_fields, ch
 from .atomic import writable_folder, write_whole
 from .batches import first_pair, pairs
 from .data import Batches, Samples, digest
+from .guard import untouched
 from .logits import read_logits
 from .metrics import Loader, accuracy, evaluate
 from .models import check_batches, check_labels, device_of
 from .parameters import by_first_name, extras_of, own_memory_, parameters_by_name
 from .parameters import place_of, put_state_, state_names, tensors_of
 from .schedule import Schedule, replay
-from .step import Compile, Forward, Precision, Way, allowed_ways, choose_way, forward_in, tried
+from .step import Compile, Forward, Precision, Way, allowed_ways, choose_way, forward_in
 
 # %% ../nbs/05_train.ipynb #2c222b05
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def trainable_batches(model: nn.Module,
 
 def _fails_alone(model: nn.Module, inputs: Tensor) -> str | None:
     "Why a model can't be trained on one image; None if it can."
-    with tried(model), torch.no_grad():
+    with untouched(model, "train"), torch.no_grad():
         try:
             logits = read_logits(model(inputs.to(device_of(model))))
         except Exception as error:  # BatchNorm raises ValueError, and what a foreign model raises isn't known
