@@ -116,7 +116,7 @@ def pairs(batches: Iterable[Any],       # anyone's loader, or ours
     for batch in batches:
         inputs, labels = read_pair(batch, name)
         if len(labels):
-            yield inputs, labels
+            yield inputs.clone(), labels  # a network may normalise its input in place
 
 def first_pair(batches: Iterable[Any], name: str = "batches") -> tuple[Tensor, Tensor]:
     "Inputs and labels of the first batch that isn't empty; `ValueError` if there is none."
