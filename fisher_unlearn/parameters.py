@@ -175,7 +175,7 @@ def _kept(values: Iterable[Any], seen: set[int]) -> Iterable[Tensor]:
 # %% ../nbs/01d_parameters.ipynb #0fd45dcd
 def _share_again(model: nn.Module, made: nn.Module) -> None:
     "Let the parameters of a copy share memory as those of the model do."
-    groups: dict[int, list[tuple[Tensor, Tensor]]] = {}
+    groups: dict[int, list[tuple[nn.Parameter, nn.Parameter]]] = {}
     for old, new in zip(model.parameters(), made.parameters()):
         if not old.is_sparse and not old.is_meta and old.untyped_storage().data_ptr():
             groups.setdefault(old.untyped_storage().data_ptr(), []).append((old, new))
