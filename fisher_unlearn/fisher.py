@@ -16,6 +16,7 @@ from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 from tqdm import tqdm
 
+from .batches import pairs
 from .data import Batches
 from .metrics import Loader
 from .models import check_batches, check_labels, device_of
@@ -112,7 +113,7 @@ def rank_batches(batches: Loader,  # the same on all ranks
     rank, world = _world()
     if world > 1 and isinstance(batches, DataLoader) and not isinstance(batches.sampler, SequentialSampler):
         raise ValueError(f"every rank must get the same batches in the same order, and {type(batches.sampler).__name__} may give each its own: pass a DataLoader with shuffle=False and without a sampler.")
-    return ((k, inputs, labels) for k, (inputs, labels) in enumerate(batches) if k % world == rank)
+    return ((k, inputs, labels) for k, (inputs, labels) in enumerate(pairs(batches)) if k % world == rank)
 
 def sum_over_ranks(tensors: Iterable[Tensor]) -> None:
     "Add up tensors over all ranks, in place; nothing outside of `torch.distributed`."
@@ -195,7 +196,7 @@ class rebatch:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         held: list[tuple[Tensor, Tensor]] = []
-        for batch in self.batches:
+        for batch in pairs(self.batches):
             held.append(batch)
             inputs, labels = (torch.cat(parts) for parts in zip(*held))
             whole = len(labels) // self.size * self.size
