@@ -146,7 +146,7 @@ def _fails_alone(model: nn.Module, inputs: Tensor) -> str | None:
 # %% ../nbs/05_train.ipynb #aacb8b2e
 def epoch_seed(seed: int, epoch: int) -> int:
     "A seed for one epoch of a run: well mixed, and the same on every machine."
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]) >> 1
 
 def epoch_batches(batches: Loader, generator: torch.Generator, classes: int) -> Iterator[tuple[Tensor, Tensor]]:
     "Our batches in a new order; anyone else's loader as it comes, since it shuffles itself, its labels checked while they are still on the CPU."
