@@ -18,7 +18,7 @@ import papermill
 import torch
 from tqdm import tqdm
 
-from .arguments import checked
+from .arguments import Positive, checked
 from .data import data_root
 from .grid import attempt, in_notebook, label, parameters, seen
 from .notebook import execute, find_notebook
@@ -37,7 +37,7 @@ def given_share(text: str) -> float:
 @checked
 def gpu_share(settings: RunSettings,
               runs: str | Path | None = None,  # folder of runs, whose records say how much memory was used
-              total: float | None = None,      # memory of a GPU, in MB; None: that of the first one here, if there is one
+              total: Positive | None = None,   # memory of a GPU, in MB; None: that of the first one here, if there is one
               ) -> float:                      # 0 on the CPU
     "The share of a GPU that a run is given; `ValueError` if `$FISHER_UNLEARN_GPU_SHARE` is not one."
     if settings.device != "cuda": return 0

@@ -158,7 +158,7 @@ def _check_input(name: str, channels: int, smallest: int, module: nn.Module, arg
 def _used(model: nn.Module) -> list[str]:
     "The modules with parameters, and parameters outside of them, that the forward pass uses, in order."
     try:
-        with untouched(model):
+        with untouched(model):  # the forward pass runs on symbols, and may keep some
             graph = fx.symbolic_trace(model).graph
     except Exception as error:  # whatever a forward pass raises when it meets symbols, not tensors
         raise ValueError(f"the forward pass can't be traced ({_line(error)}): say which layer is the "

@@ -160,7 +160,9 @@ def copied(model: nn.Module) -> nn.Module:
         for value in _kept(vars(module).values(), set()):
             if not value.is_leaf:
                 memo[id(value)] = value.detach().clone().requires_grad_(value.requires_grad)
-    return copy.deepcopy(model, memo)
+    made = copy.deepcopy(model, memo)
+    _share_again(model, made)
+    return made
 
 def _kept(values: Iterable[Any], seen: set[int]) -> Iterable[Tensor]:
     "The tensors among some values, also in lists, tuples and dictionaries."
@@ -170,3 +172,17 @@ def _kept(values: Iterable[Any], seen: set[int]) -> Iterable[Tensor]:
         elif isinstance(value, (list, tuple, dict)) and id(value) not in seen:
             seen.add(id(value))
             yield from _kept(value.values() if isinstance(value, dict) else value, seen)
+
+# %% ../nbs/01d_parameters.ipynb #0fd45dcd
+def _share_again(model: nn.Module, made: nn.Module) -> None:
+    "Let the parameters of a copy share memory as those of the model do."
+    groups: dict[int, list[tuple[nn.Parameter, nn.Parameter]]] = {}
+    for old, new in zip(model.parameters(), made.parameters()):
+        if not old.is_sparse and not old.is_meta and old.untyped_storage().data_ptr():
+            groups.setdefault(old.untyped_storage().data_ptr(), []).append((old, new))
+    for group in groups.values():
+        if len(group) > 1:
+            storage = group[0][0].untyped_storage().clone()
+            for old, new in group:
+                empty = old.detach().new_empty(0)
+                new.data = empty.set_(storage, old.storage_offset(), old.shape, old.stride())

@@ -345,8 +345,17 @@ def _device(device: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 # %% ../nbs/50_records.ipynb #535f1c45
+def _numbers_only(values: Mapping[str, Any]) -> None:
+    "`ValueError` for True and False where neither is meant: they would pass for 1 and 0."
+    hints = get_type_hints(RunSettings) | get_type_hints(TrainSettings) | get_type_hints(Schedule)
+    for name, value in values.items():
+        inside = value if isinstance(value, (list, tuple)) else [value]
+        if any(isinstance(v, bool) for v in inside) and "bool" not in str(hints.get(name)):
+            raise ValueError(f"`{name}` is {value}: True and False are no values of it.")
+
 def _settings(values: dict[str, Any]) -> RunSettings:
     "Flat values as `RunSettings`; the first thing that is wrong with them in one sentence."
+    _numbers_only(values)
     schedule = {n: values[n] for n in _SCHEDULE if n in values}
     train = {n: values[n] for n in _TRAIN if n in values} | {"schedule": schedule}
     return RunSettings(**{n: v for n, v in values.items() if n in RunSettings.model_fields} | {"train": train})

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Record', 'METHOD_NAMES', 'DATASET_NAMES', 'NETWORK_NAMES', 'PAPER_NETWORKS', 'CELLS', 'AVERAGE', 'PAPER_SETTINGS',
            'IDENTITY', 'SEEDS', 'PAPER_IMAGES', 'paper_numbers', 'row_label', 'setting_name', 'histories', 'outcomes',
-           'summary', 'missing_cells', 'with_average', 'beside', 'printable', 'departures', 'conditions', 'lacking',
-           'Verdict', 'verdict', 'bullets', 'keep', 'read_kept', 'restore']
+           'summary', 'missing_cells', 'with_average', 'beside', 'printable', 'plain', 'departures', 'conditions',
+           'lacking', 'Verdict', 'verdict', 'bullets', 'keep', 'read_kept', 'restore']
 
 # %% ../nbs/52_report.ipynb #f8023c23
-import hashlib, importlib.resources, json
+import hashlib, importlib.resources, json, re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
-from .arguments import check_fields, checked
+from .arguments import Count, Whole, check_fields, checked
 from .atomic import locked, writable_folder, write_whole
 from .data import choose
 from .metrics import Window, best_epoch, fluctuation, mean_and_deviation
@@ -38,7 +38,7 @@ Record = dict[str, Any]
 def paper_numbers(table: int | None = None,  # number of a table, 1 to 5; None: all
                   ) -> pd.DataFrame:         # columns table, setting, method, phase, metric, mean, std
     "What the paper prints in Tables 1 to 5: percent, and epochs to the best; `ValueError` for a table that is not there."
-    with importlib.resources.files("fisher_unlearn").joinpath("paper_numbers.csv").open() as file: numbers = pd.read_csv(file)
+    with importlib.resources.files("fisher_unlearn").joinpath("paper_numbers.csv").open(encoding="utf-8") as file: numbers = pd.read_csv(file)
     if table is None: return numbers
     choose(str(table), [str(t) for t in numbers.table.unique()], "table")
     return numbers[numbers.table == table].reset_index(drop=True)
@@ -254,7 +254,7 @@ def _entry(row: Any, digits: int) -> str:
 
 @checked
 def printable(table: pd.DataFrame,  # from `beside`
-              digits: int = 1,      # after the decimal point
+              digits: Whole = 1,    # after the decimal point
               ) -> pd.DataFrame:    # columns setting, method, and "<metric> before", "after" or "during" fine-tuning, for what the paper's table has
     "A wide table to show and to print, in words; the value of a retrained model stands under *after*."
     cells = table[table.phase.isin(_PHASES)].assign(phase=lambda t: t.phase.map(_PHASES))
@@ -266,12 +266,18 @@ def printable(table: pd.DataFrame,  # from `beside`
     return wide.loc[rows, order].fillna("–").rename_axis(columns=None).reset_index()
 
 # %% ../nbs/52_report.ipynb #52a64ee9
+_MARKS = re.compile(r"[\\`*\[\]<>|#~]|(?<!\w)_|_(?!\w)")
+
+def plain(text: Any) -> str:
+    "Text of a record in one line of Markdown, which takes none of it for a mark."
+    return _MARKS.sub(r"\\\g<0>", " ".join(str(text).split()))
+
 PAPER_IMAGES = {"mnist": (60_000, 10_000), "cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000), "tinyimagenet": (100_000, 10_000)}
 _ALLOWED = {"mislabel_ratio": (.1, .3, .5), "mislabel_how": ("uniform", "permuted"), "remain_limit": (None, 0, 50)}
 
 def _unlike(name: str, value: Any, *paper: Any) -> list[str]:
     "A departure in words, if a value is none of the paper's."
-    return [] if value in paper else [f"`{name}` is {value} (paper: {' or '.join(map(str, paper))})"]
+    return [] if value in paper else [f"`{name}` is {plain(value)} (paper: {' or '.join(map(str, paper))})"]
 
 def _of_training(s: RunSettings, paper: RunSettings) -> list[str]:
     "Departures in how networks are trained (paper, Table 7)."
@@ -301,7 +307,7 @@ def _of_method(s: RunSettings) -> list[str]:
 def _inexact(record: Record) -> list[str]:
     "What the data file says of images that are not the data set's own."
     data = record["data"]
-    return [f"{data['name']} has inexact images (`{name}`: {text})" for name, text in data["remarks"].items() if name.startswith(("lossy", "inexact"))]
+    return [f"{plain(data['name'])} has inexact images (`{plain(name)}`: {plain(text)})" for name, text in data["remarks"].items() if name.startswith(("lossy", "inexact"))]
 
 def _of_images(record: Record, s: RunSettings) -> list[str]:
     "Departures in the images (paper, Table 6)."
@@ -336,11 +342,11 @@ def _tuning(s: RunSettings) -> str:
 def _facts(record: Record) -> dict[str, str]:
     "The conditions of one record, by name."
     s, made, data = RunSettings.model_validate(record["settings"]), record["provenance"], record["data"]
-    images = f"{data['name']} ({data['train']:,} training and {data['test']:,} {'test' if s.held_out is None else 'held-out'} images)"
+    images = f"{plain(data['name'])} ({data['train']:,} training and {data['test']:,} {'test' if s.held_out is None else 'held-out'} images)"
     tree = {True: "clean tree", False: "changed tree", None: "tree unknown"}[made["clean"]]
     return {"data": images, "network": s.network, "seeds": str(s.seed), "training": _rate(s), "fine-tuning": _tuning(s) if "request" in record else "",
-            "device": machine_of(record), "torch": made["torch"],
-            "commit": f"{(made['commit'] or 'unknown')[:10]} ({tree})"}
+            "device": plain(machine_of(record)), "torch": plain(made["torch"]),
+            "commit": f"{plain((made['commit'] or 'unknown')[:10])} ({tree})"}
 
 # %% ../nbs/52_report.ipynb #cd21a57f
 def _parts(record: Record) -> list[Record]:
@@ -363,7 +369,7 @@ def conditions(records: Iterable[Record | None],  # of runs and trainings, each 
 # %% ../nbs/52_report.ipynb #696a6c15
 @checked
 def lacking(records: Iterable[Record | None],        # the runs that a claim is judged by, each once
-            seeds: int = SEEDS,                      # how many a cell must have at least
+            seeds: Count = SEEDS,                    # how many a cell must have at least
             settings: Iterable[str] | None = None,   # those the claim is about, such as `CELLS`; None: those of the records
             ) -> list[str]:                          # reasons; [] if there are enough runs
     "Why runs are not enough for a verdict: seeds, settings that are missing, departures from the protocol; `ValueError` as `histories`."

@@ -31,13 +31,14 @@ from .arguments import Count, NotNegative, Number, Seed, Share, Whole, check_fie
 from .atomic import writable_folder, write_whole
 from .batches import first_pair, pairs
 from .data import Batches, Samples, digest
+from .guard import untouched
 from .logits import read_logits
 from .metrics import Loader, accuracy, evaluate
 from .models import check_batches, check_labels, device_of
 from .parameters import by_first_name, extras_of, own_memory_, parameters_by_name
 from .parameters import place_of, put_state_, state_names, tensors_of
 from .schedule import Schedule, replay
-from .step import Compile, Forward, Precision, Way, allowed_ways, choose_way, forward_in, tried
+from .step import Compile, Forward, Precision, Way, allowed_ways, choose_way, forward_in
 
 # %% ../nbs/05_train.ipynb #2c222b05
 @checked
@@ -137,7 +138,7 @@ def trainable_batches(model: nn.Module,
 
 def _fails_alone(model: nn.Module, inputs: Tensor) -> str | None:
     "Why a model can't be trained on one image; None if it can."
-    with tried(model), torch.no_grad():
+    with untouched(model, "train"), torch.no_grad():
         try:
             logits = read_logits(model(inputs.to(device_of(model))))
         except Exception as error:  # BatchNorm raises ValueError, and what a foreign model raises isn't known
@@ -148,7 +149,7 @@ def _fails_alone(model: nn.Module, inputs: Tensor) -> str | None:
 @checked
 def epoch_seed(seed: Seed, epoch: Whole) -> int:
     "A seed for one epoch of a run: well mixed, and the same on every machine."
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]) >> 1
 
 def epoch_batches(batches: Loader, generator: torch.Generator, classes: int) -> Iterator[tuple[Tensor, Tensor]]:
     "Our batches in a new order; anyone else's loader as it comes, since it shuffles itself, its labels checked while they are still on the CPU."

@@ -32,7 +32,7 @@ from .metrics import Loader, evaluate, unlearn_score
 from .models import check_batches, device_of, eval_mode, find_classifier
 from .noise import NoiseRule, add_noise_
 from .parameters import by_first_name, copied, extras_of, maskable, place_of, put_state_
-from .parameters import state_names, tensors_of, unwrapped
+from .parameters import own_memory_, state_names, tensors_of, unwrapped
 from .tfidf import tfidf_scores
 from .train import Progress, TrainSettings, check_extras, seeded_draws, shows_bar, train_model
 from .train import trainable_batches
@@ -405,6 +405,7 @@ def unlearn(model: nn.Module,          # a trained classifier; it is not changed
     chosen = replace(chosen, seed=seed, progress=shows_bar(progress))
     original, prefix = unwrapped(model)
     changing = copied(original)
+    own_memory_(changing)
     if chosen.classifier is not None:
         chosen = replace(chosen, classifier=chosen.classifier.removeprefix(prefix))
     chosen = replace(chosen, num_classes=_checked(changing, forget, remain, chosen.reference, sets))
