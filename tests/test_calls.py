@@ -160,9 +160,17 @@ def hints(where: str) -> dict[str, Any]:
 
 def valid(where: str, name: str) -> Any:
     "A valid value of a parameter that has no default, or whose default is not what the call is to be made with."
-    make = OWN.get(where, {}).get(name) or BY_NAME.get(name)
+    make = OWN.get(where, {}).get(name) or BY_NAME.get(name) or _plain(hints(where)[name])
     assert make, f"tests/test_calls.py needs a valid value for `{name}` of {where}"
     return make()
+
+
+def _plain(annotation: Any) -> Callable[[], Any] | None:
+    "What makes a value of a simple annotation."
+    if get_origin(annotation) in (Union, types.UnionType, Annotated):
+        return _plain(get_args(annotation)[0])
+    kinds = {Tensor: lambda: torch.ones(2), int: lambda: 1, float: lambda: .5, str: lambda: "x", bool: lambda: False, Path: lambda: Path("x"), nn.Module: net, dict: dict, Mapping: dict, list: list, tuple: tuple, Any: lambda: 0}
+    return kinds.get(get_origin(annotation) or annotation)
 
 
 def call_of(where: str) -> tuple[list[Any], dict[str, Any]]:
