@@ -21,8 +21,9 @@ from torchvision.ops import Conv2dNormActivation
 from .arguments import Count, Seed, checked
 from .batches import first_pair, read_pair
 from .data import Batches, check_repeatable, choose
+from .guard import untouched
 from .logits import read_logits, warn_of_probabilities
-from .parameters import unwrapped
+from .parameters import unwrapped, weight_of
 
 # %% ../nbs/02_models.ipynb #d56d83b5
 def _stage(width_in: int, width: int, blocks: int, stride: int) -> nn.Sequential:
@@ -156,7 +157,8 @@ def _check_input(name: str, channels: int, smallest: int, module: nn.Module, arg
 def _used(model: nn.Module) -> list[str]:
     "The modules with parameters, and parameters outside of them, that the forward pass uses, in order."
     try:
-        graph = fx.symbolic_trace(model).graph
+        with untouched(model):  # the forward pass runs on symbols, and may keep some
+            graph = fx.symbolic_trace(model).graph
     except Exception as error:  # whatever a forward pass raises when it meets symbols, not tensors
         raise ValueError(f"the forward pass can't be traced ({_line(error)}): say which layer is the "
                          'classifier with classifier="name".') from error
@@ -178,7 +180,7 @@ def find_classifier(model: nn.Module,
     "The name of the layer whose rows are the classes; `ValueError` if it can't be told and none is given."
     inner, prefix = unwrapped(model)
     layers = [n for n, m in inner.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))
-              and num_classes in (None, len(m.weight))]
+              and num_classes in (None, len(weight_of(m)))]
     if name is not None:
         return prefix + choose(name.removeprefix(prefix), layers, "classifier")
     used = _used(inner)
@@ -216,7 +218,7 @@ def _answer(model: nn.Module, inputs: Tensor, name: str) -> Tensor:
     "The logits of some inputs, in evaluation mode; `ValueError` if the model can't take them."
     device = device_of(model)
     try:
-        with eval_mode(model):
+        with untouched(model, "eval"):
             output = model(inputs.to(device))
     except Exception as error:  # a foreign forward pass may raise anything
         raise ValueError(f"the model can't take the inputs of `{name}`, {tuple(inputs.shape)}: "

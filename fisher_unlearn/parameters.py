@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['unwrapped', 'place_of', 'state_names', 'parameters_by_name', 'tensors_of', 'extras_of', 'put_state_', 'own_memory_',
-           'first_name', 'by_first_name', 'maskable', 'copied']
+           'first_name', 'by_first_name', 'maskable', 'weight_of', 'copied']
 
 # %% ../nbs/01d_parameters.ipynb #ef0e9569
 import copy
@@ -124,6 +124,20 @@ def maskable(module: nn.Module,
     pruned = any(isinstance(h, prune.BasePruningMethod) and h._tensor_name == part for h in hooks)
     return f"{part}_orig" if pruned and isinstance(own.get(f"{part}_orig"), Tensor) else None
 
+# %% ../nbs/01d_parameters.ipynb #6833171b
+def weight_of(module: nn.Module) -> Tensor:
+    "The weight of a layer, without moving anything in it."
+    if entry := maskable(module):
+        return {**module._parameters, **module._buffers}[entry]  # type: ignore[return-value]
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            return module.weight  # type: ignore[return-value]
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
 # %% ../nbs/01d_parameters.ipynb #008f7265
 def copied(model: nn.Module) -> nn.Module:
     "A deep copy of a model, with the values of what its modules computed and kept."
@@ -132,7 +146,9 @@ def copied(model: nn.Module) -> nn.Module:
         for value in _kept(vars(module).values(), set()):
             if not value.is_leaf:
                 memo[id(value)] = value.detach().clone().requires_grad_(value.requires_grad)
-    return copy.deepcopy(model, memo)
+    made = copy.deepcopy(model, memo)
+    _share_again(model, made)
+    return made
 
 def _kept(values: Iterable[Any], seen: set[int]) -> Iterable[Tensor]:
     "The tensors among some values, also in lists, tuples and dictionaries."
@@ -142,3 +158,17 @@ def _kept(values: Iterable[Any], seen: set[int]) -> Iterable[Tensor]:
         elif isinstance(value, (list, tuple, dict)) and id(value) not in seen:
             seen.add(id(value))
             yield from _kept(value.values() if isinstance(value, dict) else value, seen)
+
+# %% ../nbs/01d_parameters.ipynb #0fd45dcd
+def _share_again(model: nn.Module, made: nn.Module) -> None:
+    "Let the parameters of a copy share memory as those of the model do."
+    groups: dict[int, list[tuple[Tensor, Tensor]]] = {}
+    for old, new in zip(model.parameters(), made.parameters()):
+        if not old.is_sparse and not old.is_meta and old.untyped_storage().data_ptr():
+            groups.setdefault(old.untyped_storage().data_ptr(), []).append((old, new))
+    for group in groups.values():
+        if len(group) > 1:
+            storage = group[0][0].untyped_storage().clone()
+            for old, new in group:
+                empty = old.detach().new_empty(0)
+                new.data = empty.set_(storage, old.storage_offset(), old.shape, old.stride())

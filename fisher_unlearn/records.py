@@ -28,7 +28,7 @@ from .forget import CORNERS, WRONG
 from .masking import Reach, Unit
 from .models import NETWORKS
 from .train import TrainSettings
-from .unlearn import METHODS, PRESETS, Direction, method_options, options_read
+from .unlearn import METHODS, PRESETS, READS, Direction, MethodOptions, method_options, options_read
 
 # %% ../nbs/50_records.ipynb #473cb390
 _CHECKED = ConfigDict(extra="forbid", frozen=True)
@@ -91,8 +91,11 @@ class OptionSettings(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
-        "The options of the method that are set here; the preset has the others."
-        return {name: value for name in OptionSettings.model_fields if (value := getattr(self, name)) is not None}
+        "The options that are set here and that the method reads; the preset has the others."
+        given = {name: value for name in OptionSettings.model_fields if (value := getattr(self, name)) is not None}
+        MethodOptions(**given)  # values that make no sense are refused, whoever reads them
+        reads = READS.get(getattr(self, "method", ""), given)
+        return {name: value for name, value in given.items() if name in reads or (name == "hard" and value)}
 
 # %% ../nbs/50_records.ipynb #777f535c
 _TABLES: dict[str, tuple[Any, str]] = {

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Progress', 'TrainSettings', 'Joined', 'joined', 'trainable_batches', 'epoch_seed', 'epoch_batches', 'train_epoch',
-           'save_tensors', 'read_tensors', 'save_weights', 'load_weights', 'train_model', 'content_digest', 'shows_bar',
-           'keep_freed_memory']
+           'save_tensors', 'read_tensors', 'save_weights', 'load_weights', 'train_model', 'check_extras',
+           'content_digest', 'seeded_draws', 'shows_bar', 'keep_freed_memory']
 
 # %% ../nbs/05_train.ipynb #16361c62
 import copy, ctypes, json, math, os, platform, random, sys, time
@@ -30,13 +30,14 @@ from tqdm import tqdm
 from .arguments import Count, NotNegative, Seed, Share, check_fields, checked
 from .batches import first_pair, pairs
 from .data import Batches, Samples, digest, writable_folder
+from .guard import untouched
 from .logits import read_logits
 from .metrics import Loader, accuracy, evaluate
 from .models import check_batches, check_labels, device_of
 from .parameters import by_first_name, extras_of, own_memory_, parameters_by_name
 from .parameters import place_of, put_state_, state_names, tensors_of
 from .schedule import Schedule, replay
-from .step import Compile, Forward, Precision, Way, allowed_ways, choose_way, forward_in, tried
+from .step import Compile, Forward, Precision, Way, allowed_ways, choose_way, forward_in
 
 # %% ../nbs/05_train.ipynb #2c222b05
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def trainable_batches(model: nn.Module,
 
 def _fails_alone(model: nn.Module, inputs: Tensor) -> str | None:
     "Why a model can't be trained on one image; None if it can."
-    with tried(model), torch.no_grad():
+    with untouched(model, "train"), torch.no_grad():
         try:
             logits = read_logits(model(inputs.to(device_of(model))))
         except Exception as error:  # BatchNorm raises ValueError, and what a foreign model raises isn't known
@@ -301,7 +302,7 @@ def train_model(model: nn.Module,              # trained in place, on the device
     held = _checked_zeros(model, zeros or {})
     if checkpoint:
         writable_folder(Path(checkpoint).parent)
-        _check_extras(model)
+        check_extras(model)
     own_memory_(model)
     batches = trainable_batches(model, batches)
     _lay_out(model, settings.layout)
@@ -341,7 +342,7 @@ def _lay_out(model: nn.Module, layout: str) -> None:
             made.setdefault(place, p.data.to(memory_format=_LAYOUTS[layout]))
             p.data = made[place]
 
-def _check_extras(model: nn.Module) -> None:
+def check_extras(model: nn.Module) -> None:
     "Raise `ValueError` if a model's state holds what a checkpoint can't."
     extras = extras_of(model)
     try:
@@ -402,32 +403,36 @@ def content_digest(batches: Loader, name: str = "samples") -> str:
     if isinstance(batches, Batches):
         return digest(batches.pixels.cpu(), batches.labels.cpu())
     total = 0
-    with _same_draws(batches):
+    with seeded_draws(0, *_generators(batches)):
         for inputs, labels in pairs(batches, name):
             total += sum(int(digest(x, y), 16) for x, y in zip(inputs.cpu(), labels.cpu()))
     return f"{total % 2**256:064x}"
 
 # %% ../nbs/05_train.ipynb #437c3431
 @contextmanager
-def _same_draws(batches: Loader) -> Iterator[None]:
-    "Seeded generators for one reading, each put back afterwards."
-    owners = [batches, *(getattr(batches, part, None) for part in ("sampler", "batch_sampler"))]
-    found = [getattr(owner, "generator", None) for owner in owners]
-    states = [(g, g.get_state()) for g in found if isinstance(g, torch.Generator)]
+def seeded_draws(seed: int, *generators: torch.Generator) -> Iterator[None]:
+    "Seed the global generators of torch, Python and NumPy, and some others, and put each back afterwards."
+    states = [(g, g.get_state()) for g in generators]
     python, legacy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():
-            torch.manual_seed(0)
-            random.seed(0)
-            np.random.seed(0)
-            for generator, _ in states:
-                generator.manual_seed(0)
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            for generator in generators:
+                generator.manual_seed(seed)
             yield
     finally:
         random.setstate(python)
         np.random.set_state(legacy)
         for generator, state in states:
             generator.set_state(state)
+
+def _generators(batches: Loader) -> list[torch.Generator]:
+    "The generators that a DataLoader draws from."
+    owners = [batches, *(getattr(batches, part, None) for part in ("sampler", "batch_sampler"))]
+    found = {id(g): g for g in (getattr(owner, "generator", None) for owner in owners)}
+    return [g for g in found.values() if isinstance(g, torch.Generator)]
 
 # %% ../nbs/05_train.ipynb #7c0299fb
 def _count(batches: Loader) -> int:
