@@ -1956,8 +1956,9 @@ def recipes(draw, **fixed):
         "carried": st.sampled_from(["pairs"] * 5 + list(CARRIERS)),
         "labels": st.sampled_from([torch.int64] * 5 + [torch.int32, torch.uint8, torch.float32])}
     recipe = draw(st.builds(Recipe, **drawn | fixed))
-    one_kind = recipe.carried == "loader" or "Queries" in recipe.series
-    return replace(recipe, ragged=False) if one_kind else recipe
+    if recipe.caller == "anomalies":  # which takes long
+        recipe = replace(recipe, sizes=(5,))
+    return replace(recipe, ragged=False) if "Queries" in recipe.series else recipe
 
 
 def one_of_each():
