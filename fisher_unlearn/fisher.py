@@ -144,20 +144,20 @@ def diag_fisher(model: nn.Module,   # returns logits (n, C)
     with Fisher Information') is labels="true", per="sample"; its authors' code is labels="expected", per="batch", reduction="mean" on
     `rebatch(batches, 128)`. Under `torch.distributed` all ranks take part. Raises `ValueError` or `TypeError` for bad batches, labels or
     choices and for models whose logits depend on the rest of the batch, `FloatingPointError` naming the layer if a value is not finite."""
-    classes = check_batches(model, batches, "batches")
-    _check_parameters(model)
-    terms, device = torch.zeros((), dtype=torch.float64), device_of(model)
+    device = device_of(model)
     with scoring(model) as before:
-        squares = GradientSquares(model, before)
+        classes = check_batches(model, batches, "batches")
+        _check_parameters(model)
+        squares, terms = GradientSquares(model, before), torch.zeros((), dtype=torch.float64)
         if per == "batch":
             check_repeats(squares.passes, few_of(first_pair(batches, "batches")[0].to(device)))
         for k, inputs, targets in tqdm(rank_batches(batches), total=_length(batches), unit="batch", disable=not progress):
             if not isinstance(batches, Batches): _check_batch(inputs, targets, classes, k)
             _add(squares, inputs.to(device), targets.to(device), labels, per, torch.Generator().manual_seed(epoch_seed(seed, k)))
             terms += len(inputs) if per == "sample" else 1
-    sum_over_ranks([terms := terms.to(device), *squares.total.values()])
-    kinds = {n: torch.promote_types(p.dtype, torch.float32) for n, p in squares.parameters.items()}  # half precision overflows
-    scores = {n: (t / terms if reduction == "mean" else t).to(kinds[n]) for n, t in squares.total.items()}
+        sum_over_ranks([terms := terms.to(device), *squares.total.values()])
+        kinds = {n: torch.promote_types(p.dtype, torch.float32) for n, p in squares.parameters.items()}  # half precision overflows
+        scores = {n: (t / terms if reduction == "mean" else t).to(kinds[n]) for n, t in squares.total.items()}
     if not all(score.isfinite().all() for score in scores.values()): raise FloatingPointError(_culprit(model, batches, scores))
     return scores
 
@@ -167,7 +167,17 @@ def _add(squares: GradientSquares, inputs: Tensor, targets: Tensor, labels: Labe
     if per == "sample":
         squares.add(inputs, lambda logits, where: _directions(logits, targets[where], labels, generator), together=2 if labels == "expected" else 1)
         return
-    _add_batch(squares.total, squares.parameters, squares.passes(inputs), targets, labels, generator)
+    _add_batch(squares.total, squares.parameters, _pass_of_batch(squares, inputs), targets, labels, generator)
+
+def _pass_of_batch(squares: GradientSquares, inputs: Tensor) -> Tensor:
+    "The logits of a batch; `ValueError` if it has one sample, and the model can't take that."
+    try:
+        return squares.passes(inputs)
+    except Exception as error:  # whatever a network says to a batch of one
+        if len(inputs) > 1:
+            raise
+        raise ValueError(f"the model can't take a batch of one ({' '.join(str(error).split()).removesuffix('.')}): "
+                         "let `batches` leave no single sample at the end, or score per sample.") from error
 
 def _check_parameters(model: nn.Module) -> None:
     "Refuse models whose scores mean nothing: `ValueError`."

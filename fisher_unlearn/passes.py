@@ -80,7 +80,7 @@ def _replacements(rows: Tensor) -> Iterator[Tensor]:
     other = rows.roll(1, 0)
     scaled = other / 2 if rows.is_floating_point() else other
     for found in (scaled, other):
-        same = (found == rows).flatten(1).all(1)
+        same = (found == rows).reshape(len(rows), -1).all(1)
         blank = (rows == 0).to(rows.dtype)
         yield torch.where(same.view(-1, *[1] * (rows.dim() - 1)), blank, found)
 

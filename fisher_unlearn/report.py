@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Record', 'METHOD_NAMES', 'DATASET_NAMES', 'NETWORK_NAMES', 'PAPER_NETWORKS', 'CELLS', 'AVERAGE', 'PAPER_SETTINGS',
            'IDENTITY', 'SEEDS', 'PAPER_IMAGES', 'paper_numbers', 'row_label', 'setting_name', 'histories', 'outcomes',
-           'summary', 'missing_cells', 'with_average', 'beside', 'printable', 'departures', 'conditions', 'lacking',
-           'Verdict', 'verdict', 'bullets', 'keep', 'read_kept', 'restore']
+           'summary', 'missing_cells', 'with_average', 'beside', 'printable', 'plain', 'departures', 'conditions',
+           'lacking', 'Verdict', 'verdict', 'bullets', 'keep', 'read_kept', 'restore']
 
 # %% ../nbs/52_report.ipynb #f8023c23
-import importlib.resources, json, os
+import hashlib, importlib.resources, json, re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -18,21 +18,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
-from .data import choose, writable_folder
+from .arguments import Count, Whole, check_fields, checked
+from .atomic import locked, writable_folder, write_whole
+from .data import choose
 from .metrics import Window, best_epoch, fluctuation, mean_and_deviation
-from .records import ASKED, RunSettings, machine_of, profiles, read_record, resolve, run_key, runs_root, unusual_options, write_record
-from .run import kept_root
+from .records import ASKED, RunSettings, check_record, machine_of, parsed, profiles, read_record, resolve, run_key, runs_root, unusual_options, write_record
+from .run import check_same_images, kept_root
 from .unlearn import PRESETS, method_options, options_read
 
 Record = dict[str, Any]
 
 # %% ../nbs/52_report.ipynb #90f0e8da
+@checked
 def paper_numbers(table: int | None = None,  # number of a table, 1 to 5; None: all
                   ) -> pd.DataFrame:         # columns table, setting, method, phase, metric, mean, std
     "What the paper prints in Tables 1 to 5: percent, and epochs to the best; `ValueError` for a table that is not there."
-    with importlib.resources.files("fisher_unlearn").joinpath("paper_numbers.csv").open() as file: numbers = pd.read_csv(file)
+    with importlib.resources.files("fisher_unlearn").joinpath("paper_numbers.csv").open(encoding="utf-8") as file: numbers = pd.read_csv(file)
     if table is None: return numbers
     choose(str(table), [str(t) for t in numbers.table.unique()], "table")
     return numbers[numbers.table == table].reset_index(drop=True)
@@ -41,6 +47,7 @@ def paper_numbers(table: int | None = None,  # number of a table, 1 to 5; None: 
 METHOD_NAMES = {"retrain": "Retrain", "finetune": "Finetune", "mask_classifier": "MaskClassifier", "random_mask": "RandomMask", "tfidf": "TF-IDF",
                 "fisher_noise": "FisherNoise", "activation_mask": "ActivationMask", "influence": "Influence", "fisher_mask": "FisherMask"}
 
+@checked
 def row_label(settings: RunSettings) -> str:
     "A method as the paper names it, and in parentheses the preset, where presets differ, and options that are not the preset's."
     differ = len({str(preset.get(settings.method)) for preset in PRESETS.values()}) > 1
@@ -74,6 +81,7 @@ def _fine_tuned(s: RunSettings) -> list[str]:
     rate = [] if s.fine_tune_lr is None else [f"rate {s.fine_tune_lr:g}"]
     return limit + rate + ([] if s.fine_tune_length is None else [f"{s.fine_tune_length} epochs of fine-tuning"])
 
+@checked
 def setting_name(record: Record) -> str:
     "What a record's run has in common with others in a row of tables: network/data set, and what differs from forgetting class 0 with all that remains."
     s = RunSettings.model_validate(record["settings"])
@@ -109,6 +117,7 @@ def _checked(records: Iterable[Record | None]) -> list[Record]:
     if not whole: raise ValueError("there are no records: do the runs first.")
     keys = [record["key"] for record in whole]
     if twice := [key for key in keys if keys.count(key) > 1]: raise ValueError(f"the record {twice[0]} is there twice: give each run once.")
+    check_same_images(whole)
     return whole
 
 def _runs(records: Iterable[Record | None]) -> list[Record]:
@@ -128,6 +137,7 @@ def _identity(record: Record) -> dict[str, Any]:
     return {"key": record["key"], "cell": run_key(settings.model_copy(update={"seed": 0})), "setting": setting_name(record), "label": row_label(settings),
             **{name: getattr(settings, name) for name in _SETTINGS}, "epochs": settings.train.length, "options": json.dumps(unusual_options(settings))}
 
+@checked
 def histories(records: Iterable[Record | None],  # of runs, each once
               ) -> pd.DataFrame:                 # `IDENTITY`, epoch, and lr, train_loss, seconds, accuracies and scores in percent, NaN where there is none
     """One row for each epoch of each run, epoch 0 being before fine-tuning.
@@ -161,6 +171,7 @@ def _outcome(history: pd.DataFrame, window: Window) -> dict[str, Any]:
     to_best = {"epochs_to_best": int(best.epoch) - fresh} if history.epoch.max() else {}
     return history.iloc[0][list(IDENTITY)].to_dict() | values | to_best | _fluctuations(history, window)
 
+@checked
 def outcomes(records: Iterable[Record | None],  # of runs, each once
              window: Window = "fine_tuning",    # which epochs may be the best, as in `best_epoch`
              ) -> pd.DataFrame:                 # `IDENTITY`, then <measurement>_before, _best, _last, epochs_to_best, delta_<measurement>
@@ -186,6 +197,7 @@ def _phase(column: str, fresh: bool) -> tuple[str, str]:
     return {"before": "before_ft", "best": best, "last": "last_epoch"}[point], metric
 
 # %% ../nbs/52_report.ipynb #00ca30a2
+@checked
 def summary(runs: pd.DataFrame,   # from `outcomes`
             ) -> pd.DataFrame:    # columns setting, method, phase, metric, mean, deviation, n; only what was measured
     "Mean, population deviation and n over seeds (paper, Tables 1 to 5); `ValueError` for runs that differ in more than their seed."
@@ -201,12 +213,14 @@ def summary(runs: pd.DataFrame,   # from `outcomes`
 # %% ../nbs/52_report.ipynb #1ed94e14
 SEEDS = 3
 
+@checked
 def missing_cells(ours: pd.DataFrame,      # from `summary`
                   ) -> dict[str, list[str]]:  # for each row label, the cells that have fewer than 3 seeds, with their n
     "What an average over the paper's 16 settings lacks (paper, Tables 1 and 2)."
     n = ours.groupby(["method", "setting"], sort=False).n.max()
     return {method: [f"{cell} (n = {n.get((method, cell), 0)})" for cell in CELLS if n.get((method, cell), 0) < SEEDS] for method in ours.method.unique()}
 
+@checked
 def with_average(ours: pd.DataFrame,   # from `summary`
                  ) -> pd.DataFrame:    # the same rows, and behind them those of "average of 16 settings"
     "Add the average of the 16 settings for all that has 3 seeds or more in each of them (paper, Tables 1 and 2), and for nothing else."
@@ -216,6 +230,7 @@ def with_average(ours: pd.DataFrame,   # from `summary`
     return pd.concat([ours, average.assign(setting=AVERAGE)[ours.columns]], ignore_index=True) if len(average) else ours
 
 # %% ../nbs/52_report.ipynb #45ed4d4e
+@checked
 def beside(ours: pd.DataFrame,  # from `summary` or `with_average`
            table: int,          # number of the paper's table
            ) -> pd.DataFrame:   # columns setting, method, phase, metric, mean, deviation, n, paper_mean, paper_deviation, difference (ours - paper)
@@ -237,8 +252,9 @@ def _entry(row: Any, digits: int) -> str:
     spread = f" ± {row.deviation:.{digits}f}" if row.n > 1 else ""
     return f"{row.mean:.{digits}f}{spread} (n = {row.n}{f', {paper}, {row.difference:+.{digits}f}' if paper else ''})"
 
+@checked
 def printable(table: pd.DataFrame,  # from `beside`
-              digits: int = 1,      # after the decimal point
+              digits: Whole = 1,    # after the decimal point
               ) -> pd.DataFrame:    # columns setting, method, and "<metric> before", "after" or "during" fine-tuning, for what the paper's table has
     "A wide table to show and to print, in words; the value of a retrained model stands under *after*."
     cells = table[table.phase.isin(_PHASES)].assign(phase=lambda t: t.phase.map(_PHASES))
@@ -250,12 +266,18 @@ def printable(table: pd.DataFrame,  # from `beside`
     return wide.loc[rows, order].fillna("–").rename_axis(columns=None).reset_index()
 
 # %% ../nbs/52_report.ipynb #52a64ee9
+_MARKS = re.compile(r"[\\`*\[\]<>|#~]|(?<!\w)_|_(?!\w)")
+
+def plain(text: Any) -> str:
+    "Text of a record in one line of Markdown, which takes none of it for a mark."
+    return _MARKS.sub(r"\\\g<0>", " ".join(str(text).split()))
+
 PAPER_IMAGES = {"mnist": (60_000, 10_000), "cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000), "tinyimagenet": (100_000, 10_000)}
 _ALLOWED = {"mislabel_ratio": (.1, .3, .5), "mislabel_how": ("uniform", "permuted"), "remain_limit": (None, 0, 50)}
 
 def _unlike(name: str, value: Any, *paper: Any) -> list[str]:
     "A departure in words, if a value is none of the paper's."
-    return [] if value in paper else [f"`{name}` is {value} (paper: {' or '.join(map(str, paper))})"]
+    return [] if value in paper else [f"`{name}` is {plain(value)} (paper: {' or '.join(map(str, paper))})"]
 
 def _of_training(s: RunSettings, paper: RunSettings) -> list[str]:
     "Departures in how networks are trained (paper, Table 7)."
@@ -285,7 +307,7 @@ def _of_method(s: RunSettings) -> list[str]:
 def _inexact(record: Record) -> list[str]:
     "What the data file says of images that are not the data set's own."
     data = record["data"]
-    return [f"{data['name']} has inexact images (`{name}`: {text})" for name, text in data["remarks"].items() if name.startswith(("lossy", "inexact"))]
+    return [f"{plain(data['name'])} has inexact images (`{plain(name)}`: {plain(text)})" for name, text in data["remarks"].items() if name.startswith(("lossy", "inexact"))]
 
 def _of_images(record: Record, s: RunSettings) -> list[str]:
     "Departures in the images (paper, Table 6)."
@@ -294,6 +316,7 @@ def _of_images(record: Record, s: RunSettings) -> list[str]:
     return _unlike("subset", s.subset, None) + _unlike("held_out", s.held_out, None) + fewer + _inexact(record)
 
 # %% ../nbs/52_report.ipynb #25a9c372
+@checked
 def departures(record: Record,  # of a run or a training
                ) -> list[str]:  # one sentence each; [] for a run that follows the protocol
     "In which ways a record departs from the paper's protocol for its data set (paper, Tables 6 and 7; where it is silent, its authors' code)."
@@ -319,17 +342,18 @@ def _tuning(s: RunSettings) -> str:
 def _facts(record: Record) -> dict[str, str]:
     "The conditions of one record, by name."
     s, made, data = RunSettings.model_validate(record["settings"]), record["provenance"], record["data"]
-    images = f"{data['name']} ({data['train']:,} training and {data['test']:,} {'test' if s.held_out is None else 'held-out'} images)"
+    images = f"{plain(data['name'])} ({data['train']:,} training and {data['test']:,} {'test' if s.held_out is None else 'held-out'} images)"
     tree = {True: "clean tree", False: "changed tree", None: "tree unknown"}[made["clean"]]
     return {"data": images, "network": s.network, "seeds": str(s.seed), "training": _rate(s), "fine-tuning": _tuning(s) if "request" in record else "",
-            "device": machine_of(record), "torch": made["torch"],
-            "commit": f"{(made['commit'] or 'unknown')[:10]} ({tree})"}
+            "device": plain(machine_of(record)), "torch": plain(made["torch"]),
+            "commit": f"{plain((made['commit'] or 'unknown')[:10])} ({tree})"}
 
 # %% ../nbs/52_report.ipynb #cd21a57f
 def _parts(record: Record) -> list[Record]:
     "A record once for itself and once for each of its readouts, with their provenance."
     return [record, *(record | {"provenance": found["provenance"]} for found in record.get("readouts", {}).values())]
 
+@checked
 def conditions(records: Iterable[Record | None],  # of runs and trainings, each once
                ) -> str:                          # Markdown
     """One sentence on how records came about: data, seeds, schedule, machine, versions, and in what they depart from the protocol.
@@ -343,8 +367,9 @@ def conditions(records: Iterable[Record | None],  # of runs and trainings, each 
     return f"{len(whole)} records: {'; '.join([*said, protocol])}."
 
 # %% ../nbs/52_report.ipynb #696a6c15
+@checked
 def lacking(records: Iterable[Record | None],        # the runs that a claim is judged by, each once
-            seeds: int = SEEDS,                      # how many a cell must have at least
+            seeds: Count = SEEDS,                    # how many a cell must have at least
             settings: Iterable[str] | None = None,   # those the claim is about, such as `CELLS`; None: those of the records
             ) -> list[str]:                          # reasons; [] if there are enough runs
     "Why runs are not enough for a verdict: seeds, settings that are missing, departures from the protocol; `ValueError` as `histories`."
@@ -356,6 +381,7 @@ def lacking(records: Iterable[Record | None],        # the runs that a claim is 
     return few + ([f"{len(away)} departure{'s' if len(away) > 1 else ''} from the paper's protocol"] if away else [])
 
 # %% ../nbs/52_report.ipynb #30ec2858
+@checked
 @dataclass(frozen=True)
 class Verdict:
     "What runs say about a claim of the paper."
@@ -363,9 +389,13 @@ class Verdict:
     outcome: Literal["holds", "does not hold", "not enough runs to say"]
     evidence: str  # sentences with the numbers, and what is lacking
 
+    def __post_init__(self):
+        check_fields(self, " of the verdict")
+
     def __str__(self) -> str:
         return f"* {self.claim}: **{self.outcome}**. {self.evidence}"
 
+@checked
 def verdict(claim: str,           # the paper's, in words, without a full stop
             holds: bool | None,   # do the numbers at hand agree? None: there are no numbers
             evidence: str,        # sentences with the numbers
@@ -376,20 +406,13 @@ def verdict(claim: str,           # the paper's, in words, without a full stop
     points = "Numbers that it needs are missing" if holds is None else f"The numbers at hand point {'towards' if holds else 'away from'} the claim"
     return Verdict(claim, "not enough runs to say", " ".join([evidence, points, *([f"({'; '.join(lacks)})"] if lacks else [])]) + ".")
 
+@checked
 def bullets(verdicts: Iterable[Verdict]) -> str:
     "Verdicts as a Markdown list."
     return "\n".join(map(str, verdicts))
 
 # %% ../nbs/52_report.ipynb #54cc9c16
-def _replace(path: Path, write: Callable[[Path], Any]) -> str:
-    "Write a file beside its place, then put it there; returns its name."
-    part = path.with_name(f"{path.name}.part")
-    try:
-        write(part)
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
-    return path.name
-
+@checked
 def keep(stem: str,                          # name of the files, without an ending
          folder: str | Path,                 # made if it is not there
          table: pd.DataFrame,                # such as that of `beside`; its index is not kept
@@ -400,20 +423,80 @@ def keep(stem: str,                          # name of the files, without an end
     "Keep a result and the records behind it; `ValueError` for records that are None, none or twice, `OSError` for a folder that can't be written."
     rows = pd.DataFrame([{n: part if n == "key" else json.dumps(part) for n, part in record.items()} for record in _checked(records)])
     writers: dict[str, Callable[[Path], Any]] = {
-        "csv": lambda part: table.to_csv(part, index=False), "md": lambda part: part.write_text(f"{text.strip()}\n"),
-        "png": lambda part: figure.savefig(part, format="png", dpi=110), "parquet": lambda part: rows.to_parquet(part, index=False)}
+        "csv": lambda part: table.to_csv(part, index=False, encoding="utf-8"), "md": lambda part: part.write_text(f"{text.strip()}\n", encoding="utf-8"),
+        "png": lambda part: figure.savefig(part, format="png", dpi=110), "parquet": lambda part: _write_parquet(part, rows)}
+    if Path(stem).name != stem:
+        raise ValueError(f"`stem` is {stem!r}: it must be the name of a file, and no path.")
     place = writable_folder(folder)
-    return [_replace(place / f"{stem}.{ending}", write) for ending, write in writers.items()]
+    with locked(place):
+        return [write_whole(place / f"{stem}.{ending}", write).name for ending, write in writers.items()]
+
+# %% ../nbs/52_report.ipynb #99fc8713
+def _write_parquet(path: Path, rows: pd.DataFrame) -> None:
+    "Write records as parquet, with check sums of its pages and a digest of its rows."
+    table = pa.Table.from_pandas(rows, preserve_index=False)
+    said = {**(table.schema.metadata or {}), b"fisher_unlearn.digest": _rows_digest(rows.to_dict("records")).encode()}
+    pq.write_table(table.replace_schema_metadata(said), path, write_page_checksum=True)
+
+def _rows_digest(rows: Iterable[Record]) -> str:
+    "SHA-256 of rows of text, each under the name of its column."
+    plain = [{name: text for name, text in sorted(row.items()) if isinstance(text, str)} for row in rows]
+    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
+
+# %% ../nbs/52_report.ipynb #34ac5665
+_MOST = 300_000_000  # bytes of text in a file of records; ours have 15 MB at most
+
+def _rows_of(path: Path) -> tuple[list[dict[str, str]], str | None]:
+    "The rows of a parquet file as text by column, and the digest that it says they have; `ValueError` if they are more than fits."
+    with pq.ParquetFile(path, page_checksum_verification=True, memory_map=False) as file:
+        parts = [file.metadata.row_group(k) for k in range(file.metadata.num_row_groups)]
+        declared = max(sum(part.total_byte_size for part in parts), file.metadata.num_rows * file.metadata.num_columns)
+        if not 0 <= declared <= _MOST:
+            raise ValueError(f"it declares {declared:,} bytes, more than records have")
+        said = (file.schema_arrow.metadata or {}).get(b"fisher_unlearn.digest")
+        names = file.schema_arrow.names
+        if odd := [f.name for f in file.schema_arrow if not (pa.types.is_string(f.type) or pa.types.is_large_string(f.type) or pa.types.is_null(f.type))]:
+            raise ValueError(f"the column {odd[0]!r} is not text")
+    table = pq.read_table(path, page_checksum_verification=True, memory_map=False, read_dictionary=names, use_threads=False)
+    if (total := sum(_unpacked(chunk) for column in table.columns for chunk in column.chunks)) > _MOST:
+        raise ValueError(f"it unpacks to {total:,} bytes, more than records have")
+    rows = [{name: text for name, text in row.items() if text is not None} for row in table.to_pylist()]
+    return rows, None if said is None else said.decode()
+
+def _unpacked(chunk: pa.Array) -> int:
+    "The bytes of text in a part of a column, each value counted as often as it stands there."
+    if not pa.types.is_dictionary(chunk.type):
+        return chunk.nbytes
+    lengths = pc.binary_length(chunk.dictionary).take(chunk.indices)
+    return pc.sum(lengths).as_py() or 0
 
 # %% ../nbs/52_report.ipynb #db2993e1
+@checked
 def read_kept(path: str | Path,   # a parquet file of `keep`
               ) -> list[Record]:  # equal to those that were kept, in their order
-    "The records behind a table or figure."
-    if not Path(path).exists(): raise FileNotFoundError(f"there is no file {path}.")
-    rows = pd.read_parquet(path).to_dict("records")
-    if any("key" not in row for row in rows): raise ValueError(f"{path} holds no records: name a parquet file that came with a result.")
-    return [{name: text if name == "key" else json.loads(text) for name, text in row.items() if isinstance(text, str)} for row in rows]
+    "The records behind a table or figure; `ValueError` in one sentence for a file that is damaged, or holds anything else."
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}.")
+    try:
+        rows, said = _rows_of(Path(path))
+    except (pa.ArrowException, OSError, ValueError, KeyError, IndexError, NotImplementedError) as error:
+        raise ValueError(f"{path} can't be read ({' '.join(str(error).split())[:200]}): name a whole parquet file that came with a result.") from error
+    if not rows or any("key" not in row for row in rows):
+        raise ValueError(f"{path} holds no records: name a parquet file that came with a result.")
+    if said is not None and said != _rows_digest(rows):
+        raise ValueError(f"{path} is damaged: its rows have another digest than it says. Take it from where it came from again.")
+    return [_record_of(row, path) for row in rows]
 
+def _record_of(row: dict[str, str], path: str | Path) -> Record:
+    "A record from the row of a file; `ValueError` that names the file and the key."
+    try:
+        record = {name: text if name == "key" else parsed(text) for name, text in row.items()}
+        check_record(record)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: the record {row['key'][:22]!r} is none ({' '.join(str(error).split())}).") from error
+    return record
+
+@checked
 def restore(path: str | Path,                # a parquet file of `keep`
             runs: str | Path | None = None,  # folder of runs
             root: str | Path | None = None,  # folder of data sets, beside which runs are kept with their weights
@@ -426,8 +509,15 @@ def restore(path: str | Path,                # a parquet file of `keep`
 def _put_back(record: Record, folder: Path) -> bool:
     "Put a record in place if there is none, and its readouts if that is the record of their run; was there none?"
     readouts = record.pop("readouts", {})
-    there = read_record(writable_folder(folder) / "record.json")
-    if there not in (None, record): return False
-    for name, part in (readouts | {"record": record}).items():  # the record last: it says that the run is done
-        if not (place := folder / f"{name}.json").exists(): write_record(place, part)
+    with locked(writable_folder(folder)):
+        there = read_record(folder / "record.json")
+        if there is not None and _undigested(there) != _undigested(record):
+            return False
+        for name, part in (readouts | {"record": record}).items():  # the record last: it says that the run is done
+            if not (place := folder / f"{name}.json").exists():
+                write_record(place, part)
     return there is None
+
+def _undigested(record: Record) -> Record:
+    "A record without its digest, which older ones don't have."
+    return {name: part for name, part in record.items() if name != "digest"}

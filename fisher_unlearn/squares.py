@@ -305,10 +305,17 @@ def _precise(g: Tensor, x: Tensor) -> Tensor:
     kind = torch.promote_types(g.dtype, x.dtype)
     return g.to(torch.float32 if kind in _HALF else kind)
 
+def _as_it_is(module: nn.Module) -> nn.Module:
+    "A module with the attributes of now, which a network may change after the call."
+    now = object.__new__(type(module))
+    now.__dict__.update(vars(module))
+    now.__dict__.update(_parameters=dict(module._parameters), _buffers=dict(module._buffers))
+    return now
+
 class _Call:
     "One call of a module in a forward pass."
     def __init__(self, name: str, module: Any, x: Tensor, output: Tensor, total: dict[str, Tensor]):
-        self.name, self.module, self.total = name, module, total
+        self.name, self.module, self.total = name, _as_it_is(module), total
         self.x: Tensor | None = x.detach()
         self.version, self.shapes = x._version, (x.shape, output.shape)
         self.uses, _ = _uses(output.grad_fn, [x.grad_fn])
@@ -317,8 +324,8 @@ class _Call:
         self.wanted: dict[str, Rule] = {}  # by the name of the parameter in the model
         self.held: list[Tensor] = []       # slopes of the output
         self.expects, self.last = 1, True  # directions to collect; are they the last?
-        self.taken = False                 # have slopes come by?
-        self.taken = False                 # have slopes come by?
+        self.taken, self.trial = False, False  # have slopes come by? Is it only a trial?
+        self.taken, self.trial = False, False  # have slopes come by? Is it only a trial?
 
     def per_sample(self, n: int) -> tuple[torch.Size, ...] | None:
         "The shapes of input and output for one of `n` samples; None if the batch is not the first dimension."
@@ -331,9 +338,18 @@ class _Call:
         gs = [_precise(g, self.x) for g in self.held]
         x = self.x.to(gs[0].dtype) if self.x.dtype in _HALF and gs else self.x
         for name, rule in self.wanted.items():
-            self.total[name] += rule(self.module, x, gs)
+            self._add(name, rule, x, gs)
         self.held, self.taken = [], True
         if self.last: self.x = None  # so that its memory serves the rest of the backward pass
+
+    def _add(self, name: str, rule: Rule, x: Tensor, gs: list[Tensor]) -> None:
+        "Add the squares of one parameter; in a trial, a rule that fails is one that doesn't hold."
+        try:
+            self.total[name] += rule(self.module, x, gs)
+        except Exception:  # whatever a shape that nobody has thought of leads to
+            if not self.trial:
+                raise
+            self.total[name].fill_(torch.inf)
 
 # %% ../nbs/09_squares.ipynb #1ed33c0b
 @contextmanager
@@ -442,6 +458,8 @@ def _try_rules(squares: GradientSquares, known: _Known) -> None:
     s, uses = try_directions(logits), _uses(logits.grad_fn)[0]
     wanted = squares_in_batch(logits, squares.parameters, [s])
     ruled = _assign_rules(squares, calls, uses, 4, known.shapes)
+    for call in calls:
+        call.trial = True
     others = {n: p for n, p in squares.parameters.items() if n not in ruled}
     if ruled:
         _run_backward(logits, calls, zero, others, [F.pad(s, (0, 0, 0, 1))], 1)
@@ -473,7 +491,7 @@ def _add_part(squares: GradientSquares, known: _Known, batch: Tensor, where: sli
     others = {name: p for name, p in squares.parameters.items() if name not in ruled and (hidden or uses[id(p)])}
     if ruled:
         _run_backward(logits, calls, zero, others, [F.pad(s, (0, 0, 0, 1)) if twice else s for s in wanted], together)
-    missed = {name for call in calls if not call.taken for name in call.wanted}  # an output changed in place takes its hook along
+    missed = ruled - {name for call in calls if call.taken for name in call.wanted}  # an output that is changed in place
     squares._distrusted |= missed
     others |= {name: squares.parameters[name] for name in missed}
     del logits, calls
