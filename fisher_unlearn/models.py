@@ -123,6 +123,7 @@ def _densenet(num_classes: int, in_channels: int, growth: int = 12, blocks: tupl
 NETWORKS: dict[str, Callable[..., nn.Sequential]] = {
     "resnet20": partial(_resnet, 3), "resnet50": partial(_resnet, 8), "vgg16": _vgg16, "googlenet": _googlenet, "densenet": _densenet}
 
+@checked
 def min_size(name: str) -> int:
     "The smallest side, in pixels, of an image that a network takes."
     return 32 if choose(name, NETWORKS, "network") == "vgg16" else 8
@@ -191,6 +192,7 @@ def find_classifier(model: nn.Module,
                      f"convolution{rows}: say which layer is the classifier with classifier=\"name\".")
 
 # %% ../nbs/02_models.ipynb #4c01eee9
+@checked
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     "Put all modules in evaluation mode, and each back into its own mode afterwards."
@@ -201,6 +203,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
         for module, training in modes.items(): module.training = training
 
 # %% ../nbs/02_models.ipynb #64965b3e
+@checked
 def device_of(model: nn.Module) -> torch.device:
     "The device of a model's parameters; `ValueError` if it has none."
     for parameter in model.parameters(): return parameter.device
@@ -230,9 +233,10 @@ def _answer(model: nn.Module, inputs: Tensor, name: str) -> Tensor:
     return logits
 
 # %% ../nbs/02_models.ipynb #aefe10af
+@checked
 def check_batch(model: nn.Module,
-                inputs: Tensor,          # (n, …)
-                labels: Tensor,          # whole numbers (n,)
+                inputs: Any,             # tensor or array (n, …)
+                labels: Any,             # whole numbers (n,)
                 name: str = "batches",   # of the argument that they came in, for the message
                 ) -> int:                # the number of classes of the model
     "Check that a model and one batch fit each other; `TypeError` or `ValueError` in one sentence if not."
@@ -253,6 +257,7 @@ def check_labels(labels: Tensor, num_classes: int, name: str = "batches") -> Non
     if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
         raise ValueError(f"`{name}` has labels from {labels.min()} to {labels.max()}, but the model has {num_classes} classes.")
 
+@checked
 def check_batches(model: nn.Module,
                   batches: Any,  # anyone's batches, readable again and again
                   name: str,     # the name of the argument that they came in, for the message

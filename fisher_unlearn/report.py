@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
-from .arguments import Count, Whole, checked
+from .arguments import Count, Whole, check_fields, checked
 from .atomic import locked, writable_folder, write_whole
 from .data import choose
 from .metrics import Window, best_epoch, fluctuation, mean_and_deviation
@@ -381,12 +381,16 @@ def lacking(records: Iterable[Record | None],        # the runs that a claim is 
     return few + ([f"{len(away)} departure{'s' if len(away) > 1 else ''} from the paper's protocol"] if away else [])
 
 # %% ../nbs/52_report.ipynb #30ec2858
+@checked
 @dataclass(frozen=True)
 class Verdict:
     "What runs say about a claim of the paper."
     claim: str     # in words, without a full stop
     outcome: Literal["holds", "does not hold", "not enough runs to say"]
     evidence: str  # sentences with the numbers, and what is lacking
+
+    def __post_init__(self):
+        check_fields(self, " of the verdict")
 
     def __str__(self) -> str:
         return f"* {self.claim}: **{self.outcome}**. {self.evidence}"

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .arguments import check_fields, checked
 from .guard import untouched
 from .logits import read_logits
 from .models import eval_mode
@@ -24,6 +25,7 @@ from .models import eval_mode
 Compile = bool | Literal["auto"]
 Precision = Literal["float32", "bfloat16", "auto"]
 
+@checked
 @dataclass(frozen=True)
 class Way:
     "How the forward and the backward pass of a step are computed."
@@ -31,6 +33,10 @@ class Way:
     precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products and convolutions; weights, sums and the loss are float32
     graphed: bool = False  # are they launched as CUDA graphs?
 
+    def __post_init__(self):
+        check_fields(self, " of the way of a step")
+
+@checked
 def allowed_ways(compile: Compile, precision: Precision, graphed: bool = False) -> list[Way]:
     "The ways that settings allow, the plain one first where it is among them."
     compiled = [False, True] if compile == "auto" else [compile]
@@ -40,6 +46,7 @@ def allowed_ways(compile: Compile, precision: Precision, graphed: bool = False) 
 # %% ../nbs/04a_step.ipynb #33aef104
 Forward = Callable[[Tensor], Tensor]
 
+@checked
 def forward_in(model: nn.Module, way: Way) -> Forward:
     "The forward pass of a model, in its own mode, as a function from inputs to logits in the model's precision. Raises `RuntimeError` at the first batch if the model can't be compiled or captured."
     if way == Way(): return model
@@ -91,6 +98,7 @@ def _graphed(model: nn.Module, forward: Forward) -> Forward:
 # %% ../nbs/04a_step.ipynb #dfdcb20a
 WORTH = 600  # seconds; compiling takes from seconds to two minutes, and saves a quarter of a step at best
 
+@checked
 @contextmanager
 def _tried(model: nn.Module) -> Iterator[None]:
     "Training mode, with the model and the generators put back afterwards."
@@ -114,6 +122,7 @@ def _seconds(model: nn.Module, inputs: Tensor, labels: Tensor, way: Way, repeats
     return statistics.median(times[1:])
 
 # %% ../nbs/04a_step.ipynb #fab0e9ad
+@checked
 def choose_way(model: nn.Module,  # on its device, in the layout of the run
                inputs: Tensor,    # (n, …), a batch of the run, on the device of the model
                labels: Tensor,    # int64 (n,)

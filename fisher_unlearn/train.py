@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .arguments import Count, NotNegative, Seed, Share, check_fields, checked
+from .arguments import Count, NotNegative, Number, Seed, Share, check_fields, checked
 from .atomic import writable_folder, write_whole
 from .batches import first_pair, pairs
 from .data import Batches, Samples, digest
@@ -51,7 +51,7 @@ class TrainSettings:
     momentum: Share = 0.9       # of SGD, without dampening or Nesterov's variant
     weight_decay: NotNegative = 1e-4  # on every parameter
     select: Literal["best", "last", "validation"] = "best"  # whose weights to end with
-    holdout: Annotated[float, Interval(gt=0, lt=1)] = 0.1  # share of the training set held out if `select` is "validation"
+    holdout: Annotated[Number, Interval(gt=0, lt=1)] = 0.1  # share of the training set held out if `select` is "validation"
     layout: Literal["channels_last", "contiguous"] = "channels_last"  # of weights and activations in memory
     compile: Compile = False    # True: steps are compiled; "auto": if a trial finds that this pays
     precision: Precision = "float32"  # of products and convolutions; "bfloat16" (autocast), or "auto": the faster one of both
@@ -146,7 +146,7 @@ def _fails_alone(model: nn.Module, inputs: Tensor) -> str | None:
 # %% ../nbs/05_train.ipynb #aacb8b2e
 def epoch_seed(seed: int, epoch: int) -> int:
     "A seed for one epoch of a run: well mixed, and the same on every machine."
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]) >> 1
 
 def epoch_batches(batches: Loader, generator: torch.Generator, classes: int) -> Iterator[tuple[Tensor, Tensor]]:
     "Our batches in a new order; anyone else's loader as it comes, since it shuffles itself, its labels checked while they are still on the CPU."
