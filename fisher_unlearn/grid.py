@@ -18,11 +18,12 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from .arguments import Count, Seed, check_value, checked
+from .atomic import locked
 from .data import choose
 from .notebook import KernelDied, execute, find_notebook
 from .records import (
     PARAMETERS, RunSettings, profiles, read_record, resolve, run_key, runs_root, strangers, training_key, unusual_options)
-from .run import READOUTS, kept_root, locked, readout, run, tidy, write_failure
+from .run import READOUTS, check_same_images, kept_root, other_images, readout, run, tidy, write_failure
 from .unlearn import MASKING, PRESETS
 
 # %% ../nbs/51_grid.ipynb #8a169027
@@ -138,13 +139,25 @@ def _seeds(profile: str, seeds: Iterable[int] | None) -> tuple[int, ...]:
 # %% ../nbs/51_grid.ipynb #449e69af
 @checked
 def state(folder: Path, root: str | Path | None = None) -> tuple[str, str]:
-    "Of the folder of a run or of a training of w*: \"done\", \"running\", \"kept\" (beside the data in `root`, and taken from there if the images are the same), \"failed\" (and why) or \"missing\"."
-    try: record, failure = (read_record(folder / name) for name in ("record.json", "failure.json"))
-    except ValueError as error: return "failed", str(error)
-    if record: return "done", ""
-    if _held(folder): return "running", ""
-    if (kept_root(root) / f"{folder.name}.json").exists(): return "kept", ""
+    "Of the folder of a run or of a training of w*: \"done\", \"running\", \"kept\" (beside the data in `root`, and made from the images there), \"failed\" (and why) or \"missing\"."
+    try:
+        if record := read_record(folder / "record.json"):
+            reason = other_images(record, folder, root)
+            return ("failed", reason) if reason else ("done", "")
+        if _held(folder):
+            return "running", ""
+        if _kept_record(folder.name, root):
+            return "kept", ""
+        failure = read_record(folder / "failure.json")
+    except (ValueError, OSError) as error:
+        return "failed", " ".join(str(error).split())
     return ("failed", failure["reason"]) if failure else ("missing", "")
+
+def _kept_record(name: str, root: str | Path | None) -> dict[str, Any] | None:
+    "The record of a run or a training that is kept beside the data, if there is one of the images at hand."
+    path = kept_root(root) / f"{name}.json"
+    record = read_record(path)
+    return None if record is None or other_images(record, path, root) else record
 
 def _held(folder: Path) -> bool:
     "Does a process hold the lock of a folder?"
@@ -241,18 +254,25 @@ def complete(settings: Iterable[RunSettings],
     chosen, folder = list(settings), runs_root(runs)
     todo = [s for s in _once(chosen) if not (folder / run_key(s) / "record.json").exists()]
     EXECUTORS[choose(on, EXECUTORS, "executor")](todo, runs, root)
-    records = [_whole(folder / run_key(s), clean=on != "none") for s in chosen]
-    return records if on != "none" else [record or _kept(s, root) for s, record in zip(chosen, records)]
+    records = [_whole(folder / run_key(s), root, clean=on != "none") for s in chosen]
+    if on == "none":
+        records = [record or _kept(s, root) for s, record in zip(chosen, records)]
+    check_same_images(record for record in records if record)
+    return records
 
 def _kept(settings: RunSettings, root: str | Path | None) -> dict[str, Any] | None:
     "The record of a run that is kept beside the data, if there is one."
-    return read_record(kept_root(root) / f"{run_key(settings)}.json")
+    return _kept_record(run_key(settings), root)
 
-def _whole(folder: Path, clean: bool) -> dict[str, Any] | None:
-    "A record; None, and a line that says why, if it is damaged; None if there is none. Whoever only looks cleans nothing."
-    try: record = read_record(folder / "record.json")
+def _whole(folder: Path, root: str | Path | None, clean: bool) -> dict[str, Any] | None:
+    "A record; None, and a line that says why, if it is damaged or of other images than those at hand; None if there is none. Whoever only looks cleans nothing."
+    try:
+        record = read_record(folder / "record.json")
+        reason = record and other_images(record, folder, root)
     except ValueError as error:
-        print(f"failed: {error}", flush=True)
+        reason = str(error)
+    if reason:
+        print(f"failed: {reason}", flush=True)
         return None
     if record and clean: tidy(folder)
     return record

@@ -20,9 +20,9 @@ from nbclient.exceptions import DeadKernelError
 
 import fisher_unlearn
 from .arguments import Seed, check_value, checked
+from .atomic import locked, write_whole
 from .data import choose
 from .records import profiles
-from .run import locked
 
 # %% ../nbs/50b_notebook.ipynb #0d5087e5
 def notebooks() -> dict[str, Path]:
@@ -112,8 +112,7 @@ def _put(draft: Path, output: Path, notebook: Path) -> None:
     for cell in executed.cells:
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.source = "\n".join(line for line in cell.source.splitlines() if not line.startswith(places))
-    nbformat.write(executed, part := draft.with_suffix(".part"))
-    os.replace(part, output)
+    write_whole(output, lambda part: nbformat.write(executed, part))
 
 # %% ../nbs/50b_notebook.ipynb #de7f1b1d
 class _Stopped(Exception):

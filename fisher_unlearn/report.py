@@ -9,7 +9,7 @@ __all__ = ['Record', 'METHOD_NAMES', 'DATASET_NAMES', 'NETWORK_NAMES', 'PAPER_NE
            'lacking', 'Verdict', 'verdict', 'bullets', 'keep', 'read_kept', 'restore']
 
 # %% ../nbs/52_report.ipynb #f8023c23
-import importlib.resources, json, os, re
+import hashlib, importlib.resources, json, re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -18,13 +18,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
-from .arguments import Count, Whole, checked
-from .data import choose, writable_folder
+from .arguments import Count, Whole, check_fields, checked
+from .atomic import locked, writable_folder, write_whole
+from .data import choose
 from .metrics import Window, best_epoch, fluctuation, mean_and_deviation
-from .records import ASKED, RunSettings, machine_of, profiles, read_record, resolve, run_key, runs_root, unusual_options, write_record
-from .run import kept_root
+from .records import ASKED, RunSettings, check_record, machine_of, parsed, profiles, read_record, resolve, run_key, runs_root, unusual_options, write_record
+from .run import check_same_images, kept_root
 from .unlearn import PRESETS, method_options, options_read
 
 Record = dict[str, Any]
@@ -113,6 +117,7 @@ def _checked(records: Iterable[Record | None]) -> list[Record]:
     if not whole: raise ValueError("there are no records: do the runs first.")
     keys = [record["key"] for record in whole]
     if twice := [key for key in keys if keys.count(key) > 1]: raise ValueError(f"the record {twice[0]} is there twice: give each run once.")
+    check_same_images(whole)
     return whole
 
 def _runs(records: Iterable[Record | None]) -> list[Record]:
@@ -376,12 +381,16 @@ def lacking(records: Iterable[Record | None],        # the runs that a claim is 
     return few + ([f"{len(away)} departure{'s' if len(away) > 1 else ''} from the paper's protocol"] if away else [])
 
 # %% ../nbs/52_report.ipynb #30ec2858
+@checked
 @dataclass(frozen=True)
 class Verdict:
     "What runs say about a claim of the paper."
     claim: str     # in words, without a full stop
     outcome: Literal["holds", "does not hold", "not enough runs to say"]
     evidence: str  # sentences with the numbers, and what is lacking
+
+    def __post_init__(self):
+        check_fields(self, " of the verdict")
 
     def __str__(self) -> str:
         return f"* {self.claim}: **{self.outcome}**. {self.evidence}"
@@ -403,15 +412,7 @@ def bullets(verdicts: Iterable[Verdict]) -> str:
     return "\n".join(map(str, verdicts))
 
 # %% ../nbs/52_report.ipynb #54cc9c16
-def _replace(path: Path, write: Callable[[Path], Any]) -> str:
-    "Write a file beside its place, then put it there; returns its name."
-    part = path.with_name(f"{path.name}.part")
-    try:
-        write(part)
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
-    return path.name
-
+@checked
 def keep(stem: str,                          # name of the files, without an ending
          folder: str | Path,                 # made if it is not there
          table: pd.DataFrame,                # such as that of `beside`; its index is not kept
@@ -422,20 +423,80 @@ def keep(stem: str,                          # name of the files, without an end
     "Keep a result and the records behind it; `ValueError` for records that are None, none or twice, `OSError` for a folder that can't be written."
     rows = pd.DataFrame([{n: part if n == "key" else json.dumps(part) for n, part in record.items()} for record in _checked(records)])
     writers: dict[str, Callable[[Path], Any]] = {
-        "csv": lambda part: table.to_csv(part, index=False), "md": lambda part: part.write_text(f"{text.strip()}\n"),
-        "png": lambda part: figure.savefig(part, format="png", dpi=110), "parquet": lambda part: rows.to_parquet(part, index=False)}
+        "csv": lambda part: table.to_csv(part, index=False, encoding="utf-8"), "md": lambda part: part.write_text(f"{text.strip()}\n", encoding="utf-8"),
+        "png": lambda part: figure.savefig(part, format="png", dpi=110), "parquet": lambda part: _write_parquet(part, rows)}
+    if Path(stem).name != stem:
+        raise ValueError(f"`stem` is {stem!r}: it must be the name of a file, and no path.")
     place = writable_folder(folder)
-    return [_replace(place / f"{stem}.{ending}", write) for ending, write in writers.items()]
+    with locked(place):
+        return [write_whole(place / f"{stem}.{ending}", write).name for ending, write in writers.items()]
+
+# %% ../nbs/52_report.ipynb #99fc8713
+def _write_parquet(path: Path, rows: pd.DataFrame) -> None:
+    "Write records as parquet, with check sums of its pages and a digest of its rows."
+    table = pa.Table.from_pandas(rows, preserve_index=False)
+    said = {**(table.schema.metadata or {}), b"fisher_unlearn.digest": _rows_digest(rows.to_dict("records")).encode()}
+    pq.write_table(table.replace_schema_metadata(said), path, write_page_checksum=True)
+
+def _rows_digest(rows: Iterable[Record]) -> str:
+    "SHA-256 of rows of text, each under the name of its column."
+    plain = [{name: text for name, text in sorted(row.items()) if isinstance(text, str)} for row in rows]
+    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
+
+# %% ../nbs/52_report.ipynb #34ac5665
+_MOST = 300_000_000  # bytes of text in a file of records; ours have 15 MB at most
+
+def _rows_of(path: Path) -> tuple[list[dict[str, str]], str | None]:
+    "The rows of a parquet file as text by column, and the digest that it says they have; `ValueError` if they are more than fits."
+    with pq.ParquetFile(path, page_checksum_verification=True, memory_map=False) as file:
+        parts = [file.metadata.row_group(k) for k in range(file.metadata.num_row_groups)]
+        declared = max(sum(part.total_byte_size for part in parts), file.metadata.num_rows * file.metadata.num_columns)
+        if not 0 <= declared <= _MOST:
+            raise ValueError(f"it declares {declared:,} bytes, more than records have")
+        said = (file.schema_arrow.metadata or {}).get(b"fisher_unlearn.digest")
+        names = file.schema_arrow.names
+        if odd := [f.name for f in file.schema_arrow if not (pa.types.is_string(f.type) or pa.types.is_large_string(f.type) or pa.types.is_null(f.type))]:
+            raise ValueError(f"the column {odd[0]!r} is not text")
+    table = pq.read_table(path, page_checksum_verification=True, memory_map=False, read_dictionary=names, use_threads=False)
+    if (total := sum(_unpacked(chunk) for column in table.columns for chunk in column.chunks)) > _MOST:
+        raise ValueError(f"it unpacks to {total:,} bytes, more than records have")
+    rows = [{name: text for name, text in row.items() if text is not None} for row in table.to_pylist()]
+    return rows, None if said is None else said.decode()
+
+def _unpacked(chunk: pa.Array) -> int:
+    "The bytes of text in a part of a column, each value counted as often as it stands there."
+    if not pa.types.is_dictionary(chunk.type):
+        return chunk.nbytes
+    lengths = pc.binary_length(chunk.dictionary).take(chunk.indices)
+    return pc.sum(lengths).as_py() or 0
 
 # %% ../nbs/52_report.ipynb #db2993e1
+@checked
 def read_kept(path: str | Path,   # a parquet file of `keep`
               ) -> list[Record]:  # equal to those that were kept, in their order
-    "The records behind a table or figure."
-    if not Path(path).exists(): raise FileNotFoundError(f"there is no file {path}.")
-    rows = pd.read_parquet(path).to_dict("records")
-    if any("key" not in row for row in rows): raise ValueError(f"{path} holds no records: name a parquet file that came with a result.")
-    return [{name: text if name == "key" else json.loads(text) for name, text in row.items() if isinstance(text, str)} for row in rows]
+    "The records behind a table or figure; `ValueError` in one sentence for a file that is damaged, or holds anything else."
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}.")
+    try:
+        rows, said = _rows_of(Path(path))
+    except (pa.ArrowException, OSError, ValueError, KeyError, IndexError, NotImplementedError) as error:
+        raise ValueError(f"{path} can't be read ({' '.join(str(error).split())[:200]}): name a whole parquet file that came with a result.") from error
+    if not rows or any("key" not in row for row in rows):
+        raise ValueError(f"{path} holds no records: name a parquet file that came with a result.")
+    if said is not None and said != _rows_digest(rows):
+        raise ValueError(f"{path} is damaged: its rows have another digest than it says. Take it from where it came from again.")
+    return [_record_of(row, path) for row in rows]
 
+def _record_of(row: dict[str, str], path: str | Path) -> Record:
+    "A record from the row of a file; `ValueError` that names the file and the key."
+    try:
+        record = {name: text if name == "key" else parsed(text) for name, text in row.items()}
+        check_record(record)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: the record {row['key'][:22]!r} is none ({' '.join(str(error).split())}).") from error
+    return record
+
+@checked
 def restore(path: str | Path,                # a parquet file of `keep`
             runs: str | Path | None = None,  # folder of runs
             root: str | Path | None = None,  # folder of data sets, beside which runs are kept with their weights
@@ -448,8 +509,15 @@ def restore(path: str | Path,                # a parquet file of `keep`
 def _put_back(record: Record, folder: Path) -> bool:
     "Put a record in place if there is none, and its readouts if that is the record of their run; was there none?"
     readouts = record.pop("readouts", {})
-    there = read_record(writable_folder(folder) / "record.json")
-    if there not in (None, record): return False
-    for name, part in (readouts | {"record": record}).items():  # the record last: it says that the run is done
-        if not (place := folder / f"{name}.json").exists(): write_record(place, part)
+    with locked(writable_folder(folder)):
+        there = read_record(folder / "record.json")
+        if there is not None and _undigested(there) != _undigested(record):
+            return False
+        for name, part in (readouts | {"record": record}).items():  # the record last: it says that the run is done
+            if not (place := folder / f"{name}.json").exists():
+                write_record(place, part)
     return there is None
+
+def _undigested(record: Record) -> Record:
+    "A record without its digest, which older ones don't have."
+    return {name: part for name, part in record.items() if name != "digest"}

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Progress', 'TrainSettings', 'Joined', 'joined', 'trainable_batches', 'epoch_seed', 'epoch_batches', 'train_epoch',
-           'save_tensors', 'read_tensors', 'save_weights', 'load_weights', 'train_model', 'content_digest', 'shows_bar',
-           'keep_freed_memory']
+           'content_digest', 'save_tensors', 'read_tensors', 'save_weights', 'load_weights', 'train_model',
+           'check_extras', 'samples_digest', 'seeded_draws', 'shows_bar', 'keep_freed_memory']
 
 # %% ../nbs/05_train.ipynb #16361c62
-import copy, ctypes, json, math, os, platform, random, sys, time
+import copy, ctypes, hashlib, json, math, platform, random, sys, time
 from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -27,16 +27,18 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .arguments import Count, NotNegative, Seed, Share, check_fields, checked
+from .arguments import Count, NotNegative, Number, Seed, Share, check_fields, checked
+from .atomic import writable_folder, write_whole
 from .batches import first_pair, pairs
-from .data import Batches, Samples, digest, writable_folder
+from .data import Batches, Samples, digest
+from .guard import untouched
 from .logits import read_logits
 from .metrics import Loader, accuracy, evaluate
 from .models import check_batches, check_labels, device_of
 from .parameters import by_first_name, extras_of, own_memory_, parameters_by_name
 from .parameters import place_of, put_state_, state_names, tensors_of
 from .schedule import Schedule, replay
-from .step import Compile, Forward, Precision, Way, allowed_ways, choose_way, forward_in, tried
+from .step import Compile, Forward, Precision, Way, allowed_ways, choose_way, forward_in
 
 # %% ../nbs/05_train.ipynb #2c222b05
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class TrainSettings:
     momentum: Share = 0.9       # of SGD, without dampening or Nesterov's variant
     weight_decay: NotNegative = 1e-4  # on every parameter
     select: Literal["best", "last", "validation"] = "best"  # whose weights to end with
-    holdout: Annotated[float, Interval(gt=0, lt=1)] = 0.1  # share of the training set held out if `select` is "validation"
+    holdout: Annotated[Number, Interval(gt=0, lt=1)] = 0.1  # share of the training set held out if `select` is "validation"
     layout: Literal["channels_last", "contiguous"] = "channels_last"  # of weights and activations in memory
     compile: Compile = False    # True: steps are compiled; "auto": if a trial finds that this pays
     precision: Precision = "float32"  # of products and convolutions; "bfloat16" (autocast), or "auto": the faster one of both
@@ -134,7 +136,7 @@ def trainable_batches(model: nn.Module,
 
 def _fails_alone(model: nn.Module, inputs: Tensor) -> str | None:
     "Why a model can't be trained on one image; None if it can."
-    with tried(model), torch.no_grad():
+    with untouched(model, "train"), torch.no_grad():
         try:
             logits = read_logits(model(inputs.to(device_of(model))))
         except Exception as error:  # BatchNorm raises ValueError, and what a foreign model raises isn't known
@@ -144,7 +146,7 @@ def _fails_alone(model: nn.Module, inputs: Tensor) -> str | None:
 # %% ../nbs/05_train.ipynb #aacb8b2e
 def epoch_seed(seed: int, epoch: int) -> int:
     "A seed for one epoch of a run: well mixed, and the same on every machine."
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]) >> 1
 
 def epoch_batches(batches: Loader, generator: torch.Generator, classes: int) -> Iterator[tuple[Tensor, Tensor]]:
     "Our batches in a new order; anyone else's loader as it comes, since it shuffles itself, its labels checked while they are still on the CPU."
@@ -202,47 +204,150 @@ def _check_finite(model: nn.Module, loss: float, epoch: int, settings: TrainSett
                              f"Lower the learning rate ({settings.schedule.lr}), or look for bad values in the inputs.")
 
 # %% ../nbs/05_train.ipynb #b2585330
-def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], **metadata: str) -> None:
-    "Write a safetensors file at once or not at all."
-    part = Path(f"{path}.part")
-    writable_folder(part.parent)
-    content = save({k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}, metadata)  # `save_file` would write under a name of its own, which a killed process leaves
-    try: part.write_bytes(content)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OSError(f"cannot write {path} ({error}): is the disk full?") from error
-    os.replace(part, path)
+def content_digest(tensors: Mapping[str, Tensor],
+                   metadata: Mapping[str, str],
+                   ) -> str:  # 64 hexadecimal digits
+    "SHA-256 of all that a safetensors file says: names, types, shapes and bytes, and the metadata."
+    names = sorted(tensors)
+    said = json.dumps([names, sorted(metadata.items())])
+    return hashlib.sha256(f"{said}{digest(*(tensors[n] for n in names))}".encode()).hexdigest()
 
-def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+@checked
+def save_tensors(path: str | Path,
+                 tensors: Mapping[str, Tensor],
+                 **metadata: str,
+                 ) -> str:  # the digest of the content, which is written into the metadata
+    "Write a safetensors file at once or not at all."
+    writable_folder(Path(path).parent)
+    plain = torch.contiguous_format
+    kept = {k: v.detach().cpu().clone(memory_format=plain) for k, v in tensors.items()}
+    found = content_digest(kept, metadata)
+    content = save(kept, {**metadata, "digest": found})
+    write_whole(path, lambda part: part.write_bytes(content))
+    return found
+
+# %% ../nbs/05_train.ipynb #e9ad9278
+def _opened(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     "Tensors and metadata of a safetensors file; `ValueError` in one sentence if it is anything else."
     try:
         with safe_open(path, framework="pt") as file:
-            return {k: file.get_tensor(k) for k in file.keys()}, dict(file.metadata() or {})
-    except FileNotFoundError as error: raise FileNotFoundError(f"there is no checkpoint {path}.") from error
-    except (SafetensorError, OSError) as error:
-        with Path(path).open("rb") as file: start = file.read(2)
-        kind = "a pickle, which could run code and is never opened" if start[:1] == b"\x80" or start == b"PK" else f"truncated or damaged ({error})"
-        raise ValueError(f"{path} is not a whole safetensors file but {kind}: save weights with `save_weights`.") from error
+            tensors = {k: file.get_tensor(k).clone() for k in file.keys()}  # it reads where the file lies
+            return tensors, dict(file.metadata() or {})
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"there is no checkpoint {path}.") from error
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        kind = _kind_of(Path(path), error)
+        raise ValueError(
+            f"{path} is not a whole safetensors file but {kind}: save weights with `save_weights`."
+        ) from error
+
+def _kind_of(path: Path, error: Exception) -> str:
+    "What a file is that is no safetensors file."
+    if not path.is_file():
+        return "a folder"
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start[:1] == b"\x80" or start == b"PK":
+        return "a pickle, which could run code and is never opened"
+    return f"truncated or damaged ({' '.join(str(error).split())})"
+
+# %% ../nbs/05_train.ipynb #905a7461
+@checked
+def read_tensors(path: str | Path,
+                 expected: str | None = None,  # the digest that its content must have
+                 signed: bool = False,         # must the file hold its digest?
+                 ) -> tuple[dict[str, Tensor], dict[str, str]]:
+    "Tensors and metadata of a safetensors file; `ValueError` in one sentence if it is damaged or anything else."
+    tensors, metadata = _opened(path)
+    held = metadata.pop("digest", None)
+    if held is None and signed:
+        raise ValueError(f"{path} is damaged: it holds no digest of its content.")
+    found = content_digest(tensors, metadata)
+    if held not in (None, found):
+        raise ValueError(f"{path} is damaged: its content has the digest {found[:12]}…, and it says {held[:12]}….")
+    if expected not in (None, found):
+        raise ValueError(f"{path} is damaged or another's: its digest is {found[:12]}…, not {expected[:12]}….")
+    return tensors, metadata
 
 # %% ../nbs/05_train.ipynb #d21aeb87
 @checked
-def save_weights(model: nn.Module, path: str | Path) -> None:
-    "Write a model's parameters and buffers as safetensors."
-    save_tensors(path, tensors_of(model))
+def save_weights(model: nn.Module, path: str | Path) -> str:
+    "Write a model's parameters and buffers as safetensors; returns the digest of the content."
+    return save_tensors(path, tensors_of(model))
 
 @checked
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    "Read weights written by `save_weights` into a model of the same network; `ValueError` if they are another's."
-    tensors, _ = read_tensors(path)
+def load_weights(model: nn.Module,
+                 path: str | Path,
+                 expected: str | None = None,  # the digest that the content must have
+                 ) -> None:
+    "Read weights written by `save_weights` into a model of the same network; `ValueError` if they are another's or damaged."
+    tensors, _ = read_tensors(path, expected)
     _check_state(model, tensors, path)
     put_state_(model, tensors)
 
 def _check_state(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    "Raise `ValueError` unless names and shapes of the tensors are those of the model."
-    wants, has = ({k: tuple(v.shape) for k, v in state.items()} for state in (tensors_of(model), tensors))
-    if wants == has: return
+    "Raise `ValueError` unless names, shapes and kinds of the tensors are those of the model."
+    wants, has = ({k: (tuple(v.shape), _kind(v)) for k, v in state.items()} for state in (tensors_of(model), tensors))
+    if wants == has:
+        return
     odd = next(k for k in (*wants, *has) if wants.get(k) != has.get(k))
-    raise ValueError(f"{path} is of another network: `{odd}` is {has.get(odd, 'missing')} there and {wants.get(odd, 'missing')} in this model.")
+    shape = lambda state: " of ".join(map(str, reversed(state[odd]))) if odd in state else "missing"
+    raise ValueError(f"{path} is of another network: `{odd}` is {shape(has)} there and {shape(wants)} in this model.")
+
+def _kind(tensor: Tensor) -> str:
+    "The kind of a tensor's numbers: weights may be kept with fewer bits, but not as whole numbers."
+    if tensor.is_floating_point():
+        return "real numbers"
+    return "complex numbers" if tensor.is_complex() else str(tensor.dtype).removeprefix("torch.")
+
+# %% ../nbs/05_train.ipynb #453da267
+@dataclass
+class _Progress:
+    "What a file of progress says."
+    groups: dict[str, dict[str, Tensor]]  # "model", "momentum" and "best"
+    rows: list[dict[str, Any]]
+    way: Way
+
+    @classmethod
+    def read(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> "_Progress":
+        "The parts of a file; `ValueError` if one is missing or can't be read."
+        groups: dict[str, dict[str, Tensor]] = {"model": {}, "momentum": {}, "best": {}}
+        try:
+            for name, tensor in tensors.items():
+                group, _, rest = name.partition(":")
+                groups[group][rest] = tensor
+            return cls(groups, json.loads(meta["rows"]), Way(**json.loads(meta["way"])))
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"the file of progress is damaged ({type(error).__name__}: {error}).") from error
+
+    def odd(self, model: nn.Module, settings: TrainSettings) -> str | None:
+        "What of it can't be progress of this training, in words; None if nothing."
+        state = model.state_dict()
+        parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        allowed = allowed_ways(settings.compile, settings.precision)
+        alike = [(self.groups["model"], state), (self.groups["best"], state), (self.groups["momentum"], parameters)]
+        tests = {
+            "its tensors are not those of the network": all(_fits(part, whole) for part, whole in alike),
+            "its momentum is missing": bool(self.groups["momentum"]) == (settings.momentum > 0),
+            "its best weights are missing": len(self.groups["best"]) == (settings.select != "last") * len(state),
+            "its epochs are not those of the settings": _counted(self.rows, settings.length),
+            "its steps were computed in another way": any(asdict(self.way) | {"graphed": w.graphed} == asdict(w) for w in allowed),
+        }
+        return next((what for what, good in tests.items() if not good), None)
+
+def _fits(part: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> bool:
+    "Are names, shapes and types of some tensors those of others?"
+    return all(n in whole and t.shape == whole[n].shape and t.dtype == whole[n].dtype for n, t in part.items())
+
+def _counted(rows: Any, most: int) -> bool:
+    "Are these the rows of the epochs 1, 2, … of a history?"
+    if not isinstance(rows, list) or not 1 <= len(rows) <= most:
+        return False
+    return all(isinstance(row, dict) and row.get("epoch") == k for k, row in enumerate(rows, 1))
+
+def _sentence(error: Exception) -> str:
+    "What an error says, without the remedy behind its colon."
+    return str(error).removesuffix(": save weights with `save_weights`.").rstrip(".") + "."
 
 # %% ../nbs/05_train.ipynb #39c8e646
 @dataclass
@@ -263,18 +368,27 @@ class _State:
                      fingerprint=self.fingerprint, rows=json.dumps(self.rows), way=json.dumps(asdict(self.way or Way())),
                      **({"extras": json.dumps({"model": extras, "best": self.extras})} if (extras := extras_of(self.model)) else {}))
 
-    def load(self, path: Path) -> None:
-        tensors, meta = read_tensors(path)
-        part = lambda group: {k.split(":", 1)[1]: v for k, v in tensors.items() if k.startswith(f"{group}:")}
-        _check_state(self.model, part("model"), path)
+    def load(self, path: Path, settings: TrainSettings) -> None:
+        "Go on from a file; from the start, and said, if it is damaged; `ValueError` if it is another run's."
+        try:
+            tensors, meta = read_tensors(path, signed=True)
+            found = _Progress.read(tensors, meta)
+        except ValueError as error:
+            print(f"{_sentence(error)} The training starts anew.", flush=True)
+            return
+        _check_state(self.model, found.groups["model"], path)
         if meta.get("fingerprint") != self.fingerprint:
             raise ValueError(f"{path} is the checkpoint of another training run (other starting weights, settings or data): choose another path, or delete it to start anew.")
-        put_state_(self.model, part("model"), json.loads(meta.get("extras", "{}")).get("model"))
-        momentum = part("momentum")
+        if odd := found.odd(self.model, settings):
+            print(f"{path} is damaged: {odd}. The training starts anew.", flush=True)
+            return
+        extras = json.loads(meta.get("extras", "{}"))
+        put_state_(self.model, found.groups["model"], extras.get("model"))
         for name, p in self.model.named_parameters():
-            if name in momentum: self.optimizer.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(momentum[name])
-        self.best, self.rows, self.way = part("best"), json.loads(meta["rows"]), Way(**json.loads(meta["way"]))
-        self.extras = json.loads(meta.get("extras", "{}")).get("best", {})
+            if name in (momentum := found.groups["momentum"]):
+                self.optimizer.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(momentum[name])
+        self.best, self.rows, self.way = found.groups["best"], found.rows, found.way
+        self.extras = extras.get("best", {})
 
 # %% ../nbs/05_train.ipynb #25e3f213
 Progress = Literal["auto", "bar", "lines", "none"]
@@ -301,7 +415,7 @@ def train_model(model: nn.Module,              # trained in place, on the device
     held = _checked_zeros(model, zeros or {})
     if checkpoint:
         writable_folder(Path(checkpoint).parent)
-        _check_extras(model)
+        check_extras(model)
     own_memory_(model)
     batches = trainable_batches(model, batches)
     _lay_out(model, settings.layout)
@@ -341,7 +455,7 @@ def _lay_out(model: nn.Module, layout: str) -> None:
             made.setdefault(place, p.data.to(memory_format=_LAYOUTS[layout]))
             p.data = made[place]
 
-def _check_extras(model: nn.Module) -> None:
+def check_extras(model: nn.Module) -> None:
     "Raise `ValueError` if a model's state holds what a checkpoint can't."
     extras = extras_of(model)
     try:
@@ -371,7 +485,7 @@ def _train(model: nn.Module, batches: Loader, classes: int, settings: TrainSetti
     optimizer = torch.optim.SGD(model.parameters(), settings.schedule.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
     steps = _count(batches)
     state = _State(model, optimizer, _fingerprint(model, batches, sets, [settings.values, steps, sorted(sets), *_marks(held)]) if checkpoint else "", {}, [])
-    if checkpoint and checkpoint.exists(): state.load(checkpoint)
+    if checkpoint and checkpoint.exists(): state.load(checkpoint, settings)
     state.way = state.way or _way(model, batches, settings, settings.length * steps)
     forward, chosen = forward_in(model, state.way), asdict(state.way) if "auto" in (settings.compile, settings.precision) else {}
     with _bar(progress, settings.length * steps, len(state.rows) * steps) as bar:
@@ -397,37 +511,41 @@ def _way(model: nn.Module, batches: Loader, settings: TrainSettings, steps: int)
     return choose_way(model, _laid_out(inputs.to(device), settings.layout), labels.to(device), ways, steps)
 
 # %% ../nbs/05_train.ipynb #bb45a031
-def content_digest(batches: Loader, name: str = "samples") -> str:
+def samples_digest(batches: Loader, name: str = "samples") -> str:
     "64 hexadecimal digits for all samples of a loader, in whatever order they come."
     if isinstance(batches, Batches):
         return digest(batches.pixels.cpu(), batches.labels.cpu())
     total = 0
-    with _same_draws(batches):
+    with seeded_draws(0, *_generators(batches)):
         for inputs, labels in pairs(batches, name):
             total += sum(int(digest(x, y), 16) for x, y in zip(inputs.cpu(), labels.cpu()))
     return f"{total % 2**256:064x}"
 
 # %% ../nbs/05_train.ipynb #437c3431
 @contextmanager
-def _same_draws(batches: Loader) -> Iterator[None]:
-    "Seeded generators for one reading, each put back afterwards."
-    owners = [batches, *(getattr(batches, part, None) for part in ("sampler", "batch_sampler"))]
-    found = [getattr(owner, "generator", None) for owner in owners]
-    states = [(g, g.get_state()) for g in found if isinstance(g, torch.Generator)]
+def seeded_draws(seed: int, *generators: torch.Generator) -> Iterator[None]:
+    "Seed the global generators of torch, Python and NumPy, and some others, and put each back afterwards."
+    states = [(g, g.get_state()) for g in generators]
     python, legacy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():
-            torch.manual_seed(0)
-            random.seed(0)
-            np.random.seed(0)
-            for generator, _ in states:
-                generator.manual_seed(0)
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            for generator in generators:
+                generator.manual_seed(seed)
             yield
     finally:
         random.setstate(python)
         np.random.set_state(legacy)
         for generator, state in states:
             generator.set_state(state)
+
+def _generators(batches: Loader) -> list[torch.Generator]:
+    "The generators that a DataLoader draws from."
+    owners = [batches, *(getattr(batches, part, None) for part in ("sampler", "batch_sampler"))]
+    found = {id(g): g for g in (getattr(owner, "generator", None) for owner in owners)}
+    return [g for g in found.values() if isinstance(g, torch.Generator)]
 
 # %% ../nbs/05_train.ipynb #7c0299fb
 def _count(batches: Loader) -> int:
@@ -444,8 +562,8 @@ def _fingerprint(model: nn.Module, batches: Loader, sets: Mapping[str, Loader], 
     batches = batches.batches if isinstance(batches, Joined) else batches
     ours = [batches.pixels, batches.labels] if isinstance(batches, Batches) else []
     weights = digest(*(t.detach().cpu() for t in (*tensors_of(model).values(), *ours)))
-    theirs = [] if ours else [content_digest(batches)]
-    return json.dumps([weights, *values, *theirs, *(content_digest(sets[n], n) for n in sorted(sets))])
+    theirs = [] if ours else [samples_digest(batches)]
+    return json.dumps([weights, *values, *theirs, *(samples_digest(sets[n], n) for n in sorted(sets))])
 
 # %% ../nbs/05_train.ipynb #d6881674
 def _measured(model: nn.Module, sets: dict[str, Loader], validation: Loader | None) -> dict[str, float]:
