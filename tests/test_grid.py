@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 from fisher_unlearn.cli import app
-from fisher_unlearn.grid import NEEDS, as_done, cast, complete, label, needed, notebooks, parameters, plan, state, sweep
+from fisher_unlearn.grid import NEEDS, as_done, at_hand, cast, complete, label, needed, parameters, plan, reading, state, sweep
+from fisher_unlearn.notebook import notebooks
 from fisher_unlearn.records import profiles, read_record, resolve, run_key, training_key, write_record
 from fisher_unlearn.report import keep, restore
 from fisher_unlearn.run import READOUTS, locked, readout, run, with_readouts
@@ -196,11 +197,25 @@ def test_readouts_are_kept_beside_the_record(folder):
     chosen = few("mask_classifier")[0]
     found = {kind: readout(chosen, kind, folder, progress="none", cap=3) for kind in READOUTS}
     assert 0 <= found["agreement"]["forget"]["divergence"] <= .6932 and found["agreement"]["remain"]["images"] == 450
-    assert len(found["relearn_all"]["losses"]) == 1 + (found["relearn_all"]["epochs"] or 3) and found["relearn_classifier"]["cap"] == 3
+    again = found["relearn_all"]["epochs"]
+    assert len(found["relearn_all"]["losses"]) == 1 + (3 if again is None else again) and found["relearn_classifier"]["cap"] == 3
     files = sorted(p.name for p in (folder / run_key(chosen)).iterdir())
     assert files == ["agreement.json", "record.json", "relearn_all_3.json", "relearn_classifier_3.json", "weights.safetensors"]
     assert {kind: readout(chosen, kind, folder, cap=3) for kind in READOUTS} == found
     with pytest.raises(ValueError, match="unknown readout"): readout(chosen, "agree", folder)
+    none = folder.parent / "no data"
+    assert {kind: reading(chosen, kind, folder, none, "none", 3) for kind in READOUTS} == found and reading(chosen, "relearn_all", folder, none, "none", 4) is None
+    with pytest.raises(ValueError, match="unknown readout"): reading(chosen, "agree", folder, on="none")
+
+
+def test_nothing_at_hand_is_said():
+    assert at_hand([None, {"key": "a"}]) == [{"key": "a"}]
+    with pytest.raises(ValueError, match="none of the 2 runs that this is made from is done: do them first"): at_hand([None, None])
+
+
+@pytest.mark.parametrize("seeds", [666, "666", [], ["x"], [-1], [1.5], [True], [2**70]])
+def test_seeds_that_are_none_are_refused(seeds):
+    with pytest.raises((TypeError, ValueError), match="`seeds"): needed("table1", "quick", seeds)
 
 
 @contextmanager

@@ -10,8 +10,7 @@ import fisher_unlearn
 from fisher_unlearn.cli import app
 
 FIGURES = Path(fisher_unlearn.__file__).parent.parent / "figures"
-READ_FROM_WEIGHTS = ("figure2", "recommended", "what_the_mask_removes")  # these look for readouts, and so for the images
-NAMES = sorted(str(path.relative_to(FIGURES).with_suffix("")) for path in FIGURES.glob("*/*.parquet") if path.stem not in READ_FROM_WEIGHTS)
+NAMES = sorted(str(path.relative_to(FIGURES).with_suffix("")) for path in FIGURES.glob("*/*.parquet"))
 
 
 def command(*words):
