@@ -25,6 +25,7 @@ from .data import choose
 from .records import profiles
 
 # %% ../nbs/50b_notebook.ipynb #0d5087e5
+@checked
 def notebooks() -> dict[str, Path]:
     "The experiment notebooks by name, installed or in the checkout."
     package = Path(fisher_unlearn.__file__).parent
@@ -68,6 +69,7 @@ _RULES: dict[str, Any] = {
 }
 PLACES = ("runs", "root", "figures")  # parameters that say where, not what
 
+@checked
 def check_parameters(namespace: Mapping[str, Any],  # `globals()` of the notebook
                      ) -> None:
     """Refuse parameters that a notebook doesn't have, and values that make no sense: the first line behind the parameters cell.

@@ -641,6 +641,7 @@ def checked_key(key: str) -> str:
         raise ValueError(f"{key!r} is no key of a run: a key is 16 hexadecimal digits, with `train-` before them for w*.")
     return key
 
+@checked
 def folder_name(record: Any) -> str:
     "The name of the folder that a checked record belongs to."
     return f"train-{record.key}" if isinstance(record, TrainingRecord) else record.key
