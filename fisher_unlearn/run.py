@@ -86,7 +86,7 @@ def repeatable(threads: Count) -> Iterator[None]:
 def peak_memory(device: str) -> Iterator[dict[str, float]]:
     "The peak of the memory while this lasts, in MB: `{}` at first, and then with `host` and, on a GPU, `device`."
     peak: dict[str, float] = {}
-    try: Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is held now
+    try: Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts again from what is held now
     except OSError: pass
     if device == "cuda": torch.cuda.reset_peak_memory_stats()
     yield peak
@@ -96,7 +96,7 @@ def peak_memory(device: str) -> Iterator[dict[str, float]]:
 def _peak_of_process() -> float:
     "The peak of resident memory, in bytes."
     status = Path("/proc/self/status")
-    lines = [line.split() for line in status.read_text().splitlines() if line.startswith("VmHWM:")] if status.exists() else []
+    lines = [line.split() for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:")] if status.exists() else []
     return 1024 * float(lines[0][1]) if lines else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 # %% ../nbs/50a_run.ipynb #73751400

@@ -326,7 +326,7 @@ class _Progress:
 
     def odd(self, model: nn.Module, settings: TrainSettings) -> str | None:
         "What of it can't be progress of this training, in words; None if nothing."
-        state = model.state_dict()
+        state = tensors_of(model)
         parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         allowed = allowed_ways(settings.compile, settings.precision)
         alike = [(self.groups["model"], state), (self.groups["best"], state), (self.groups["momentum"], parameters)]

@@ -298,6 +298,10 @@ def may_be_refused(recipe, labels, per):
         return "no one can say, or the logits depend on the batch"
     if recipe.layout in ("differentiable", "expanded") and recipe.start.endswith("in_place"):
         return "not even the user can run it"
+    if recipe.carried == "numpy" and recipe.double:
+        return "arrays are read in the default precision"
+    if recipe.carried == "numpy" and recipe.double:
+        return "arrays are read in the default precision"
     if 1 in recipe.sizes and recipe.neck == "squeeze" and recipe.start != "vectors":
         return "no logits of one"
     return None
