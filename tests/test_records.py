@@ -385,7 +385,7 @@ def command(*words):
 
 
 @pytest.mark.parametrize("words, message", [
-    (["unlearn", "--dataset", "mnits"], "did you mean 'mnist'"), (["unlearn", "--ratio", "1.5"], "must be in [0, 1)"), (["unlearn", "--classes", "12", "--epochs", "1"], "class 12 does not exist"),
+    (["unlearn", "--dataset", "mnits"], "did you mean 'mnist'"), (["unlearn", "--ratio", "1.5"], "in [0, 1)"), (["unlearn", "--classes", "12", "--epochs", "1"], "class 12 does not exist"),
     (["unlearn", "--profile", "fast"], "unknown profile"), (["quickstart", "--network", "resnet18"], "did you mean 'resnet"), (["quickstart", "--dataset", "cifar10", "--root", "/proc/none"], "cannot write"),
     (["unlearn", "--runs", "/proc/none"], "cannot write in the folder"), (["quickstart", "--figures", "/proc/none"], "cannot write in the folder"),
 ])
