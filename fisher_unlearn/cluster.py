@@ -19,7 +19,8 @@ import torch
 from tqdm import tqdm
 
 from .data import data_root
-from .grid import attempt, execute, find_notebook, in_notebook, label, parameters, seen
+from .grid import attempt, in_notebook, label, parameters, seen
+from .notebook import execute, find_notebook
 from .records import RunSettings, run_key, runs_root, training_key
 from .run import write_failure
 

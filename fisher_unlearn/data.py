@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'Arrays', 'TINY_URL', 'TINY_MD5', 'NAMES', 'RAW', 'choose', 'Samples', 'check_images', 'pad_or_resize',
-           'Batches', 'check_repeatable', 'ImageData', 'digest', 'data_root', 'load_images', 'find_data']
+           'usable_device', 'Batches', 'check_repeatable', 'ImageData', 'digest', 'data_root', 'load_images',
+           'find_data']
 
 # %% ../nbs/00_data.ipynb #075ccd8c
 import difflib, hashlib, json, os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,76 +28,126 @@ from torchvision.datasets.folder import default_loader
 from torchvision.datasets.utils import check_integrity, download_and_extract_archive
 from torchvision.transforms.v2 import functional as vision
 
-from .arguments import checked
+from .arguments import Count, Number, Positive, Seed, check_fields, checked
 from .atomic import locked, writable_folder, write_whole
 
 # %% ../nbs/00_data.ipynb #b798858f
-def choose(name: str,             # what was asked for
+@checked
+def choose(name: Any,             # what was asked for
            table: Iterable[str],  # the valid names
            what: str,             # what they are names of, for the message
            ) -> str:              # `name`, if it is valid
     "Return a valid name, or raise `ValueError` that offers the nearest valid one."
     names = [str(n) for n in table]
-    if name in names: return name
+    if name in names:
+        return name
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ValueError(f"unknown {what} {name!r}: {hint}Known: {', '.join(names)}.")
 
 # %% ../nbs/00_data.ipynb #baabd759
+@checked
 @dataclass(frozen=True, eq=False)
 class Samples:
     "Images as bytes, their labels, and how they become the input of a network."
-    images: Tensor           # uint8 (N, C, H, W)
-    labels: Tensor           # int64 (N,)
-    mean: tuple[float, ...]  # of each channel, as a fraction of full scale (pixel / 255)
-    std: tuple[float, ...]   # of each channel, in the same unit
-    size: int                # side of the square input in pixels: smaller images are padded, larger ones resized
+    images: Tensor              # uint8 (N, C, H, W)
+    labels: Tensor              # int64 (N,), 0 or more
+    mean: tuple[Number, ...]    # of each channel, as a fraction of full scale (pixel / 255)
+    std: tuple[Positive, ...]   # of each channel, in the same unit
+    size: Count                 # side of the square input in pixels: smaller images are padded, larger ones resized
 
     def __post_init__(self):
+        check_fields(self, " of the samples")
         check_images(self.images, self.labels)
-        if not len(self.mean) == len(self.std) == self.images.shape[1] or min(self.std) <= 0 or self.size < 1:
-            raise ValueError(f"`mean` and `std` need a value (`std` a positive one) for each of {self.images.shape[1]} channels, and `size` one pixel or more.")
+        if not len(self.mean) == len(self.std) == self.images.shape[1]:
+            raise ValueError(f"`mean` and `std` have {len(self.mean)} and {len(self.std)} values: they need one for each of "
+                             f"{self.images.shape[1]} channels.")
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: Tensor) -> "Samples":
-        "The samples at the positions `index` (int64 or bool), in that order."
-        return replace(self, images=self.images[index], labels=self.labels[index])
+    def __getitem__(self, index: Tensor | slice | Sequence[int]) -> "Samples":
+        "The samples at the positions `index` (whole numbers or bool), in that order."
+        kept = index if isinstance(index, slice) else _selection(index, len(self))
+        return replace(self, images=self.images[kept], labels=self.labels[kept])
 
+    @checked
     def batches(self,
-                size: int = 128,                    # images in a batch; the last one may be shorter
+                size: Count = 128,                  # images in a batch; the last one may be shorter
                 device: str | torch.device = "cpu"  # where the bytes are kept and normalised
                 ) -> "Batches":
         "These samples as normalised batches that can be read again and again."
         return Batches(self, size, device)
 
 # %% ../nbs/00_data.ipynb #c1cf974f
+@checked
 def check_images(images: Tensor, labels: Tensor) -> None:
     "Raise `TypeError` or `ValueError` unless these are N byte images and N integer labels."
-    if images.dtype != torch.uint8:
-        raise TypeError(f"images must be uint8 from 0 to 255, not {images.dtype}: convert them, and leave normalising to `batches`.")
-    if images.dim() != 4: raise ValueError(f"images must have the shape (N, C, H, W), not {tuple(images.shape)}.")
+    _check_pixels(images)
+    if images.dim() != 4:
+        raise ValueError(f"images must have the shape (N, C, H, W), not {tuple(images.shape)}.")
     if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
         raise ValueError(f"labels must be int64 of the shape ({len(images)},), not {labels.dtype} {tuple(labels.shape)}.")
+    if len(labels) and labels.min() < 0:
+        raise ValueError(f"labels must be classes, numbers from 0 on, not {labels.min()}.")
+
+def _check_pixels(images: Tensor) -> None:
+    "Raise `TypeError` unless these are bytes."
+    if images.dtype != torch.uint8:
+        raise TypeError(f"images must be uint8 from 0 to 255, not {images.dtype}: convert them, and leave normalising to `batches`.")
+
+# %% ../nbs/00_data.ipynb #f9524d7b
+def _selection(index: Tensor | Sequence[int], n: int) -> Tensor:
+    "Positions, or a Boolean selection, of n samples; `TypeError` or `ValueError` for what is neither."
+    try:
+        kept = torch.as_tensor(index)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"samples are chosen by their positions, not by a {type(index).__name__} of anything else.") from error
+    if kept.dtype == torch.bool and kept.shape == (n,) or not kept.numel():
+        return kept if kept.dtype == torch.bool else kept.reshape(-1).long()
+    if kept.dtype not in _WHOLE or kept.dim() != 1:
+        raise TypeError(f"samples are chosen by a list of positions, or by {n} truth values, not by {kept.dtype} of the shape "
+                        f"{tuple(kept.shape)}: use a slice or a list.")
+    if not -n <= kept.min() <= kept.max() < n:
+        raise ValueError(f"there are no samples {kept.min()} to {kept.max()}: the positions are 0 to {n - 1}.")
+    return kept.long()
+
+_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 # %% ../nbs/00_data.ipynb #680b1252
+@checked
 def pad_or_resize(images: Tensor,  # uint8 (N, C, H, W)
-                  size: int,       # side of the result in pixels
+                  size: Count,       # side of the result in pixels
                   ) -> Tensor:     # uint8 (N, C, size, size)
     "Pad smaller images with zeros all round, resize larger ones (bilinear, antialiased)."
+    _check_pixels(images)
+    if images.dim() != 4:
+        raise ValueError(f"images must have the shape (N, C, H, W), not {tuple(images.shape)}.")
     height, width = images.shape[-2:]
     if max(height, width) > size:
         return torch.cat([vision.resize(part, [size, size], antialias=True) for part in images.split(10_000)])
     left, top = (size - width) // 2, (size - height) // 2
     return vision.pad(images, [left, top, size - width - left, size - height - top])
 
+# %% ../nbs/00_data.ipynb #9cbbb11e
+def usable_device(device: str | torch.device,  # such as "cpu", "cuda" or "cuda:1"
+                  ) -> torch.device:
+    "A device that is there; `ValueError` otherwise."
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"`device` is {device!r}: torch knows no such device; use \"cpu\" or \"cuda\".") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"`device` is {str(found)!r}, but torch finds no GPU: use \"cpu\".")
+    return found
+
 # %% ../nbs/00_data.ipynb #a8eb42a6
 class Batches:
     "Normalised `(inputs, labels)`: float32 (n, C, size, size) and int64 (n,). Iterating reads them in order."
 
-    def __init__(self, samples: Samples, size: int, device: str | torch.device):
-        if size < 1: raise ValueError(f"a batch of {size} images is none: use 1 or more.")
+    @checked
+    def __init__(self, samples: Samples, size: Count, device: str | torch.device):
+        device = usable_device(device)
         self.size, self.labels = size, samples.labels.to(device)
         self.pixels = pad_or_resize(samples.images.to(device), samples.size).permute(0, 2, 3, 1).contiguous()
         std = torch.tensor(samples.std, device=device)
@@ -109,6 +160,7 @@ class Batches:
         for start in range(0, len(self.labels), self.size):
             yield self._normalised(self.pixels[start:start + self.size]), self.labels[start:start + self.size]
 
+    @checked
     def shuffled(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         "All samples once, in an order drawn from `generator` (on the CPU, so that it is the same on every device)."
         order = torch.randperm(len(self.labels), generator=generator).to(self.labels.device)
@@ -119,6 +171,7 @@ class Batches:
         return (pixels * self.scale + self.shift).permute(0, 3, 1, 2)
 
 # %% ../nbs/00_data.ipynb #a8cd2280
+@checked
 def check_repeatable(batches: Any,  # what a caller passed as batches
                      name: str,     # the name of that argument, for the message
                      ) -> None:
@@ -130,6 +183,7 @@ def check_repeatable(batches: Any,  # what a caller passed as batches
     if next(iter(batches), None) is None: raise ValueError(f"`{name}` is empty: it yields no batch.")
 
 # %% ../nbs/00_data.ipynb #5e738ad9
+@checked
 @dataclass(frozen=True, eq=False)
 class ImageData:
     "A named training and test set."
@@ -141,13 +195,21 @@ class ImageData:
     digest: str               # SHA-256 of all images and labels
     remarks: dict[str, str] = field(default_factory=dict)  # what else the file says of them, such as which images are inexact
 
-    def resized(self, size: int) -> "ImageData":
+    def __post_init__(self):
+        check_fields(self, " of the data set")
+        for part in (self.train, self.test):
+            if len(part) and part.labels.max() >= len(self.classes):
+                raise ValueError(f"{self.name} has the label {part.labels.max()}, but {len(self.classes)} classes: name all of them.")
+
+    @checked
+    def resized(self, size: Count) -> "ImageData":
         "The same images, fed to networks at `size` × `size` pixels."
         return replace(self, train=replace(self.train, size=size), test=replace(self.test, size=size))
 
+    @checked
     def subset(self,
                n: int,    # training images to keep
-               seed: int  # of the draw
+               seed: Seed  # of the draw
                ) -> "ImageData":
         "The same test set with `n` training images drawn without replacement, in their old order."
         if not 0 < n <= len(self.train): raise ValueError(f"a subset of {n} images can't be drawn from {len(self.train)}.")
@@ -155,9 +217,10 @@ class ImageData:
         train = self.train[index]
         return replace(self, train=train, digest=digest(train.images, train.labels, self.test.images, self.test.labels))
 
+    @checked
     def held_out(self,
                  n: int,    # training images that become the test set
-                 seed: int  # of the draw
+                 seed: Seed  # of the draw
                  ) -> "ImageData":
         "`n` training images drawn without replacement are the test set, the others the training set: for choices that must not look at the test images."
         if not 0 < n < len(self.train): raise ValueError(f"{n} images can't be held out of {len(self.train)}.")
@@ -288,6 +351,7 @@ def _read(path: Path) -> tuple[Arrays, dict[str, str]]:
     return tensors, {**meta, "digest": found}
 
 # %% ../nbs/00_data.ipynb #354af3c7
+@checked
 def data_root(root: str | Path | None = None) -> Path:
     "The folder of data sets: the argument, else `$FISHER_UNLEARN_DATA`, else `data`."
     return Path(root or os.environ.get("FISHER_UNLEARN_DATA") or "data")

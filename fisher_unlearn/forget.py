@@ -7,19 +7,21 @@ __all__ = ['CORNERS', 'WRONG', 'ForgetRequest', 'forget_classes', 'forget_class'
            'mislabel']
 
 # %% ../nbs/01_forget.ipynb #e5cac534
-import operator
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
 from fractions import Fraction
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from .arguments import check_fields, checked
 from .data import ImageData, Samples, choose, digest
 
 # %% ../nbs/01_forget.ipynb #e4debd7b
+@checked
 @dataclass(frozen=True, eq=False)
 class ForgetRequest:
     "What a model learned, what of it should go, what should stay, and the test images that tell."
@@ -36,6 +38,10 @@ class ForgetRequest:
     test_more: dict[str, Samples] = field(default_factory=dict)  # further sets to measure, by name
     details: dict[str, Any] = field(default_factory=dict)        # facts for the record: arguments and counts, as JSON can hold them
 
+    def __post_init__(self):
+        check_fields(self, " of the request")
+
+    @checked
     def limit_remain(self,
                      k: int,    # images that stay in the remain set; 0: none
                      seed: int  # of the draw, 0 or more
@@ -69,14 +75,18 @@ def _at(index: Tensor, n: int) -> Tensor:
     return torch.zeros(n, dtype=torch.bool).index_fill_(0, index, True)
 
 # %% ../nbs/01_forget.ipynb #81a50380
+@checked
 def forget_classes(images: ImageData,
                    classes: Sequence[int | str],  # indices or names of classes
                    ) -> ForgetRequest:
-    "Forget every image of some classes; the test images of those classes tell whether they are gone."
+    """Forget every image of some classes; the test images of those classes tell whether they are gone.
+
+    A whole number is an index; a text is a name or an index. `ValueError` if it may mean several classes."""
     wanted = tuple(sorted({_class_index(images, c) for c in classes}))
     leaves, test = (torch.isin(part.labels, torch.tensor(wanted, dtype=torch.int64)) for part in (images.train, images.test))
     return _request(images, "class", wanted, leaves, (images.test[test], images.test[~test]))
 
+@checked
 def forget_class(images: ImageData,
                  which: int | str,  # index or name of the class
                  ) -> ForgetRequest:
@@ -85,25 +95,52 @@ def forget_class(images: ImageData,
 
 # %% ../nbs/01_forget.ipynb #fc78f903
 def _class_index(images: ImageData, which: int | str) -> int:
-    "The index of a class given by index or name; `ValueError` if there is none."
-    if isinstance(which, str) and not which.lstrip("-").isdigit(): return images.classes.index(choose(which, images.classes, "class"))
-    index = int(which) if isinstance(which, str) else operator.index(which)
-    if 0 <= index < len(images.classes): return index
-    raise ValueError(f"class {which} does not exist: {images.name} has the classes 0 to {len(images.classes) - 1}.")
+    "The index of a class given by index or name; `ValueError` if there is none, or if a text may mean several."
+    if not isinstance(which, str):
+        return _existing(images, which)
+    number = int(which) if which.removeprefix("-").isdecimal() else None
+    meant = {index for index, name in enumerate(images.classes) if name == which}
+    meant |= {number} & {*range(len(images.classes))} if number is not None else set()
+    if len(meant) > 1:
+        raise ValueError(_ambiguous(images, which, sorted(meant)))
+    if meant:
+        return meant.pop()
+    return images.classes.index(choose(which, images.classes, "class")) if number is None else _existing(images, number)
+
+def _existing(images: ImageData, index: int) -> int:
+    "An index of a class; `ValueError` if there is no such class."
+    if 0 <= index < len(images.classes):
+        return index
+    raise ValueError(f"class {index} does not exist: {images.name} has the classes 0 to {len(images.classes) - 1}.")
+
+def _ambiguous(images: ImageData, text: str, meant: list[int]) -> str:
+    "What to say of a text that means several classes."
+    each = " and ".join(f"class {index} (named {images.classes[index]!r})" for index in meant)
+    remedy = "give a name or an index that means one only" if text.isdecimal() else "give the index"
+    return f"class {text!r} is ambiguous: in {images.name} it may be {each}: {remedy}, or the index as a number."
 
 # %% ../nbs/01_forget.ipynb #ea3e4a89
+def _positions(indices: Sequence[int] | np.ndarray | Tensor) -> Tensor:
+    "Positions as int64 (n,); `TypeError` for what is no whole number."
+    if isinstance(indices, np.ndarray) and indices.size and indices.dtype.kind not in "iu":
+        raise TypeError(f"samples are named by whole numbers, their positions, not by {indices.dtype}.")
+    index = torch.as_tensor(indices).reshape(-1)
+    if len(index) and (index.is_floating_point() or index.is_complex() or index.dtype == torch.bool):
+        raise TypeError(f"samples are named by whole numbers, their positions, not by {index.dtype}.")
+    return index.long().cpu()
+
+# %% ../nbs/01_forget.ipynb #9dca7c95
+@checked
 def forget_samples(images: ImageData,
-                   indices: Sequence[int] | Tensor,  # positions in the training set
+                   indices: Sequence[int] | np.ndarray | Tensor,  # positions in the training set
                    ) -> ForgetRequest:
     "Forget given training images; they are also `test_forget`, and the whole test set is `test_remain`. `ValueError` for positions that don't exist."
-    index, n = torch.as_tensor(indices).reshape(-1), len(images.train)
-    if len(index) and (index.is_floating_point() or index.dtype == torch.bool):
-        raise TypeError(f"samples are named by whole numbers, their positions, not by {index.dtype}.")
-    index = index.long()
+    index, n = _positions(indices), len(images.train)
     if len(index) and not 0 <= index.min() <= index.max() < n:
         wrong = index.max() if index.max() >= n else index.min()
         raise ValueError(f"sample {wrong} does not exist: the training set of {images.name} has the samples 0 to {n - 1}.")
-    if len(index.unique()) < len(index): raise ValueError("a sample is named twice: give each position once.")
+    if len(index.unique()) < len(index):
+        raise ValueError("a sample is named twice: give each position once.")
     return _request(images, "samples", (), _at(index, n))
 
 # %% ../nbs/01_forget.ipynb #b97a7804
@@ -121,6 +158,7 @@ def _draw(n: int, k: int, generator: torch.Generator) -> Tensor:
     return torch.randperm(n, generator=generator)[:k].sort().values
 
 # %% ../nbs/01_forget.ipynb #babb6651
+@checked
 def random_subset(images: ImageData,
                   n: int,     # training images to forget
                   seed: int,  # of the draw, 0 or more
@@ -176,6 +214,7 @@ def _patch(images: ImageData, size: int, value: int, corner: str) -> _Patch:
                   _whole("value", value, 0, 255, "a raw pixel"), choose(corner, CORNERS, "corner"))
 
 # %% ../nbs/01_forget.ipynb #f4f74c8e
+@checked
 def poison(images: ImageData,
            n: int = 200,                 # training images to poison
            target: int | str = 0,        # index or name of the class that the patch should call up
@@ -207,6 +246,7 @@ def _share(ratio: float, n: int) -> int:
     raise ValueError(f"`ratio` is {ratio}: that is less than one of {n} images, take a larger one.")
 
 # %% ../nbs/01_forget.ipynb #ef537090
+@checked
 def mislabel(images: ImageData,
              ratio: float,         # share of the training images to mislabel, in (0, 1)
              seed: int = 0,        # of the draw, 0 or more

@@ -4,34 +4,32 @@
 
 # %% auto #0
 __all__ = ['Axis', 'MASKS_TO_TUNE', 'NEEDS', 'Executor', 'EXECUTORS', 'sweep', 'cast', 'cells', 'needed', 'state', 'as_done',
-           'label', 'plan', 'seen', 'complete', 'attempt', 'notebooks', 'find_notebook', 'execute', 'parameters',
-           'in_notebook']
+           'label', 'plan', 'seen', 'complete', 'attempt', 'at_hand', 'reading', 'parameters', 'in_notebook']
 
 # %% ../nbs/51_grid.ipynb #82002289
-import itertools, sys, tempfile
+import itertools, sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pandas as pd
-import papermill
-from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
-import fisher_unlearn
-from .atomic import locked, write_whole
+from .arguments import Count, Seed, check_value, checked
+from .atomic import locked
 from .data import choose
-from .records import PARAMETERS, RunSettings, profiles, read_record, resolve, run_key, runs_root, training_key, unusual_options
-from .run import check_same_images, kept_root, other_images, run, tidy, write_failure
+from .notebook import KernelDied, execute, find_notebook
+from .records import (
+    PARAMETERS, RunSettings, profiles, read_record, resolve, run_key, runs_root, strangers, training_key, unusual_options)
+from .run import READOUTS, check_same_images, kept_root, other_images, readout, run, tidy, write_failure
 from .unlearn import MASKING, PRESETS
 
 # %% ../nbs/51_grid.ipynb #8a169027
 Axis = Sequence[Mapping[str, Any]]
 
+@checked
 def sweep(profile: str,
           *axes: Axis,      # each a list of parameters by name
           **fixed: Any,     # parameters of all runs; None: the profile's value
@@ -49,10 +47,12 @@ def _once(settings: Iterable[RunSettings]) -> list[RunSettings]:
     for s in settings: found.setdefault(run_key(s), s)
     return list(found.values())
 
+@checked
 def cast(*methods: str) -> list[dict[str, str]]:
     "An axis: methods in all presets."
     return [{"method": method, "preset": preset} for method in methods for preset in PRESETS]
 
+@checked
 def cells(profile: str) -> list[dict[str, str]]:
     "An axis: the pairs of data set and network of a profile."
     return [{"dataset": dataset, "network": network} for dataset, network in profiles()[choose(profile, profiles(), "profile")]["cells"]]
@@ -115,9 +115,10 @@ NEEDS["what_the_mask_removes"] = lambda p: [_first(p), [*_masked_only(p), *cast(
 NEEDS["table2"] = NEEDS["costs"] = NEEDS["table1"]
 _SMALL = ("table3", "table4", "figure1", "figure2", "figure3", "figure4", "recommended")  # many or long runs, which a profile may shorten further
 
+@checked
 def needed(experiment: str,                     # "table1" to "table5", "figure1" to "figure4", "costs", "what_the_mask_removes", "recommended"
            profile: str = "quick",
-           seeds: Iterable[int] | None = None,  # None: the profile's
+           seeds: Iterable[Seed] | None = None, # one or more; None: the profile's
            **given: Any,                        # parameters in place of the profile's; what makes the experiment stays
            ) -> list[RunSettings]:
     "The runs that a table or figure is made from; `ValueError` for unknown names."
@@ -125,9 +126,18 @@ def needed(experiment: str,                     # "table1" to "table5", "figure1
     over = {name: value for name, value in given.items() if value is not None}
     sizes = profiles()[profile]["tasks"]["small"] if experiment in _SMALL else {}
     sized = [{**sizes.get(part["dataset"], {}), **part} for part in _product(chosen, [over])]
-    return sweep(profile, sized, *axes, _axis("seed", *(profiles()[profile]["seeds"] if seeds is None else seeds)))
+    return sweep(profile, sized, *axes, _axis("seed", *_seeds(profile, seeds)))
+
+def _seeds(profile: str, seeds: Iterable[int] | None) -> tuple[int, ...]:
+    "The seeds that are given, or the profile's; `ValueError` or `TypeError` if they are none."
+    if seeds is None:
+        return tuple(profiles()[profile]["seeds"])
+    if not (given := tuple(seeds)):
+        raise ValueError("`seeds` is empty: name one seed or more, or leave it out.")
+    return check_value("seeds", given, tuple[Seed, ...])
 
 # %% ../nbs/51_grid.ipynb #449e69af
+@checked
 def state(folder: Path, root: str | Path | None = None) -> tuple[str, str]:
     "Of the folder of a run or of a training of w*: \"done\", \"running\", \"kept\" (beside the data in `root`, and made from the images there), \"failed\" (and why) or \"missing\"."
     try:
@@ -157,6 +167,7 @@ def _held(folder: Path) -> bool:
     except BlockingIOError: return True
 
 # %% ../nbs/51_grid.ipynb #82f9fce8
+@checked
 def as_done(settings: Iterable[RunSettings],
             runs: str | Path | None = None,  # folder of runs
             root: str | Path | None = None,  # folder of data sets
@@ -168,6 +179,7 @@ def as_done(settings: Iterable[RunSettings],
     return [found(s) for s in settings]
 
 # %% ../nbs/51_grid.ipynb #ea8e3231
+@checked
 def label(settings: RunSettings) -> str:
     "What is special about a run, in a few words."
     judge = "" if settings.held_out is None else f"judged by {settings.held_out} training images"
@@ -179,6 +191,7 @@ def label(settings: RunSettings) -> str:
     parts = [settings.method, settings.preset if settings.method in PRESETS["paper"] else "", *(f"{n} {v}" for n, v in unusual_options(settings).items()), share, asked, limit, rate, tuned, judge]
     return f"{settings.dataset} {settings.network} {settings.seed}: " + ", ".join(filter(None, parts))
 
+@checked
 def plan(settings: Iterable[RunSettings],
          runs: str | Path | None = None,  # folder of runs
          root: str | Path | None = None,  # folder of data sets
@@ -214,6 +227,7 @@ def _alike(known: pd.DataFrame, settings: RunSettings) -> pd.DataFrame:
     "The records of the same data set, network and device."
     return known.loc[[place == _like(settings.model_dump()) for place in known.place]]
 
+@checked
 def seen(runs: str | Path | None, settings: RunSettings) -> pd.DataFrame:
     "What runs on the same data set, network and device took: method, epochs, seconds, seconds of an epoch, peak of a GPU's memory in MB."
     return _alike(_read(runs_root(runs).glob("*/record.json")), settings).drop(columns=["place", "limit"]).astype({"memory": float})
@@ -229,16 +243,18 @@ def _estimate(known: pd.DataFrame, settings: RunSettings, method: str) -> float:
 # %% ../nbs/51_grid.ipynb #36aa2087
 Executor = Callable[[RunSettings, str | Path | None, str | Path | None, bool], Any]
 
+@checked
 def complete(settings: Iterable[RunSettings],
              runs: str | Path | None = None,  # folder of runs
              root: str | Path | None = None,  # folder of data sets
-             on: str = "inline",              # a name in `EXECUTORS`
+             on: str | None = "inline",       # a name in `EXECUTORS`; None: inline
              ) -> list[dict[str, Any] | None]:  # the records, in the order of the settings; None where a run failed or was left undone
     "Do the runs that are missing, and read all. Raises `OSError` in one sentence if the disk takes no more; what is done stays."
+    on = "inline" if on is None else on
     chosen, folder = list(settings), runs_root(runs)
     todo = [s for s in _once(chosen) if not (folder / run_key(s) / "record.json").exists()]
     EXECUTORS[choose(on, EXECUTORS, "executor")](todo, runs, root)
-    records = [_whole(folder / run_key(s), root) for s in chosen]
+    records = [_whole(folder / run_key(s), root, clean=on != "none") for s in chosen]
     if on == "none":
         records = [record or _kept(s, root) for s, record in zip(chosen, records)]
     check_same_images(record for record in records if record)
@@ -248,8 +264,8 @@ def _kept(settings: RunSettings, root: str | Path | None) -> dict[str, Any] | No
     "The record of a run that is kept beside the data, if there is one."
     return _kept_record(run_key(settings), root)
 
-def _whole(folder: Path, root: str | Path | None) -> dict[str, Any] | None:
-    "A record; None, and a line that says why, if it is damaged or of other images than those at hand; None if there is none."
+def _whole(folder: Path, root: str | Path | None, clean: bool) -> dict[str, Any] | None:
+    "A record; None, and a line that says why, if it is damaged or of other images than those at hand; None if there is none. Whoever only looks cleans nothing."
     try:
         record = read_record(folder / "record.json")
         reason = record and other_images(record, folder, root)
@@ -258,9 +274,7 @@ def _whole(folder: Path, root: str | Path | None) -> dict[str, Any] | None:
     if reason:
         print(f"failed: {reason}", flush=True)
         return None
-    if record:
-        with suppress(OSError):  # a finished run can be read where it can't be tidied
-            tidy(folder)
+    if record and clean: tidy(folder)
     return record
 
 def _in_turn(one: Executor, todo: list[RunSettings], runs: str | Path | None, root: str | Path | None) -> None:
@@ -268,6 +282,7 @@ def _in_turn(one: Executor, todo: list[RunSettings], runs: str | Path | None, ro
     for wait in (False, True):
         todo = [s for s in tqdm(todo, unit="run", disable=not sys.stderr.isatty()) if not attempt(s, partial(one, s, runs, root, wait))]
 
+@checked
 def attempt(settings: RunSettings, do: Callable[[], Any]) -> bool:
     "Do a run, or say why it failed; False if another process does it. Raises `OSError` if the disk is full or the folder can't be written: the next run would fare no better."
     try: do()
@@ -280,6 +295,18 @@ def attempt(settings: RunSettings, do: Callable[[], Any]) -> bool:
 def _say(settings: RunSettings, error: Exception) -> None:
     print(f"failed: {label(settings)}: {' '.join(str(error).split())}", flush=True)
 
+# %% ../nbs/51_grid.ipynb #c4e69e94
+@checked
+def at_hand(records: Iterable[dict[str, Any] | None],  # from `complete`
+            ) -> list[dict[str, Any]]:
+    "The records that are there; `ValueError` if there is none, since nothing can be made of that."
+    wanted = list(records)
+    there = [record for record in wanted if record is not None]
+    if not there:
+        raise ValueError(f"none of the {len(wanted)} runs that this is made from is done: do them first (`on` inline, papermill or ray), "
+                         "or name the folder that holds them as `runs`.")
+    return there
+
 # %% ../nbs/51_grid.ipynb #de08e14d
 def _inline(settings: RunSettings, runs: str | Path | None, root: str | Path | None, wait: bool) -> None:
     "A run in this process."
@@ -287,51 +314,34 @@ def _inline(settings: RunSettings, runs: str | Path | None, root: str | Path | N
     run(settings, runs, root, "lines", wait)
 
 # %% ../nbs/51_grid.ipynb #2c73a474
-def notebooks() -> dict[str, Path]:
-    "The experiment notebooks by name, installed or in the checkout."
-    package = Path(fisher_unlearn.__file__).parent
-    folders = (package / "experiments", package.parent / "nbs" / "experiments")
-    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.ipynb")) if not path.stem.startswith(".")}
-
-def find_notebook(name: str) -> Path:
-    "The path of an experiment notebook; `FileNotFoundError` if there is none of that name."
-    if name in (found := notebooks()): return found[name]
-    raise FileNotFoundError(f"the notebook {name!r} is neither in the package nor in a checkout: install the package again.")
-
-_PLACES = ("runs", "root", "figures")  # parameters that say where, not what
-
-def execute(notebook: Path, output: Path, parameters: dict[str, Any], echo: bool = True) -> None:
-    "Execute a notebook with papermill. The output is put in place when it is whole, or as far as it came, as `.partial.ipynb`, if it fails; without paths of this machine."
-    rest = output.with_suffix(".partial.ipynb")
-    with tempfile.TemporaryDirectory() as folder:
-        draft = Path(folder) / output.name
-        try: papermill.execute_notebook(notebook, draft, parameters, progress_bar=False, stdout_file=sys.stdout if echo else None)
-        except Exception:
-            with suppress(Exception): _put(draft, rest, notebook)  # what went wrong is worth more than why this didn't work
-            raise
-        _put(draft, output, notebook)
-        rest.unlink(missing_ok=True)
-
-def _put(draft: Path, output: Path, notebook: Path) -> None:
-    "Put an executed notebook in place, without the parameters that say where."
-    executed = nbformat.read(draft, 4)
-    executed.metadata["papermill"] |= {"input_path": notebook.name, "output_path": output.name}
-    for place in _PLACES: executed.metadata["papermill"]["parameters"].pop(place, None)
-    for cell in executed.cells:
-        if "injected-parameters" in cell.metadata.get("tags", []): cell.source = "\n".join(line for line in cell.source.splitlines() if not line.startswith(tuple(f"{p} = " for p in _PLACES)))
-    write_whole(output, lambda part: nbformat.write(executed, part))
+@checked
+def reading(settings: RunSettings,
+            kind: str,                       # a name in `READOUTS`
+            runs: str | Path | None = None,  # folder of runs
+            root: str | Path | None = None,  # folder of data sets
+            on: str | None = "inline",       # a name in `EXECUTORS`; None: inline
+            cap: Count = 100,                # epochs of re-learning at most
+            ) -> dict[str, Any] | None:      # as `readout` gives it
+    "What a readout of a run says, which is done here if it is not there; None if nobody is to do it."
+    if on != "none":
+        return readout(settings, kind, runs, root, "none", cap)
+    name = choose(kind, READOUTS, "readout") + ("" if kind == "agreement" else f"_{cap}")
+    return read_record(runs_root(runs) / run_key(settings) / f"{name}.json")
 
 # %% ../nbs/51_grid.ipynb #2ac0e80b
+@checked
 def parameters(settings: RunSettings) -> dict[str, Any]:
     "A run as flat parameters with a profile: `resolve(**parameters(settings))` has the same key; `ValueError` if no profile allows it."
     flat = {**settings.model_dump(), **settings.model_dump()["train"], **settings.model_dump()["train"]["schedule"]}
     flat = {n: list(v) if isinstance(v, tuple) else v for n, v in flat.items() if n in PARAMETERS and v is not None} | {"seed": settings.seed}
+    flat = {n: v for n, v in flat.items() if n not in strangers(settings.request)}
     for profile in profiles():
         try: same = resolve(profile, **flat)
         except ValueError: continue
         if run_key(same) == run_key(settings): return {"profile": profile, **flat}
     raise ValueError(f"no profile has settings for {label(settings)}: run it inline.")
 
+@checked
 def in_notebook(settings: RunSettings, runs: str | Path | None, root: str | Path | None, wait: bool) -> None:
     "Do a run in a notebook of its own, kept beside its record. Raises `OSError` and `RuntimeError` for what the notebook raised, `BlockingIOError` as `run` does."
     folder = runs_root(runs) / run_key(settings)
@@ -341,7 +351,7 @@ def in_notebook(settings: RunSettings, runs: str | Path | None, root: str | Path
     print(f"--- {label(settings)}", flush=True)
     try: execute(find_notebook("unlearn"), folder / "unlearn.ipynb", parameters(settings) | places, echo=False)
     except PapermillExecutionError as error: raise (OSError if error.ename == "OSError" else RuntimeError)(error.evalue) from None
-    except DeadKernelError as error:
+    except KernelDied as error:
         write_failure(folder, settings, error)
         raise
 

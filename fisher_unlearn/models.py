@@ -18,7 +18,11 @@ from torchvision.models.resnet import BasicBlock
 from torchvision.models.vgg import make_layers
 from torchvision.ops import Conv2dNormActivation
 
+from .arguments import Count, Seed, checked
+from .batches import first_pair, read_pair
 from .data import Batches, check_repeatable, choose
+from .logits import read_logits, warn_of_probabilities
+from .parameters import unwrapped
 
 # %% ../nbs/02_models.ipynb #d56d83b5
 def _stage(width_in: int, width: int, blocks: int, stride: int) -> nn.Sequential:
@@ -123,14 +127,14 @@ def min_size(name: str) -> int:
     return 32 if choose(name, NETWORKS, "network") == "vgg16" else 8
 
 # %% ../nbs/02_models.ipynb #267c9cb0
+@checked
 def build_model(name: str,                # "resnet20", "resnet50" (the 6n+2 network), "vgg16", "googlenet" or "densenet"
-                num_classes: int = 10,    # columns of the logits
-                in_channels: int = 3,     # 1 for grey images, 3 for colour
-                seed: int | None = None,  # of the initial weights; None draws them from torch's global generator
+                num_classes: Count = 10,  # columns of the logits
+                in_channels: Count = 3,   # 1 for grey images, 3 for colour
+                seed: Seed | None = None, # of the initial weights; None draws them from torch's global generator
                 ) -> nn.Module:           # maps float (n, in_channels, h, w) to logits (n, num_classes)
-    "A freshly initialised network in the layer plan of this chapter; `ValueError` for an unknown name or no classes."
+    "A freshly initialised network in the layer plan of this chapter; `ValueError` for an unknown name, no classes or no channels."
     build, smallest = NETWORKS[choose(name, NETWORKS, "network")], min_size(name)
-    if num_classes < 1 or in_channels < 1: raise ValueError(f"a network needs at least one class and one channel, not {num_classes} and {in_channels}.")
     with nullcontext() if seed is None else torch.random.fork_rng():
         if seed is not None: torch.manual_seed(seed)
         model = build(num_classes=num_classes, in_channels=in_channels)
@@ -148,22 +152,41 @@ def _check_input(name: str, channels: int, smallest: int, module: nn.Module, arg
     if min(x.shape[2:]) < smallest:
         raise ValueError(f"{name} needs images of at least {smallest}×{smallest} pixels, not {x.shape[2]}×{x.shape[3]}: pad them, as `images.resized({smallest})` does.")
 
+# %% ../nbs/02_models.ipynb #a2022fd0
+def _used(model: nn.Module) -> list[str]:
+    "The modules with parameters, and parameters outside of them, that the forward pass uses, in order."
+    try:
+        graph = fx.symbolic_trace(model).graph
+    except Exception as error:  # whatever a forward pass raises when it meets symbols, not tensors
+        raise ValueError(f"the forward pass can't be traced ({_line(error)}): say which layer is the "
+                         'classifier with classifier="name".') from error
+    owners = {n for n, m in model.named_modules() if any(True for _ in m.parameters())}
+    owners |= {n for n, _ in model.named_parameters()}
+    targets = [str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")]
+    return [target for target in targets if target in owners]
+
+def _line(error: Exception) -> str:
+    "What an exception says, in one line."
+    return " ".join(str(error).split())
+
 # %% ../nbs/02_models.ipynb #bbc1b502
+@checked
 def find_classifier(model: nn.Module,
                     name: str | None = None,         # the name of the layer, where it can't be found
-                    num_classes: int | None = None,  # how many rows it must have, if that is known
+                    num_classes: Count | None = None,  # how many rows it must have, if that is known
                     ) -> str:                        # its name in `model.named_modules()`
     "The name of the layer whose rows are the classes; `ValueError` if it can't be told and none is given."
-    rule = "a linear layer or a convolution" + (f" with {num_classes} rows" if num_classes else "")
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d)) and num_classes in (None, len(m.weight))}
-    if name is not None: return choose(name, layers, "classifier")
-    try: nodes = [(node.op, str(node.target)) for node in fx.symbolic_trace(model).graph.nodes]
-    except Exception as error:
-        raise ValueError(f'the forward pass can\'t be traced ({" ".join(str(error).split())}): say which layer is the classifier with classifier="name".') from error
-    owners = {n for n, m in model.named_modules() if any(True for _ in m.parameters())} | {n for n, _ in model.named_parameters()}
-    used = [target for op, target in nodes if op in ("call_module", "get_attr") and target in owners]  # also parameters used outside of modules
-    if used and used[-1] in layers: return used[-1]
-    raise ValueError(f'the last parameters that the forward pass uses are not those of {rule}: say which layer is the classifier with classifier="name".')
+    inner, prefix = unwrapped(model)
+    layers = [n for n, m in inner.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))
+              and num_classes in (None, len(m.weight))]
+    if name is not None:
+        return prefix + choose(name.removeprefix(prefix), layers, "classifier")
+    used = _used(inner)
+    if used and used[-1] in layers:
+        return prefix + used[-1]
+    rows = f" with {num_classes} rows" if num_classes else ""
+    raise ValueError("the last parameters that the forward pass uses are not those of a linear layer or a "
+                     f"convolution{rows}: say which layer is the classifier with classifier=\"name\".")
 
 # %% ../nbs/02_models.ipynb #4c01eee9
 @contextmanager
@@ -181,25 +204,45 @@ def device_of(model: nn.Module) -> torch.device:
     for parameter in model.parameters(): return parameter.device
     raise ValueError("the model has no parameters: there is nothing to train or to forget with.")
 
-def _check_pair(inputs: Tensor, labels: Tensor, name: str) -> None:
-    "Raise `TypeError` or `ValueError` unless these are normalised inputs with their labels."
+def _check_inputs(inputs: Tensor, name: str) -> None:
+    "Raise `TypeError` if inputs are bytes."
     if inputs.dtype == torch.uint8:
-        raise TypeError(f"`{name}` yields bytes ({inputs.dtype}): normalise them to floating point, as `samples.batches()` does.")
-    if labels.is_floating_point() or labels.shape != inputs.shape[:1]:
-        raise ValueError(f"`{name}` must yield {len(inputs)} integer labels with {len(inputs)} inputs, not {labels.dtype} {tuple(labels.shape)}.")
+        raise TypeError(f"`{name}` yields bytes ({inputs.dtype}): normalise them to floating point, as "
+                        "`samples.batches()` does.")
 
-@torch.inference_mode()
-def check_batch(model: nn.Module, inputs: Tensor, labels: Tensor, name: str = "batches") -> int:
-    "The number of classes of `model`, if it and one batch fit each other; `TypeError` or `ValueError` in one sentence otherwise."
-    _check_pair(inputs, labels, name)
+# %% ../nbs/02_models.ipynb #303616a4
+@torch.no_grad()
+def _answer(model: nn.Module, inputs: Tensor, name: str) -> Tensor:
+    "The logits of some inputs, in evaluation mode; `ValueError` if the model can't take them."
+    device = device_of(model)
     try:
-        few = inputs[:2]  # as good as all of them, and cheaper
-        with eval_mode(model): logits = model(few.to(device_of(model)))
-    except (RuntimeError, IndexError) as error:
-        raise ValueError(f"the model can't take the inputs of `{name}`, {tuple(inputs.shape)}: {' '.join(str(error).split())}.") from error
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(few):
-        raise ValueError(f"the model must return logits of the shape ({len(few)}, classes) for {len(few)} inputs, not {getattr(logits, 'shape', type(logits).__name__)}.")
+        with eval_mode(model):
+            output = model(inputs.to(device))
+    except Exception as error:  # a foreign forward pass may raise anything
+        raise ValueError(f"the model can't take the inputs of `{name}`, {tuple(inputs.shape)}: "
+                         f"{_line(error).removesuffix('.')}.") from error
+    logits = read_logits(output)
+    if logits.dim() != 2 or len(logits) != len(inputs) or not logits.is_floating_point():
+        raise ValueError(f"the model must return logits of the shape ({len(inputs)}, classes) for "
+                         f"{len(inputs)} inputs, not {logits.dtype} {tuple(logits.shape)}.")
+    return logits
+
+# %% ../nbs/02_models.ipynb #aefe10af
+def check_batch(model: nn.Module,
+                inputs: Tensor,          # (n, …)
+                labels: Tensor,          # whole numbers (n,)
+                name: str = "batches",   # of the argument that they came in, for the message
+                ) -> int:                # the number of classes of the model
+    "Check that a model and one batch fit each other; `TypeError` or `ValueError` in one sentence if not."
+    inputs, labels = read_pair((inputs, labels), name)
+    _check_inputs(inputs, name)
+    logits = _answer(model, inputs[:2], name)  # two are as good as all of them, and cheaper
+    if logits.shape[1] < 2:
+        raise ValueError("the model returns one column of logits: cross-entropy needs one for each class, "
+                         "so two for a yes or a no.")
     check_labels(labels, logits.shape[1], name)
+    if bool(((logits >= 0) & (logits <= 1)).all()):
+        warn_of_probabilities(_answer(model, inputs[:64], name), stacklevel=3)
     return logits.shape[1]
 
 # %% ../nbs/02_models.ipynb #8cb0b392
@@ -209,15 +252,16 @@ def check_labels(labels: Tensor, num_classes: int, name: str = "batches") -> Non
         raise ValueError(f"`{name}` has labels from {labels.min()} to {labels.max()}, but the model has {num_classes} classes.")
 
 def check_batches(model: nn.Module,
-                  batches: Any,  # normalised (inputs, labels), readable again and again
+                  batches: Any,  # anyone's batches, readable again and again
                   name: str,     # the name of the argument that they came in, for the message
                   known: dict[Any, int] | None = None,  # what the model is known to take, from checks before; this one is added
                   ) -> int:      # the number of classes of the model
     "Check that batches are repeatable and fit the model; `TypeError` or `ValueError` in one sentence otherwise."
     check_repeatable(batches, name)
-    inputs, labels = next(iter(batches))
+    inputs, labels = first_pair(batches, name)
     kind, known = (inputs.shape[1:], inputs.dtype), {} if known is None else known
-    if kind not in known: known[kind] = check_batch(model, inputs, labels, name)
-    _check_pair(inputs, labels, name)
+    if kind not in known:
+        known[kind] = check_batch(model, inputs, labels, name)
+    _check_inputs(inputs, name)
     check_labels(batches.labels if isinstance(batches, Batches) else labels, known[kind], name)
     return known[kind]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .data import Batches, choose
-from .metrics import Loader, mean_loss
+from .metrics import Loader, count_broken, mean_loss, refuse_broken
 from .models import check_batches, check_labels, device_of, eval_mode, find_classifier
 from .train import Progress, TrainSettings, shows_bar, train_epoch
 
@@ -42,19 +42,25 @@ class Agreement:
     same_top1: float   # images on which both models rank the same class first: percent
     images: int        # how many there were
 
-@torch.inference_mode()
+@torch.no_grad()
 def agreement(model: nn.Module,
               other: nn.Module,  # such as the retrained model
               batches: Loader,   # normalised (inputs, labels); the labels are not used
               ) -> Agreement:
-    "How alike two models answer, in evaluation mode; `ValueError` or `TypeError` for batches that don't fit both, or other classes."
+    """How alike two models answer, in evaluation mode.
+
+    `ValueError` or `TypeError` for batches that don't fit both, or other classes; `FloatingPointError` for outputs that are not numbers."""
     _check_pair(model, other, batches, "batches")
     total, images = torch.zeros(2, dtype=torch.float64), 0
+    broken = torch.zeros(2, dtype=torch.int64)
     with eval_mode(model), eval_mode(other):
         for inputs, _ in batches:
             one, two = (m(inputs.to(device_of(m))).cpu() for m in (model, other))
             total += torch.stack([jensen_shannon(one, two).sum(), (one.argmax(1) == two.argmax(1)).sum()])
             images += len(inputs)
+            broken += torch.stack([count_broken(one), count_broken(two)])
+    for number, whose in zip(broken, ("the first model", "the second model")):
+        refuse_broken(number, images, whose)
     return Agreement(total[0].item() / images, 100 * total[1].item() / images, images)
 
 def _check_pair(model: nn.Module, other: nn.Module, batches: Loader, name: str) -> int:
@@ -127,7 +133,10 @@ def _same(a: Tensor, b: Tensor) -> bool:
 # %% ../nbs/31_readouts.ipynb #43e84269
 def _loss(model: nn.Module, forget: Loader, when: str) -> float:
     "The mean loss on the forget set; `FloatingPointError` if it is infinite or not a number."
-    loss = mean_loss(model, forget)
+    try:
+        loss = mean_loss(model, forget)
+    except FloatingPointError:  # the logits are not numbers, and so the loss
+        loss = math.nan
     if math.isfinite(loss): return loss
     raise FloatingPointError(f"the loss on the forget set is {loss} {when}: look for bad values in inputs or weights, or lower the learning rate.")
 

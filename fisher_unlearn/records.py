@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ASKED', 'RECIPE', 'PARAMETERS', 'Percent', 'Hex', 'Key', 'Plain', 'RequestSettings', 'OptionSettings', 'RunSettings',
-           'training_settings', 'training_key', 'unusual_options', 'run_key', 'profiles', 'resolve', 'provenance',
-           'machine_of', 'ReadoutRecord', 'TrainingRecord', 'FailureRecord', 'RunRecord', 'record_digest',
+           'strangers', 'training_settings', 'training_key', 'unusual_options', 'run_key', 'profiles', 'resolve',
+           'provenance', 'machine_of', 'ReadoutRecord', 'TrainingRecord', 'FailureRecord', 'RunRecord', 'record_digest',
            'check_record', 'checked_key', 'folder_name', 'runs_root', 'write_record', 'read_record', 'parsed']
 
 # %% ../nbs/50_records.ipynb #bbcd4a41
@@ -136,13 +136,17 @@ class RunSettings(RequestSettings, OptionSettings):
         return self
 
 # %% ../nbs/50_records.ipynb #ef4881f1
+def strangers(request: str) -> set[str]:
+    "The parameters that only other kinds of requests have."
+    return {name for names in ASKED.values() for name in names} - set(ASKED[request])
+
 def _stray(settings: RunSettings) -> str | None:
     "Why a setting has no meaning for the kind of the request or without fine-tuning, or is missing."
     tuning = [n for n in ("fine_tune_length", "fine_tune_lr") if getattr(settings, n) is not None]
     if tuning and (settings.method == "retrain" or not settings.fine_tune_epochs): return f"`{tuning[0]}` has no meaning without fine-tuning: leave it out."
     if settings.fine_tune_lr is not None and not settings.fine_tune_lr > 0: return f"`fine_tune_lr` is {settings.fine_tune_lr}: it must be positive."
     if settings.request == "samples" and not settings.samples: return '`samples` must be given if, and only if, `request` is "samples".'
-    known = {name for names in ASKED.values() for name in names} - set(ASKED[settings.request])
+    known = strangers(settings.request)
     odd = [n for n in RunSettings.model_fields if n in known and getattr(settings, n) != RunSettings.model_fields[n].default]
     return f"`{odd[0]}` has no meaning for the request {settings.request!r}: leave it out, or choose another `request`." if odd else None
 
@@ -225,6 +229,7 @@ def resolve(profile: str = "quick",  # "quick", "cpu" or "paper"
     values = dict(table[choose(profile, table, "profile")])
     given = {name: value for name, value in parameters.items() if value is not None}
     for name in given: choose(name, PARAMETERS, "parameter")
+    _no_stranger(given)
     sets = values.pop("datasets")
     for name in ("seeds", "cells", "tasks"): values.pop(name)
     name = choose(given.get("dataset", values["dataset"]), DATASETS, "data set")
@@ -233,6 +238,13 @@ def resolve(profile: str = "quick",  # "quick", "cpu" or "paper"
     return _settings(values | _scaled(values, given) | given | {"device": _device(given.get("device", "auto"))})
 
 # %% ../nbs/50_records.ipynb #a03ccf3a
+def _no_stranger(given: Mapping[str, Any]) -> None:
+    "`ValueError` if a parameter is given that only other kinds of requests have, even at its default."
+    request = given.get("request", "class")
+    odd = sorted(strangers(request) & {*given}) if request in ASKED else []
+    if odd:
+        raise ValueError(f"`{odd[0]}` has no meaning for the request {request!r}: leave it out, or choose another `request`.")
+
 def _scaled(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     "Drops and warm-up in proportion, if only the number of epochs was given; drops that fall on neither side are left out."
     epochs = given.get("epochs", values["epochs"])

@@ -43,11 +43,11 @@ def images_of(settings: RunSettings, root: str | Path | None = None) -> ImageDat
     return images.resized(smallest)
 
 def request_of(settings: RunSettings, images: ImageData) -> ForgetRequest:
-    "What a run is to forget, and what of the rest it may use."
+    "What a run is to forget, and what of the rest it may use. In settings, text and numbers are the same: both may be names."
     patch = (settings.patch_size, settings.patch_value, settings.patch_corner, settings.patch_replace)
-    request = {"class": lambda: forget_classes(images, settings.classes), "samples": lambda: forget_samples(images, settings.samples),
+    request = {"class": lambda: forget_classes(images, list(map(str, settings.classes))), "samples": lambda: forget_samples(images, settings.samples),
                "random": lambda: random_subset(images, settings.count, settings.seed),
-               "poison": lambda: poison(images, settings.count, settings.target, settings.seed, *patch),
+               "poison": lambda: poison(images, settings.count, str(settings.target), settings.seed, *patch),
                "mislabel": lambda: mislabel(images, settings.mislabel_ratio, settings.seed, settings.mislabel_how)}[settings.request]()
     return request if settings.remain_limit is None else request.limit_remain(settings.remain_limit, settings.seed)
 

@@ -7,29 +7,38 @@ __all__ = ['Schedule', 'replay']
 
 # %% ../nbs/03_schedule.ipynb #fc38e260
 from dataclasses import dataclass, replace
+from typing import Annotated
+
+from annotated_types import Interval
+
+from .arguments import Count, Number, Positive, Whole, check_fields, checked
 
 # %% ../nbs/03_schedule.ipynb #1b7b054d
 def _check(schedule: "Schedule") -> None:
-    "Raise `ValueError` unless every value of a schedule makes sense."
-    for name, good, rule in [("lr", schedule.lr > 0, "positive"), ("epochs", schedule.epochs >= 1, "1 or more"),
-                             ("factor", 0 < schedule.factor <= 1, "in (0, 1]"), ("replay", schedule.replay is None or schedule.replay >= 1, "1 or more"),
-                             ("warmup", 0 <= schedule.warmup < schedule.epochs, f"from 0 to {schedule.epochs - 1}"),
-                             ("drops", all(0 < d < schedule.epochs for d in schedule.drops), f"epochs from 1 to {schedule.epochs - 1}")]:
-        if not good: raise ValueError(f"`{name}` of the schedule is {getattr(schedule, name)}: it must be {rule}.")
+    "Raise `ValueError` unless the values of a schedule go together; each by itself is checked before."
+    last = schedule.epochs - 1
+    if schedule.warmup > last:
+        raise ValueError(f"`warmup` of the schedule is {schedule.warmup}: it must be from 0 to {last}, less than the epochs.")
+    if not all(drop <= last for drop in schedule.drops):
+        raise ValueError(f"`drops` of the schedule is {schedule.drops}: it must be epochs from 1 to {last}.")
+    if list(schedule.drops) != sorted(schedule.drops):
+        raise ValueError(f"`drops` of the schedule is {schedule.drops}: it must be in ascending order.")
 
 # %% ../nbs/03_schedule.ipynb #3825285a
+@checked
 @dataclass(frozen=True)
 class Schedule:
     "A learning rate with steps down and a linear warm-up, as trained, or replayed in fewer epochs."
     __pydantic_config__ = {"extra": "forbid"}  # where pydantic reads one, an unknown name is an error
-    lr: float = 0.1                    # initial rate
-    epochs: int = 160                  # length of training, to which `drops` and `warmup` refer
-    drops: tuple[int, ...] = (80, 120) # epochs after which the rate is multiplied by `factor`
-    factor: float = 0.1                # in (0, 1]
-    warmup: int = 0                    # epochs of linear warm-up
-    replay: int | None = None          # replay in that many epochs; None: as trained
+    lr: Positive = 0.1                   # initial rate
+    epochs: Count = 160                  # length of training, to which `drops` and `warmup` refer
+    drops: tuple[Count, ...] = (80, 120) # epochs, in order, after which the rate is multiplied by `factor`
+    factor: Annotated[Number, Interval(gt=0, le=1)] = 0.1
+    warmup: Whole = 0                    # epochs of linear warm-up
+    replay: Count | None = None          # replay in that many epochs; None: as trained
 
     def __post_init__(self):
+        check_fields(self, " of the schedule")
         _check(self)
 
     @property
@@ -52,6 +61,7 @@ class Schedule:
         return min(1.0, (done + 1) / total) if total else 1.0
 
 # %% ../nbs/03_schedule.ipynb #47f5b999
-def replay(schedule: Schedule, epochs: int = 5) -> Schedule:
+@checked
+def replay(schedule: Schedule, epochs: Count = 5) -> Schedule:
     "The same schedule, replayed in `epochs` epochs (S in the paper), counted in steps."
     return replace(schedule, replay=epochs)

@@ -1,6 +1,7 @@
 """Images, batches and data files: against torchvision's own transforms, and against damage."""
 import gzip
 import json
+import math
 import pickle
 import struct
 
@@ -202,4 +203,39 @@ def test_one_shot_and_empty_batches_are_refused():
     with pytest.raises(TypeError, match="only once"): check_repeatable(iter([]), "remain")
     with pytest.raises(TypeError, match="again and again"): check_repeatable(3, "remain")
     with pytest.raises(ValueError, match="empty"): check_repeatable([], "remain")
-    with pytest.raises(ValueError, match="none"): data.Samples(*made(3), (0.,) * 3, (1.,) * 3, 10).batches(0)
+    with pytest.raises(ValueError, match="`size` is 0"): data.Samples(*made(3), (0.,) * 3, (1.,) * 3, 10).batches(0)
+
+
+# ---- values that make no sense
+
+def four(**changed):
+    "Four images with something changed."
+    given = {"images": made(4)[0], "labels": torch.arange(4), "mean": (.5,) * 3, "std": (.2,) * 3, "size": 10} | changed
+    return data.Samples(**given)
+
+
+@pytest.mark.parametrize("bad", [{"std": (.2, math.nan, .2)}, {"std": (.2, math.inf, .2)}, {"std": (.2, 0, .2)}, {"std": .2}, {"mean": (math.nan,) * 3}, {"mean": "abc"}, {"mean": (True,) * 3},
+                                 {"labels": torch.tensor([0, -1, 2, 3])}, {"labels": [0, 1, 2, 3]}, {"size": 0}, {"size": 2.5}, {"size": True}, {"size": 2**70}, {"images": None}, {"image": None}])
+def test_samples_that_make_no_sense_are_one_sentence(bad):
+    with pytest.raises((TypeError, ValueError)) as error:
+        four(**bad)
+    assert "\n" not in str(error.value) and str(error.value).endswith(".")
+
+
+@pytest.mark.parametrize("bad", [lambda s: s.batches(True), lambda s: s.batches(0), lambda s: s.batches(math.nan), lambda s: s.batches("8"), lambda s: s.batches(2**70), lambda s: s.batches(8, "gpu"), lambda s: s.batches(8, 3),
+                                 lambda s: s.batches(sise=3), lambda s: s[99:100][5], lambda s: s[torch.tensor([4])], lambda s: s[torch.tensor([-5])], lambda s: s[torch.ones(3, dtype=torch.bool)], lambda s: s["x"], lambda s: s[[1.5]], lambda s: s[None],
+                                 lambda s: data.pad_or_resize(s.images, 0), lambda s: data.pad_or_resize(s.images.float(), 8), lambda s: data.pad_or_resize(s.images[0], 8), lambda s: s.batches(2).shuffled(3),
+                                 lambda s: data.ImageData("x", s, s, ("a", "b"), "here", "0"), lambda s: data.ImageData("x", s, s, "abcd", "here", "0"), lambda s: data.ImageData("x", s, s, ("a", "b", "c", "d"), "here", "0").subset(True, 0),
+                                 lambda s: data.ImageData("x", s, s, ("a", "b", "c", "d"), "here", "0").held_out(1, -1), lambda s: data.ImageData("x", s, s, ("a", "b", "c", "d"), "here", "0").resized(math.inf), lambda s: data.digest("x"),
+                                 lambda s: data.load_images(3), lambda s: data.load_images("digits", download="no"), lambda s: data.load_images("digits", 3), lambda s: data.find_data(3), lambda s: data.writable_folder(None)])
+def test_calls_that_make_no_sense_are_one_sentence(bad):
+    with pytest.raises((TypeError, ValueError)) as error:
+        bad(four())
+    assert "\n" not in str(error.value) and str(error.value).endswith(".")
+
+
+def test_samples_are_chosen_in_many_ways():
+    part = four()
+    for index in (slice(1, 3), [1, 2], (1, 2), np.array([1, 2]), torch.tensor([1, 2]), torch.tensor([1, 2], dtype=torch.int32), torch.tensor([False, True, True, False]), [-3, -2]):
+        assert part[index].labels.tolist() == [1, 2]
+    assert len(part[[]]) == len(part[torch.zeros(0, dtype=torch.long)]) == len(part[4:]) == 0

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from fisher_unlearn.data import ImageData, Samples, digest, load_images
 from fisher_unlearn.forget import CORNERS, forget_class, forget_classes, forget_samples, mislabel, poison, random_subset
+from fisher_unlearn.records import resolve
+from fisher_unlearn.run import request_of
 
 DIGITS = load_images("digits")
 
@@ -51,8 +53,8 @@ def test_classes_that_do_not_exist_are_refused(bad, message):
 
 
 def test_what_is_no_position_and_no_class_is_refused():
-    with pytest.raises(TypeError): forget_class(DIGITS, .5)
-    with pytest.raises(TypeError, match="whole numbers"): forget_samples(DIGITS, [1.5])
+    with pytest.raises((TypeError, ValueError), match="whole number"): forget_class(DIGITS, .5)
+    with pytest.raises((TypeError, ValueError), match="whole number"): forget_samples(DIGITS, [1.5])
     with pytest.raises(TypeError, match="whole numbers"): forget_samples(DIGITS, torch.ones(1297, dtype=torch.bool))
 
 
@@ -322,9 +324,63 @@ def test_wrong_labels_that_make_no_sense_are_refused(bad, message):
 
 @pytest.mark.parametrize("n", [0, -1, 1297, 2.5])
 def test_random_subsets_that_are_none_are_refused(n):
-    with pytest.raises(ValueError, match=f"`n` is {n}: .* whole number from 1 to 1296"): random_subset(DIGITS, n, 0)
+    with pytest.raises(ValueError, match=f"`n` is {n}: .* whole number( from 1 to 1296|[.])"): random_subset(DIGITS, n, 0)
 
 
 @pytest.mark.parametrize("k", [-1, 1170, 1.5])
 def test_remain_sets_that_are_not_there_are_refused(k):
-    with pytest.raises(ValueError, match=f"`k` is {k}: .* whole number from 0 to 1169"): forget_class(DIGITS, 0).limit_remain(k, 0)
+    with pytest.raises(ValueError, match=f"`k` is {k}: .* whole number( from 0 to 1169|[.])"): forget_class(DIGITS, 0).limit_remain(k, 0)
+
+
+# ---------------------------------------------------------------- which class is meant
+
+def named(*classes):
+    "Three classes of those names."
+    return replace(tiny([1, 2, 3] * 4), classes=classes)
+
+
+@pytest.mark.parametrize("classes, text, others", [(("crane", "owl", "crane"), "crane", (0, 2)), (("2", "3", "5"), "2", (0, 2)), (("1", "0", "2"), "1", (0, 1)), (("a", "a", "a"), "a", (0, 1, 2))])
+def test_a_name_that_may_be_two_classes_is_refused(classes, text, others):
+    images = named(*classes)
+    for ask in (lambda: forget_class(images, text), lambda: forget_classes(images, [text]), lambda: poison(images, 1, text, size=1, value=9)):
+        with pytest.raises(ValueError, match=f"class '{text}' is ambiguous: in tiny it may be ") as error:
+            ask()
+        assert all(f"class {index} (named {classes[index]!r})" in str(error.value) for index in others)
+        assert "\n" not in str(error.value)
+
+
+def test_what_means_one_class_only_is_that_class():
+    images = named("2", "3", "5")
+    for which, index in {"3": 1, "5": 2, "0": 0, "1": 1, 0: 0, 2: 2, np.int64(2): 2}.items():
+        assert forget_class(images, which).classes == (index,)
+    assert forget_class(named("a", "b", "a"), "b").classes == (1,)
+    assert [forget_class(DIGITS, str(k)).classes for k in range(10)] == [(k,) for k in range(10)]
+
+
+def test_settings_may_mean_names_where_they_hold_numbers():
+    chosen = resolve("quick", classes=["2"], device="cpu")
+    with pytest.raises(ValueError, match="class '2' is ambiguous"):
+        request_of(chosen, named("2", "3", "5"))
+    assert request_of(resolve("quick", classes=["5"], device="cpu"), named("2", "3", "5")).classes == (2,)
+
+
+@pytest.mark.parametrize("bad", [["a.png"], "a.png", [True], 3, None, [[1, 2]], np.array(["a.png"]), np.array([1.5]), torch.tensor([1j]), [2**70], {"a": 1}])
+def test_what_is_no_list_of_positions_is_one_sentence(bad):
+    with pytest.raises((TypeError, ValueError), match="must be|named by whole numbers") as error:
+        forget_samples(DIGITS, bad)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize("good", [[1, 2], (1, 2), np.array([1, 2]), np.array([[1], [2]]), torch.tensor([1, 2]), torch.tensor([[1], [2]], dtype=torch.uint8), range(1, 3), [np.int64(1), torch.tensor(2)]])
+def test_positions_may_come_in_any_kind_of_list(good):
+    assert forget_samples(DIGITS, good).forget_indices.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("bad", [lambda: forget_classes(DIGITS, "3"), lambda: forget_classes(DIGITS, 3), lambda: forget_class(DIGITS, True), lambda: forget_class(DIGITS, None),
+                                 lambda: forget_classes(DIGITS, ()), lambda: forget_class("digits", 0), lambda: forget_class(DIGITS, wich=0), lambda: random_subset(DIGITS, 5, 2**70),
+                                 lambda: random_subset(DIGITS, 5, math.nan), lambda: random_subset(DIGITS, True, 0), lambda: poison(DIGITS, value=True), lambda: poison(DIGITS, replace=1),
+                                 lambda: mislabel(DIGITS, math.nan), lambda: mislabel(DIGITS, "x"), lambda: mislabel(DIGITS, True), lambda: forget_class(DIGITS, 0).limit_remain(1.0, 0)])
+def test_calls_that_make_no_sense_are_one_sentence(bad):
+    with pytest.raises((TypeError, ValueError)) as error:
+        bad()
+    assert "\n" not in str(error.value) and str(error.value).endswith(".")

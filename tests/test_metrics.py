@@ -138,3 +138,62 @@ def test_the_loss_refuses_stray_labels_and_no_images(original, stray):
     "-100 would be left out quietly by PyTorch."
     with pytest.raises(ValueError, match="but the model has 10 classes"): mean_loss(original, [(torch.zeros(2, 1, 8, 8), torch.tensor([0, stray]))])
     with pytest.raises(ValueError, match="no images"): mean_loss(original, [])
+
+
+# ---- a broken model has no accuracy
+
+def broken_net(value, where=slice(None)):
+    "A network whose answers have the value `value` for the classes `where`."
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    with torch.no_grad():
+        model[1].bias[where] = value
+    return model
+
+
+def some_images(n=6):
+    return [(torch.ones(n // 2, 4), torch.zeros(n // 2, dtype=torch.long)), (torch.ones(n // 2, 4), torch.ones(n // 2, dtype=torch.long))]
+
+
+MEASURES = {"count_correct": count_correct, "accuracy": accuracy, "accuracy_by_class": accuracy_by_class, "mean_loss": mean_loss,
+            "evaluate": lambda model, batches: evaluate(model, {"remain": batches})}
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("value, where", [(np.nan, slice(None)), (np.nan, 1), (np.nan, 2), (np.inf, slice(None)), (np.inf, 1), (-np.inf, slice(None))])
+def test_a_model_whose_answers_are_no_numbers_has_no_measure(measure, value, where):
+    "The largest of such answers is that of class 0: forget accuracy 0, remain accuracy 100."
+    with pytest.raises(FloatingPointError, match="the logits of the model are not finite for 6 of 6 images") as error:
+        MEASURES[measure](broken_net(value, where), some_images())
+    assert "\n" not in str(error.value)
+
+
+def test_one_broken_answer_of_many_is_enough_and_the_set_is_named():
+    model, (first, second) = broken_net(0.0), some_images()
+    first[0][1] = np.nan
+    with pytest.raises(FloatingPointError, match="the set 'forget' can't be measured: .* for 1 of 6 images"):
+        evaluate(model, {"remain": [second], "forget": [second, first]})
+
+
+def test_a_class_that_is_ruled_out_is_an_answer():
+    assert accuracy(broken_net(-np.inf, 2), some_images()) >= 0
+
+
+def test_measuring_leaves_caches_that_can_be_trained():
+    class Caching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.line, self.scale = nn.Linear(4, 3), None
+
+        def forward(self, x):
+            if self.scale is None:
+                self.scale = torch.ones(1, device=x.device)
+            return self.line(x) * self.scale
+    for measure in MEASURES.values():
+        model = Caching()
+        measure(model, some_images())
+        model(torch.ones(2, 4)).sum().backward()
+
+
+def test_batches_without_images_are_none():
+    with pytest.raises(ValueError, match="no images"):
+        accuracy(broken_net(0.0), [(torch.ones(0, 4), torch.zeros(0, dtype=torch.long))])

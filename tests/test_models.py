@@ -1,12 +1,13 @@
 """The layer plans: every parameter count and pool size of the paper's 16 settings."""
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from fisher_unlearn.masking import candidates, quota
-from fisher_unlearn.models import NETWORKS, build_model, check_batch, eval_mode, find_classifier, min_size
+from fisher_unlearn.models import NETWORKS, build_model, check_batch, check_batches, eval_mode, find_classifier, min_size
 
 # network, classes, channels: parameters, convolutions, 2-D kernels, channels, weights of the classifier
 PLANS = {
@@ -81,7 +82,7 @@ def test_initialisation_of_resnet():
 
 def test_names_and_numbers_are_checked():
     with pytest.raises(ValueError, match="did you mean 'googlenet'"): build_model("googLenet")
-    with pytest.raises(ValueError, match="at least one class"): build_model("resnet20", num_classes=0)
+    with pytest.raises(ValueError, match="`num_classes` is 0: it must be a whole number of 1 or more"): build_model("resnet20", num_classes=0)
     with pytest.raises(TypeError, match="normalised"): build_model("resnet20")(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
     with pytest.raises(ValueError, match="built for images of the shape"): build_model("resnet20")(torch.zeros(1, 1, 32, 32))
 
@@ -111,7 +112,7 @@ def test_a_classifier_that_cannot_be_told_must_be_named():
 def test_check_batch_names_what_does_not_fit():
     model, x, y = build_model("resnet20", seed=0), torch.zeros(2, 3, 8, 8), torch.tensor([0, 1])
     assert check_batch(model, x, y) == 10
-    for bad, kind, message in [((x.to(torch.uint8), y), TypeError, "normalise"), ((x, y.float()), ValueError, "integer labels"),
+    for bad, kind, message in [((x.to(torch.uint8), y), TypeError, "normalise"), ((x, y + .5), ValueError, "integer labels"),
                                ((x, y[:1]), ValueError, "2 integer labels"), ((x, y - 1), ValueError, "labels from -1")]:
         with pytest.raises(kind, match=message): check_batch(model, *bad)
     with pytest.raises(ValueError, match="must return logits"): check_batch(nn.Conv2d(3, 4, 1), x, y)
@@ -126,3 +127,62 @@ def test_eval_mode_puts_modes_back_even_after_an_error():
     before = [m.training for m in model.modules()]
     with pytest.raises(RuntimeError), eval_mode(model): raise RuntimeError
     assert [m.training for m in model.modules()] == before
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, lambda m: nn.DataParallel(torch.compile(m))])
+def test_the_classifier_of_a_wrapped_network_is_found(wrap):
+    model = wrap(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)))
+    name = find_classifier(model)
+    assert model.get_submodule(name).out_features == 3
+    assert find_classifier(model, name) == find_classifier(model, "2") == name
+
+
+class Foreign(nn.Module):
+    "Anyone's network: what it returns is up to `out`; it keeps what it made in its first pass."
+    def __init__(self, out):
+        super().__init__()
+        self.layer, self.out, self.scale = nn.Linear(4, 5), out, None
+    def forward(self, x):
+        if self.scale is None: self.scale = torch.full((5,), 2.)
+        return self.out(self.layer(x) * self.scale)
+
+
+@pytest.mark.parametrize("out", [lambda z: (z, z), lambda z: {"logits": z}, lambda z: [z], lambda z: {"out": z, "n": 3}])
+def test_logits_are_read_from_whatever_a_model_returns(out):
+    assert check_batch(Foreign(out), torch.randn(3, 4), np.array([0, 1, 4], "int32")) == 5
+
+
+def test_a_cache_that_the_check_made_can_be_trained():
+    model = Foreign(lambda z: z)
+    check_batch(model, torch.randn(3, 4), torch.tensor([0, 1, 4]))
+    model(torch.randn(3, 4)).sum().backward()
+    assert model.layer.weight.grad is not None
+
+
+@pytest.mark.parametrize(("out", "message"), [
+    (lambda z: z[:, :1], "one column of logits"),
+    (lambda z: (z[:, :2], z), "which of them are the logits isn't clear"),
+    (lambda z: z.argmax(1), "must return logits of the shape"),
+    (lambda z: z.to(torch.complex64), "not torch.complex64"),
+    (lambda z: z.missing, "can't take the inputs of `forget`.*no attribute 'missing'"),
+    (lambda z, mask: z, "missing 1 required positional argument"),
+])
+def test_what_a_model_must_not_return_is_one_sentence(out, message):
+    with pytest.raises(ValueError, match=message) as error:
+        check_batch(Foreign(out), torch.randn(3, 4), torch.tensor([0, 1, 4]), "forget")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_probabilities_in_place_of_logits_are_said(activation):
+    model = Foreign(lambda z: z.sigmoid() if activation == "sigmoid" else z.softmax(1))
+    with pytest.warns(UserWarning, match=f"look like those of a {activation}.*leave the model's last activation out"):
+        check_batch(model, torch.randn(8, 4), torch.zeros(8))
+
+
+def test_batches_of_any_kind_are_checked_and_empty_ones_passed_over():
+    model, x = Foreign(lambda z: z), torch.randn(3, 4)
+    for batches in ([{"x": x, "y": [0, 1, 2]}], [(x[:0], []), (x, [0, 1, 2], "meta")], [(x.numpy(), np.array([[0.], [1.], [2.]]))]):
+        assert check_batches(model, batches, "forget") == 5
+    for batches in ([(x[:0], [])], [(x, [0, 1, float("nan")])], [(x, [0, 1, 5])]):
+        with pytest.raises(ValueError, match="`forget`"): check_batches(model, batches, "forget")

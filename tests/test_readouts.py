@@ -311,3 +311,15 @@ def test_a_random_subset_whose_twins_stay_is_answered_as_before():
         train_model(model, part, TrainSettings(Schedule(epochs=12, drops=(8,)), batch_size=64, select="last"), progress="none")
     found = agreement(*models, request.forget[stays].batches(200))
     assert found.images == stays.sum() and found.same_top1 >= 98 and found.divergence < .02
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("which", [0, 1])
+def test_models_whose_answers_are_no_numbers_do_not_agree(fresh, sets, value, which):
+    "Both would say class 0 for each image: an agreement of 100 %."
+    broken = copy.deepcopy(fresh)
+    with torch.no_grad():
+        broken.classifier.bias[3] = value
+    pair = (broken, fresh) if which == 0 else (fresh, broken)
+    with pytest.raises(FloatingPointError, match=f"the logits of the {('first', 'second')[which]} model are not finite for"):
+        agreement(*pair, sets[1])

@@ -1,6 +1,8 @@
 """The schedule against torch's own scheduler, and the replay's milestones against the protocol's numbers."""
+import math
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -56,3 +58,22 @@ def test_after_its_end_the_rate_stays():
 @pytest.mark.parametrize("bad", [{"lr": 0}, {"epochs": 0}, {"drops": (160,)}, {"drops": (0,)}, {"factor": 0}, {"factor": 2}, {"warmup": 160}, {"warmup": -1}, {"replay": 0}])
 def test_bad_values_are_refused_by_name(bad):
     with pytest.raises(ValueError, match=f"`{next(iter(bad))}` of the schedule is"): Schedule(**bad)
+
+
+NONSENSE = [{"lr": math.inf}, {"lr": math.nan}, {"lr": True}, {"lr": "x"}, {"lr": 1e300}, {"epochs": math.inf}, {"epochs": 2.5}, {"epochs": 2**70}, {"epochs": True}, {"drops": (120, 80)}, {"drops": (80.5,)},
+            {"drops": 80}, {"drops": "80"}, {"drops": (True,)}, {"drops": None}, {"factor": math.nan}, {"factor": -1}, {"warmup": .5}, {"warmup": None}, {"replay": 1.5}, {"replay": math.inf}]
+
+
+@pytest.mark.parametrize("bad", NONSENSE)
+def test_nonsense_is_refused_in_one_sentence(bad):
+    with pytest.raises((TypeError, ValueError), match=f"^`{next(iter(bad))}` of the schedule is .*: it must be .*[.]$"):
+        Schedule(**bad)
+
+
+def test_unknown_names_are_refused_with_the_nearest():
+    with pytest.raises(TypeError, match="`Schedule` takes no `drop`: did you mean `drops`"):
+        Schedule(drop=(80,))
+
+
+def test_scalars_and_arrays_are_the_numbers_that_they_are():
+    assert Schedule(np.float64(.1), torch.tensor(160), np.array([80, 120])) == Schedule() == Schedule(.1, 160, [80, 120])

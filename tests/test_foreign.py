@@ -1,0 +1,345 @@
+"""Other people's networks: scores against autograd in float64, or one sentence; the model as before.
+
+The oracle shares no code with the package: a twin of the network in double precision is fed whole
+batches, and each sample's own loss is differentiated. A batch of one is fed together with another
+sample, since networks that squeeze compute something else from a single one."""
+import copy
+import io
+import random
+import re
+from collections import deque
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch import nn
+
+import foreign
+from fisher_unlearn.fisher import diag_fisher
+from foreign import Recipe, Wanted, batches, build, recipes, surroundings
+
+RAW = re.compile(r"functorch|vmap|Proxy|Traceback|NoneType|object has no attribute|Tensor object|"
+                 r"BatchedTensor|GradTracking|functional_call|0x[0-9a-f]{6}|size mismatch|must match")
+
+
+# ----------------------------------------------------------------------------- the oracle
+def twin(recipe):
+    "The same network in double precision and in evaluation mode."
+    return build(recipe).double().eval()
+
+
+def logits_of(output):
+    "The logits in what a network returns."
+    if isinstance(output, dict):
+        return output["logits"]
+    if isinstance(output, tuple):
+        return output[0]
+    return output.logits if hasattr(output, "logits") else output
+
+
+def slopes(recipe, x, y):
+    "For each batch: probabilities (n, C), and for each class in `y` (n, k) a list of gradients."
+    model = twin(recipe)
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    x = (x.double() if x.is_floating_point() else x).detach()
+    fed = torch.cat([x, x.flip(-1)]) if len(x) == 1 and recipe.neck == "squeeze" else x
+    with torch.enable_grad():
+        logits = logits_of(model(fed.clone()))[:len(x)].double()
+    found = []
+    for row, labels in zip(logits, y):
+        found.append([])
+        for label in labels:
+            loss = torch.logsumexp(row, 0) - row[label]
+            grads = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True,
+                                        allow_unused=True)
+            found[-1].append({n: torch.zeros_like(p) if g is None else g.to_dense()
+                              for (n, p), g in zip(parameters.items(), grads)})
+    return logits.detach().softmax(1), found
+
+
+def _alone(recipe, per):
+    "The batches; single samples where the gradient of one depends on what is beside it."
+    if per == "sample" and recipe.start == "tokens_by_count":
+        return [(x[None], y[None]) for xs, ys in batches(recipe) for x, y in zip(xs, ys)]
+    return batches(recipe)
+
+
+def oracle(recipe, labels="true", per="sample", reduction="sum"):
+    "The formulas, one sample and one label at a time."
+    total, terms = {}, 0
+    for x, y in _alone(recipe, per):
+        wanted = y[:, None] if labels == "true" else torch.arange(recipe.classes).expand(len(y), -1)
+        p, grads = slopes(recipe, x, wanted)
+        weights = torch.ones(len(y), 1).double() if labels == "true" else p
+        for k in range(wanted.shape[1]):
+            for name in grads[0][0]:
+                g = torch.stack([sample[k][name] for sample in grads])
+                w = weights[:, k].view(-1, *[1] * (g.dim() - 1))
+                square = (w * g ** 2).sum(0) if per == "sample" else w.mean(0) * g.mean(0) ** 2
+                total[name] = total.get(name, 0) + square
+        terms += len(y) if per == "sample" else 1
+    return {n: t / terms if reduction == "mean" else t for n, t in total.items()}
+
+
+def agree(found, wanted, double):
+    "In double precision to 9 digits, in single precision to 3; a parameter may have several names."
+    assert set(wanted) <= set(found)
+    tol, floor = (1e-8, 1e-22) if double else (2e-3, 1e-9)
+    most = max((w.abs().max().item() for w in wanted.values() if w.numel()), default=0)
+    for name, w in wanted.items():
+        f = found[name].double()
+        assert f.shape == w.shape, name
+        if w.numel():
+            error = (f - w).abs().max().item()
+            largest = w.abs().max().item()
+            assert error <= tol * largest + floor * most, \
+                f"{name}: off by {error / max(largest, 1e-300):.3g} of its largest score {largest:.3g}"
+
+
+# ------------------------------------------------------------------------ what must stay
+class Identity:
+    "An object of which only the identity counts; it is held, so that no other gets its place."
+    def __init__(self, what):
+        self.what = what
+
+    def __eq__(self, other):
+        return self.what is other.what
+
+    def __repr__(self):
+        return f"<{type(self.what).__name__} at {id(self.what)}>"
+
+
+def tensor_leaves(value):
+    "A tensor: its identity, its storage, its content, its hooks and its gradient."
+    if torch._C._functorch.is_functorch_wrapped_tensor(value):
+        yield "", "what torch.func left behind"
+        return
+    yield "", (Identity(value), value.data_ptr(), value.requires_grad, Identity(value.grad_fn),
+               value.is_inference(), value.stride(), value.dtype)
+    yield ".value", value.detach().clone()
+    yield ".hooks", list(map(Identity, (value._backward_hooks or {}).values()))
+    if value.is_leaf and value.grad is not None:
+        yield ".grad", (Identity(value.grad), value.grad.clone())
+
+
+def leaves(value, seen, depth=0):
+    "Everything that an attribute holds, by a path: identities, and contents of tensors and numbers."
+    if isinstance(value, torch.Tensor):
+        yield from tensor_leaves(value)
+        return
+    known = isinstance(value, (int, float, str, bool, type(None)))
+    yield "", value if known else Identity(value)
+    if id(value) in seen or depth > 5:
+        return
+    seen.add(id(value))
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            for path, what in leaves(inner, seen, depth + 1):
+                yield f"[{key!r}]{path}", what
+    elif isinstance(value, (list, tuple)):
+        for k, inner in enumerate(value):
+            for path, what in leaves(inner, seen, depth + 1):
+                yield f"[{k}]{path}", what
+    elif isinstance(value, nn.Module):
+        for key, inner in vars(value).items():
+            for path, what in leaves(inner, seen, depth + 1):
+                yield f".{key}{path}", what
+    elif isinstance(value, (set, deque)):
+        yield ".content", list(map(Identity, value))
+    elif isinstance(value, np.ndarray):
+        yield ".content", value.tolist()
+    elif isinstance(value, foreign.Meter):
+        for path, what in leaves(vars(value), seen, depth + 1):
+            yield f".{path}", what
+    elif isinstance(value, random.Random):
+        yield ".state", hash(value.getstate())
+
+
+def picture(model):
+    "Names of a model's modules, all that their attributes hold, and classes."
+    found = {}
+    for name, module in model.named_modules():
+        found[f"{name}.class"] = id(type(module))
+        found[f"{name}.keys"] = list(vars(module))
+        for key, value in vars(module).items():
+            for path, what in leaves(value, {id(m) for m in model.modules()}):
+                found[f"{name}.{key}{path}"] = what
+    return found
+
+
+def globals_of_torch():
+    "What torch holds for the whole process."
+    module = torch.nn.modules.module
+    hooks = {n: [id(h) for h in value.values()] for n, value in vars(module).items()
+             if n.startswith("_global") and isinstance(value, dict)}
+    return {**hooks, "rng": hash(tuple(torch.get_rng_state().tolist())), "python": random.getstate(),
+            "grad": torch.is_grad_enabled(), "inference": torch.is_inference_mode_enabled(),
+            "dtype": torch.get_default_dtype(), "device": torch.get_default_device(),
+            "threads": torch.get_num_threads(), "anomaly": torch.is_anomaly_enabled(),
+            "fast": torch.backends.mha.get_fastpath_enabled(),
+            "cudnn": (torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark),
+            "mkldnn": torch.backends.mkldnn.flags, "saved": torch.autograd.graph.saved_tensors_hooks,
+            "autocast": torch.is_autocast_enabled("cpu"), "sure": torch.are_deterministic_algorithms_enabled(),
+            "func": torch._C._functorch.peek_interpreter_stack() is None,
+            "forwards": [id(k.forward) for k in (nn.Conv2d, nn.Linear, nn.MultiheadAttention)]}
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and torch.equal(
+            a.nan_to_num() if a.is_floating_point() else a, b.nan_to_num() if b.is_floating_point() else b)
+    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return type(a) is type(b) and a == b
+
+
+def unchanged(before, after):
+    assert list(before) == list(after), f"gone or new: {set(before) ^ set(after)}"
+    for name, value in before.items():
+        assert same(value, after[name]), f"{name} was {value}, is {after[name]}"
+
+
+def as_bytes(model):
+    "What `torch.save` makes of a model; None if it can't be saved."
+    try:
+        torch.save(model, file := io.BytesIO())
+    except Exception:  # whatever pickle says of hooks, closures, generators
+        return None
+    return file.getbuffer().nbytes
+
+
+def copied(model):
+    try:
+        return copy.deepcopy(model)
+    except Exception:  # whatever can't be copied: the model's own matter
+        return None
+
+
+def trained(model, optimiser, data):
+    "A step of training; the class of what it ends in, if not well."
+    torch.manual_seed(0)
+    model.train()
+    optimiser.zero_grad()
+    x, y = data[0]
+    try:
+        nn.functional.cross_entropy(logits_of(model(x.detach().clone())), y).backward()
+        optimiser.step()
+    except Exception as error:  # of the twin, too, or else the test fails
+        return type(error).__name__
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def sgd(model):
+    return torch.optim.SGD([p for p in model.parameters() if p.requires_grad] or
+                           [torch.zeros(1, requires_grad=True)], lr=.1, momentum=.9)
+
+
+class Watched:
+    "A model, what must stay of it, and what it must still be able to do."
+    def __init__(self, recipe):
+        self.recipe, self.model, self.data = recipe, build(recipe), batches(recipe)
+        self.held = list(self.model.parameters())
+        self.optimiser = sgd(self.model)
+        self.inputs = [x.clone() for x, _ in self.data]
+        self.could_save, self.could_copy = as_bytes(self.model), copied(self.model) is not None
+        self.before, self.torch = picture(self.model), globals_of_torch()
+
+    def check(self):
+        unchanged(self.torch, globals_of_torch())
+        unchanged(self.before, picture(self.model))
+        assert all(a is b for a, b in zip(self.held, self.model.parameters()))
+        for k, (x, was) in enumerate(zip(self.data, self.inputs)):
+            assert torch.equal(x[0], was), f"the inputs of batch {k} were changed"
+        assert as_bytes(self.model) == self.could_save, "it can't be saved as before"
+        assert (copied(self.model) is not None) == self.could_copy, "it can't be copied"
+        state = self.model.state_dict()
+        assert all(not v.is_inference() for v in state.values() if isinstance(v, torch.Tensor))
+
+    def check_training(self):
+        "It learns, bit for bit, as a twin that was never scored."
+        if self.recipe.raises:
+            return
+        other = build(self.recipe)
+        wanted = trained(other, sgd(other), self.data)
+        found = trained(self.model, self.optimiser, self.data)
+        assert same(wanted, found), "it is trained otherwise than before"
+
+
+# ------------------------------------------------------------------------------ one example
+def sentence(error):
+    "Is this one sentence that a user can read?"
+    text = str(error)
+    assert "\n" not in text and text.endswith(".") and len(text) < 600, text
+    assert not RAW.search(text), text
+
+
+def may_be_refused(recipe, labels, per):
+    "Why a network may be refused, in words; None if it must be scored."
+    if recipe.root in ("dict", "tuple", "object"):
+        return "output"
+    if recipe.raises:
+        return "raises"
+    if recipe.start == "tokens_by_count" or any(b in foreign.OTHER for b in recipe.blocks):
+        return "no one can say, or the logits depend on the batch"
+    if recipe.layout == "differentiable" and recipe.start == "vectors_in_place":
+        return "not even the user can run it"
+    if 1 in recipe.sizes and recipe.neck == "squeeze" and recipe.start != "vectors":
+        return "no logits of one"
+    return None
+
+
+def scores(recipe, labels="true", per="sample", reduction="sum"):
+    "The scores, or None where they were refused in one sentence; whatever happens, the model stays."
+    foreign.fresh()
+    watched = Watched(recipe)
+    why = may_be_refused(recipe, labels, per)
+    try:
+        with foreign.CALLER.get(recipe.caller, nullcontext)():
+            before = globals_of_torch()
+            try:
+                found = diag_fisher(watched.model, watched.data, labels, per, reduction)
+            finally:
+                unchanged(before, globals_of_torch())
+    except (ValueError, TypeError, FloatingPointError) as error:
+        assert why, f"refused: {error}"
+        if why != "raises":
+            sentence(error)
+        found = None
+    except Wanted:
+        assert recipe.raises
+        found = None
+    watched.check()
+    watched.check_training()
+    return found
+
+
+def hold(recipe, labels="true", per="sample", reduction="sum"):
+    with surroundings(recipe):
+        found = scores(recipe, labels, per, reduction)
+        if recipe.dependent and per == "sample" and max(recipe.sizes) > 1 \
+                and recipe.layout != "expanded":
+            assert found is None, "the logits depend on the batch, and were scored"
+        if recipe.drawn:
+            assert found is None, "the logits are drawn, and were scored"
+        if found is not None and not recipe.unsure:
+            wanted = oracle(recipe, labels, per, reduction)
+            agree(found, wanted, recipe.double)
+
+
+ESTIMATORS = st.tuples(st.sampled_from(["true", "expected"]), st.sampled_from(["sample", "batch"]),
+                       st.sampled_from(["sum", "mean"]))
+
+
+@given(recipes(), ESTIMATORS)
+@settings(max_examples=200, derandomize=True, database=None, report_multiple_bugs=True)
+def test_any_network(recipe, how):
+    hold(recipe, *how)
+
+
+@pytest.mark.slow
+@given(recipes(), ESTIMATORS)
+@settings(max_examples=1000, derandomize=True, database=None)
+def test_many_networks(recipe, how):
+    hold(recipe, *how)

@@ -1,0 +1,88 @@
+"""A tensor of a model's state is one thing under all of its names."""
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
+
+from fisher_unlearn.parameters import by_first_name, copied, first_name, maskable, parameters_by_name, state_names, unwrapped
+
+
+class Aliased(nn.Module):
+    "One module under two names, a weight tied to another layer's, and one that shares memory only."
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(3, 3)
+        self.b = self.a
+        self.c = nn.Linear(3, 3)
+        self.c.weight = self.a.weight
+        self.d = nn.Linear(3, 3)
+        self.d.weight.data = self.a.weight.data
+        self.norm = nn.BatchNorm1d(3)
+    def forward(self, x): return self.norm(self.d(self.c(self.b(self.a(x)))))
+
+
+def test_each_tensor_has_one_first_name():
+    names = state_names(Aliased())
+    assert {n for n, first in names.items() if first == "a.weight"} == {"a.weight", "b.weight", "c.weight", "d.weight"}
+    assert names["b.bias"] == "a.bias"
+    assert names["c.bias"] == "c.bias"
+    assert set(names) == set(Aliased().state_dict())
+    assert list(parameters_by_name(Aliased())) == ["a.weight", "a.bias", "c.bias", "d.bias", "norm.weight", "norm.bias"]
+
+
+def test_parameters_without_memory_are_told_apart():
+    with torch.device("meta"): model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].bias = model[0].bias
+    assert state_names(model) == {"0.weight": "0.weight", "0.bias": "0.bias", "1.weight": "1.weight", "1.bias": "0.bias"}
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, lambda m: nn.DataParallel(torch.compile(m))])
+def test_wrappers_are_seen_through(wrap):
+    model = Aliased()
+    wrapped = wrap(model)
+    inner, prefix = unwrapped(wrapped)
+    assert inner is model
+    assert {f"{prefix}{n}" for n in model.state_dict()} == set(wrapped.state_dict())
+    assert first_name(wrapped, "c.weight") == first_name(wrapped, f"{prefix}b.weight") == f"{prefix}a.weight"
+
+
+def test_a_module_with_a_child_called_module_is_no_wrapper():
+    model = nn.Module()
+    model.module = nn.Linear(2, 2)
+    assert unwrapped(model) == (model, "")
+
+
+@pytest.mark.parametrize("name", ["module.c.weight", "c.wieght", "weight", "", 3])
+def test_unknown_names_are_refused_with_the_nearest(name):
+    with pytest.raises(ValueError, match="`zeros` names .*, which is no parameter or buffer of the model: (did you mean|names are)"):
+        first_name(Aliased(), name, "`zeros`")
+
+
+def test_marks_under_several_names_are_joined():
+    one, two = torch.eye(3) > 0, torch.ones(3, 3) < 0
+    two[0, 2] = True
+    marks = by_first_name(Aliased(), {"b.weight": one, "d.weight": two, "c.bias": one[0]})
+    assert set(marks) == {"a.weight", "c.bias"}
+    assert torch.equal(marks["a.weight"], one | two)
+
+
+def test_what_can_be_masked_of_pruned_and_parametrised_layers():
+    for layer in (prune.l1_unstructured(nn.Linear(3, 3), "weight", .5), prune.random_structured(nn.Conv2d(3, 3, 1), "weight", .5, dim=0)):
+        assert (maskable(layer), maskable(layer, "bias")) == ("weight_orig", "bias")
+    for layer in (weight_norm(nn.Linear(3, 3)), spectral_norm(nn.Linear(3, 3)), parametrizations.weight_norm(nn.Linear(3, 3)), parametrizations.orthogonal(nn.Linear(3, 3))):
+        assert (maskable(layer), maskable(layer, "bias")) == (None, "bias")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_copy_has_what_was_computed_with_a_gradient():
+    x = torch.randn(4, 3)
+    pruned = nn.Sequential(nn.Linear(3, 3), prune.l1_unstructured(nn.Linear(3, 3), "weight", .5), weight_norm(nn.Linear(3, 3)))
+    pruned[0].kept = {"all": [pruned(x)]}
+    with pytest.raises(RuntimeError): copy.deepcopy(pruned)
+    again = copied(pruned)
+    assert torch.equal(again(x), pruned(x))
+    again(x).sum().backward()
+    assert all(p.grad is None for p in pruned.parameters())
+    assert pruned[0].kept["all"][0].grad_fn is not None
