@@ -11,12 +11,14 @@ PROFILE ?= $(if $(filter digits,$(DATASET)),quick,cpu)
 PORTABLE := $(shell grep -qw avx2 /proc/cpuinfo 2>/dev/null && echo ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2)
 NOTEBOOKS = nbs/*.ipynb nbs/experiments/*.ipynb
 
-.PHONY: help reproduce test test-slow bench sync notebooks lint readme
+.PHONY: help reproduce test test-slow test-lowest coverage bench sync notebooks lint readme
 
 help:
 	@echo "make reproduce [DATASET=mnist] [PROFILE=cpu]  train, retrain and forget a class, on digits in two minutes"
 	@echo "make test                                     notebooks, tests, sync, lint and types"
 	@echo "make test-slow                                the tests that take longer"
+	@echo "make test-lowest                              quick tests with the lowest versions that pyproject.toml allows"
+	@echo "make coverage [TESTS='tests/test_grid.py']    lines and branches of the package that tests reach"
 	@echo "make bench [WHAT=fisher] [BENCH='--repeats 9'] what scoring, training and a run's bookkeeping cost; an hour on two cores"
 	@echo "make readme                                   README.md from nbs/index.ipynb"
 
@@ -34,6 +36,25 @@ test: sync lint notebooks
 
 test-slow: $(READY)
 	$(BIN)/pytest -q -m slow
+
+# An environment over the first one: torch is there already, and what has a lower bound is found before its newest version.
+LOWEST := .lowest
+QUICK  := $(addprefix tests/test_,$(addsuffix .py,requirements arguments data fused metrics models noise report schedule)) \
+          tests/test_notebooks.py::test_quickstart_leaves_table_figure_records_and_a_clean_notebook
+$(LOWEST)/.installed: $(READY) tests/lowest.py
+	rm -rf $(LOWEST) && $(BIN)/python -m venv $(LOWEST)
+	$(BIN)/python tests/lowest.py > $(LOWEST)/requirements.txt
+	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+	  > "$$($(LOWEST)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/newest.pth"
+	$(LOWEST)/bin/pip install --quiet --only-binary :all: --requirement $(LOWEST)/requirements.txt
+	@touch $@
+
+test-lowest: $(LOWEST)/.installed
+	LOWEST=1 OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -m "not slow" --disable-warnings $(QUICK)
+
+TESTS ?= tests
+coverage: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "not slow" --cov --cov-report term-missing:skip-covered $(TESTS)
 
 bench: $(READY)
 	for what in $(WHAT); do $(BIN)/python benchmarks/$$what.py $(BENCH) || exit 1; done

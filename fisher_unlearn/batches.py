@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .arguments import checked
 from .data import Batches
 
 # %% ../nbs/01b_batches.ipynb #09dd2e36
@@ -106,6 +107,7 @@ def read_pair(batch: Any,               # what a loader yields
     return inputs, _labels(labels, len(inputs), name)
 
 # %% ../nbs/01b_batches.ipynb #97251950
+@checked
 def pairs(batches: Iterable[Any],       # anyone's loader, or ours
           name: str = "batches",        # as in `read_pair`
           ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -116,8 +118,9 @@ def pairs(batches: Iterable[Any],       # anyone's loader, or ours
     for batch in batches:
         inputs, labels = read_pair(batch, name)
         if len(labels):
-            yield inputs, labels
+            yield inputs.clone(), labels  # a network may normalise its input in place
 
+@checked
 def first_pair(batches: Iterable[Any], name: str = "batches") -> tuple[Tensor, Tensor]:
     "Inputs and labels of the first batch that isn't empty; `ValueError` if there is none."
     for inputs, labels in pairs(batches, name):

@@ -18,6 +18,7 @@ import papermill
 import torch
 from tqdm import tqdm
 
+from .arguments import Positive, checked
 from .data import data_root
 from .grid import attempt, in_notebook, label, parameters, seen
 from .notebook import execute, find_notebook
@@ -25,6 +26,7 @@ from .records import RunSettings, run_key, runs_root, training_key
 from .run import write_failure
 
 # %% ../nbs/51a_cluster.ipynb #daff9f40
+@checked
 def given_share(text: str) -> float:
     "A share of a GPU that was given; `ValueError` unless it is above 0 and at most 1."
     try: share = float(text)
@@ -32,9 +34,10 @@ def given_share(text: str) -> float:
     if not 0 < share <= 1: raise ValueError(f"the share of a GPU is {text!r}: it must be a number above 0 and at most 1, such as 0.25.")
     return share
 
+@checked
 def gpu_share(settings: RunSettings,
               runs: str | Path | None = None,  # folder of runs, whose records say how much memory was used
-              total: float | None = None,      # memory of a GPU, in MB; None: that of the first one here, if there is one
+              total: Positive | None = None,   # memory of a GPU, in MB; None: that of the first one here, if there is one
               ) -> float:                      # 0 on the CPU
     "The share of a GPU that a run is given; `ValueError` if `$FISHER_UNLEARN_GPU_SHARE` is not one."
     if settings.device != "cuda": return 0
@@ -44,6 +47,7 @@ def gpu_share(settings: RunSettings,
     return 1 if math.isnan(peak) else 1 / max(1, int(total / (1.25 * peak + 1000)))
 
 # %% ../nbs/51a_cluster.ipynb #5e41ff46
+@checked
 def training_parameters(settings: RunSettings) -> dict[str, Any]:
     "What of a run's parameters the notebook `train` takes; they give the same w*."
     known = papermill.inspect_notebook(str(find_notebook("train")))
@@ -85,6 +89,7 @@ def _room(ray: ModuleType, settings: RunSettings, runs: Path) -> dict[str, float
     return {"num_cpus": min(settings.threads, max(node.get("CPU", 0) for node in nodes)), "num_gpus": share}
 
 # %% ../nbs/51a_cluster.ipynb #28c941a7
+@checked
 def on_ray(todo: list[RunSettings],
            runs: str | Path | None = None,  # folder of runs, the same on all nodes
            root: str | Path | None = None,  # folder of data sets, the same on all nodes

@@ -130,6 +130,7 @@ def pad_or_resize(images: Tensor,  # uint8 (N, C, H, W)
     return vision.pad(images, [left, top, size - width - left, size - height - top])
 
 # %% ../nbs/00_data.ipynb #9cbbb11e
+@checked
 def usable_device(device: str | torch.device,  # such as "cpu", "cuda" or "cuda:1"
                   ) -> torch.device:
     "A device that is there; `ValueError` otherwise."
@@ -245,11 +246,14 @@ def digest(*tensors: Tensor,  # of any type and device
 class _Spec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    size: int
+    size: int     # of the input, in pixels
+    images: int   # to train
+    classes: int
 
-_CIFAR = _Spec((.4914, .4822, .4465), (.2023, .1994, .2010), 32)
-DATASETS = {"digits": _Spec((.3053,), (.3758,), 8), "mnist": _Spec((.1307,), (.3081,), 32), "cifar10": _CIFAR, "cifar100": _CIFAR,
-            "tinyimagenet": _Spec((.485, .456, .406), (.229, .224, .225), 32)}
+_CIFAR = _Spec((.4914, .4822, .4465), (.2023, .1994, .2010), 32, 50_000, 10)
+DATASETS = {"digits": _Spec((.3053,), (.3758,), 8, 1297, 10), "mnist": _Spec((.1307,), (.3081,), 32, 60_000, 10),
+            "cifar10": _CIFAR, "cifar100": replace(_CIFAR, classes=100),
+            "tinyimagenet": _Spec((.485, .456, .406), (.229, .224, .225), 32, 100_000, 200)}
 
 # %% ../nbs/00_data.ipynb #67b9aade
 Arrays = tuple[Tensor, Tensor, Tensor, Tensor]  # train images, train labels, test images, test labels

@@ -9,16 +9,19 @@ __all__ = ['Labels', 'Per', 'Reduction', 'naive_diag_fisher', 'rank_batches', 's
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 from tqdm import tqdm
 
+from .arguments import Count, Seed, checked
+from .batches import first_pair, pairs
 from .data import Batches
 from .metrics import Loader
 from .models import check_batches, check_labels, device_of
+from .passes import check_repeats, few_of
 from .squares import GradientSquares, scoring
 from .train import epoch_seed
 
@@ -86,19 +89,24 @@ def _drawn(probability: Tensor, generator: torch.Generator) -> Tensor:
 
 def _directions(logits: Tensor, targets: Tensor, labels: Labels, generator: torch.Generator) -> list[Tensor]:
     "The directions (n, C) whose squares make up one batch's Fisher information per sample."
-    probability = logits.softmax(1)
+    probability = _in_single(logits).softmax(1)
     if labels == "expected": return _factors(probability)
     return [_slope(probability, targets if labels == "true" else _drawn(probability, generator))]
 
 # %% ../nbs/10_fisher.ipynb #f97f5983
 def _add_batch(total: dict[str, Tensor], parameters: dict[str, Tensor], logits: Tensor, targets: Tensor, labels: Labels, generator: torch.Generator) -> None:
     "Add Σ_y p̄(y) (mean of g(xᵢ, y) over the batch)², or the square for one label of each image."
-    probability, n = logits.detach().softmax(1), len(logits)
+    probability, n = _in_single(logits.detach()).softmax(1), len(logits)
     if labels == "expected": terms = [(probability[:, c].mean(), torch.full_like(targets, c)) for c in range(probability.shape[1])]
     else: terms = [(probability.new_ones(()), targets if labels == "true" else _drawn(probability, generator))]
     for weight, chosen in terms:
-        slopes = torch.autograd.grad(logits, list(parameters.values()), _slope(probability, chosen) / n, retain_graph=True, allow_unused=True)
-        for name, g in zip(parameters, slopes): total[name] += 0 if g is None else weight * g.square()
+        slopes = torch.autograd.grad(logits, list(parameters.values()), (_slope(probability, chosen) / n).to(logits.dtype), retain_graph=True, allow_unused=True)
+        for name, g in zip(parameters, slopes):
+            total[name] += 0 if g is None else weight * _in_single(g).square()
+
+def _in_single(tensor: Tensor) -> Tensor:
+    "Single precision in place of half."
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 # %% ../nbs/10_fisher.ipynb #f65a3938
 def _world() -> tuple[int, int]:
@@ -112,7 +120,7 @@ def rank_batches(batches: Loader,  # the same on all ranks
     rank, world = _world()
     if world > 1 and isinstance(batches, DataLoader) and not isinstance(batches.sampler, SequentialSampler):
         raise ValueError(f"every rank must get the same batches in the same order, and {type(batches.sampler).__name__} may give each its own: pass a DataLoader with shuffle=False and without a sampler.")
-    return ((k, inputs, labels) for k, (inputs, labels) in enumerate(batches) if k % world == rank)
+    return ((k, inputs, labels) for k, (inputs, labels) in enumerate(pairs(batches)) if k % world == rank)
 
 def sum_over_ranks(tensors: Iterable[Tensor]) -> None:
     "Add up tensors over all ranks, in place; nothing outside of `torch.distributed`."
@@ -120,14 +128,15 @@ def sum_over_ranks(tensors: Iterable[Tensor]) -> None:
         for tensor in tensors: distributed.all_reduce(tensor)
 
 # %% ../nbs/10_fisher.ipynb #6eba5349
+@checked
 def diag_fisher(model: nn.Module,   # returns logits (n, C)
                 batches: Loader,    # normalised (inputs, labels), readable again and again
                 labels: Labels = "true",        # "true" (empirical Fisher), "sampled" from the model, or "expected" over all classes
                 per: Per = "sample",            # square each image's gradient, or each batch's mean gradient
                 reduction: Reduction = "sum",   # over images (batches), or that divided by their number
-                seed: int = 0,                  # of the sampled labels
+                seed: Seed = 0,                 # of the sampled labels
                 progress: bool = False,         # show a bar over batches
-                ) -> dict[str, Tensor]:         # {parameter name: tensor of its shape}, for all parameters that require a gradient
+                ) -> dict[str, Tensor]:         # {parameter name: tensor of its shape, in single precision at least}, for all parameters that require a gradient
     """The diagonal of an estimator of the Fisher information: Σ g² with the factors below, exact for any network.
 
     Factors: "sum" has none, so that per="sample" gives Σᵢ g(xᵢ, yᵢ)² and per="batch" Σ_b (1/n_b Σᵢ g(xᵢ, yᵢ))²; "mean" divides by the number
@@ -135,19 +144,20 @@ def diag_fisher(model: nn.Module,   # returns logits (n, C)
     with Fisher Information') is labels="true", per="sample"; its authors' code is labels="expected", per="batch", reduction="mean" on
     `rebatch(batches, 128)`. Under `torch.distributed` all ranks take part. Raises `ValueError` or `TypeError` for bad batches, labels or
     choices and for models whose logits depend on the rest of the batch, `FloatingPointError` naming the layer if a value is not finite."""
-    for name, value, valid in (("labels", labels, Labels), ("per", per, Per), ("reduction", reduction, Reduction)):
-        if value not in get_args(valid): raise ValueError(f"`{name}` is {value!r}: it must be one of {', '.join(map(repr, get_args(valid)))}.")
     classes = check_batches(model, batches, "batches")
-    squares = GradientSquares(model)
-    if not squares.parameters: raise ValueError("no parameter of the model requires a gradient: there is nothing to score.")
+    _check_parameters(model)
     terms, device = torch.zeros((), dtype=torch.float64), device_of(model)
-    with scoring(model):
+    with scoring(model) as before:
+        squares = GradientSquares(model, before)
+        if per == "batch":
+            check_repeats(squares.passes, few_of(first_pair(batches, "batches")[0].to(device)))
         for k, inputs, targets in tqdm(rank_batches(batches), total=_length(batches), unit="batch", disable=not progress):
             if not isinstance(batches, Batches): _check_batch(inputs, targets, classes, k)
             _add(squares, inputs.to(device), targets.to(device), labels, per, torch.Generator().manual_seed(epoch_seed(seed, k)))
             terms += len(inputs) if per == "sample" else 1
     sum_over_ranks([terms := terms.to(device), *squares.total.values()])
-    scores = {n: (t / terms if reduction == "mean" else t).to(squares.parameters[n].dtype) for n, t in squares.total.items()}
+    kinds = {n: torch.promote_types(p.dtype, torch.float32) for n, p in squares.parameters.items()}  # half precision overflows
+    scores = {n: (t / terms if reduction == "mean" else t).to(kinds[n]) for n, t in squares.total.items()}
     if not all(score.isfinite().all() for score in scores.values()): raise FloatingPointError(_culprit(model, batches, scores))
     return scores
 
@@ -157,8 +167,17 @@ def _add(squares: GradientSquares, inputs: Tensor, targets: Tensor, labels: Labe
     if per == "sample":
         squares.add(inputs, lambda logits, where: _directions(logits, targets[where], labels, generator), together=2 if labels == "expected" else 1)
         return
-    with torch.enable_grad(): logits = squares.model(inputs)
-    _add_batch(squares.total, squares.parameters, logits, targets, labels, generator)
+    _add_batch(squares.total, squares.parameters, squares.passes(inputs), targets, labels, generator)
+
+def _check_parameters(model: nn.Module) -> None:
+    "Refuse models whose scores mean nothing: `ValueError`."
+    found = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    if not found:
+        raise ValueError("no parameter of the model requires a gradient: there is nothing to score.")
+    for name, p in found.items():
+        if p.is_complex():
+            raise ValueError(f"the parameter `{name}` is complex: scores are squares of real gradients, so keep "
+                             "its real and imaginary parts as parameters, or freeze it.")
 
 def _length(batches: Loader) -> int | None:
     "This rank's number of batches, if the loader knows it."
@@ -177,10 +196,12 @@ def _culprit(model: nn.Module, batches: Loader, scores: dict[str, Tensor]) -> st
     def look(name, module, args, output):
         if isinstance(output, Tensor) and not output.isfinite().all(): odd.append(name)
     hooks = [m.register_forward_hook(partial(look, n)) for n, m in model.named_modules() if not any(m.children())]
-    with scoring(model):
-        for inputs, _ in batches:
-            if not odd: model(inputs.to(device_of(model)))
-    for hook in hooks: hook.remove()
+    try:
+        with scoring(model):
+            for inputs, _ in pairs(batches):
+                if not odd: model(inputs.to(device_of(model)).clone())
+    finally:
+        for hook in hooks: hook.remove()
     if odd: return f"the output of the layer `{odd[0]}` is not finite: look for NaN or huge values in its weights."
     return f"the gradients of `{[n for n, score in scores.items() if not score.isfinite().all()][-1]}` are not finite: look for a slope that overflows in the layers after it."
 
@@ -188,14 +209,15 @@ def _culprit(model: nn.Module, batches: Loader, scores: dict[str, Tensor]) -> st
 class rebatch:
     "The same data in batches of another size, unshuffled; the last one may be shorter."
 
-    def __init__(self, batches: Loader, size: int):
+    @checked
+    def __init__(self, batches: Loader, size: Count):
         if isinstance(batches, DataLoader) and isinstance(batches.sampler, RandomSampler):
             batches = DataLoader(batches.dataset, size, collate_fn=batches.collate_fn)
         self.batches, self.size = batches, size
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         held: list[tuple[Tensor, Tensor]] = []
-        for batch in self.batches:
+        for batch in pairs(self.batches):
             held.append(batch)
             inputs, labels = (torch.cat(parts) for parts in zip(*held))
             whole = len(labels) // self.size * self.size

@@ -13,8 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvTransposeNd
 
-from .models import device_of, eval_mode
+from .arguments import checked
+from .guard import untouched
+from .models import device_of
 
 # %% ../nbs/08_graph.ipynb #3e2fa3f2
 @dataclass(frozen=True)
@@ -46,15 +49,24 @@ def _parts(node: fx.Node) -> list[fx.Node]:
 # %% ../nbs/08_graph.ipynb #d580b704
 def _width(node: fx.Node, modules: dict[str, nn.Module], known: dict[fx.Node, int | None]) -> int | None:
     "The number of channels of a call's result, as far as the layers before it say; None if they don't."
-    if node in known: return known[node]
-    module = modules.get(str(node.target)) if node.op == "call_module" else None
-    own = next((getattr(module, a) for a in ("out_channels", "num_features", "out_features") if hasattr(module, a)), None)
+    if node in known:
+        return known[node]
+    own = _own_width(modules[str(node.target)]) if node.op == "call_module" else None
     if own is None and (parts := _parts(node)):
         widths = [_width(p, modules, known) for p in parts]
         own = None if None in widths else sum(w for w in widths if w is not None)
     elif own is None and node.all_input_nodes: own = _width(node.all_input_nodes[0], modules, known)
     known[node] = own
     return own
+
+def _own_width(module: nn.Module) -> int | None:
+    "The number of channels of a layer's output, read from its tensors; None if it has none that tell."
+    if isinstance(module, _ConvTransposeNd):
+        return module.weight.shape[1] * module.groups
+    if isinstance(module, (*LAYERS, nn.Bilinear)):
+        return len(module.weight)
+    own = module.running_mean if isinstance(module, _BatchNorm) else None
+    return None if own is None else len(own)
 
 # %% ../nbs/08_graph.ipynb #05e049d4
 def _readers(node: fx.Node, start: int, modules: dict[str, nn.Module], known: dict[fx.Node, int | None]) -> Iterator[tuple[fx.Node, int]]:
@@ -101,9 +113,11 @@ def _from_hooks(model: nn.Module, inputs: Tensor) -> dict[str, Reader]:
         if isinstance(module, LAYERS): held[id(output)] = (output, output._version, names[module])
     hooks = [module.register_forward_hook(look) for module in names]
     try:
-        with eval_mode(model), torch.no_grad(): logits = model(inputs.to(device_of(model)))
+        with torch.no_grad():
+            logits = model(inputs.to(device_of(model), copy=True))  # it may be changed in place
     finally:
-        for hook in hooks: hook.remove()
+        for hook in hooks:
+            hook.remove()
     _check_single([name for name in ran if isinstance(model.get_submodule(name), (*LAYERS, _BatchNorm))])
     if id(logits) in held: found.setdefault(held[id(logits)][2], Reader())
     return {name: _seen(found, name) for name in ran if isinstance(model.get_submodule(name), LAYERS)}
@@ -114,15 +128,27 @@ def _seen(found: dict[str, Reader], name: str) -> Reader:
     raise ValueError(f"what follows the layer `{name}` can't be told: torch.fx can't trace the forward pass, and no module takes the layer's output as it is. Choose another unit or method.")
 
 # %% ../nbs/08_graph.ipynb #13c5a8c0
+@checked
 def find_readers(model: nn.Module,
                  inputs: Tensor | None = None,  # normalised images (n, ...), for a forward pass that torch.fx can't trace
                  ) -> dict[str, Reader]:        # {name of a convolution or linear layer: its reader}, in the order of the modules
     """Which BatchNorm reads each layer's channels, from the traced graph or, where it can't be traced, from hooks on one forward pass.
 
     Raises `ValueError` in one sentence where that can't be told."""
-    try: graph = fx.symbolic_trace(model).graph
-    except Exception as error:  # whatever the forward pass raises when it meets symbols instead of tensors
-        if inputs is None: raise ValueError(f'the forward pass can\'t be traced ({" ".join(str(error).split())}): pass a batch of `inputs`, to be followed through it.') from error
-        found = _from_hooks(model, inputs)
-    else: found = _from_graph(model, graph)
+    graph, reason = _traced(model)
+    if graph is not None:
+        found = _from_graph(model, graph)
+    elif inputs is None:
+        raise ValueError(f"the forward pass can't be traced ({reason}): pass a batch of `inputs`, to be followed through it.")
+    else:
+        with untouched(model, "eval"):
+            found = _from_hooks(model, inputs)
     return {name: found[name] for name, _ in model.named_modules() if name in found}
+
+def _traced(model: nn.Module) -> tuple[fx.Graph | None, str]:
+    "The graph of the forward pass, or why there is none."
+    with untouched(model, "eval"):
+        try:
+            return fx.symbolic_trace(model).graph, ""
+        except Exception as error:  # whatever a forward pass raises when it meets symbols instead of tensors
+            return None, " ".join(str(error).split()) or type(error).__name__

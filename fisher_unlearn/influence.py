@@ -11,70 +11,105 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import get_total_norm
 
+from .arguments import Count, Positive, Seed, Share, checked
+from .batches import pairs
+from .guard import untouched
+from .logits import read_logits
 from .metrics import Loader
 from .models import check_batches, device_of
-from .squares import scoring
 from .train import epoch_batches, epoch_seed
 
 # %% ../nbs/22_influence.ipynb #9f83ae98
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     "The parameters that are moved."
     found = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if not found: raise ValueError("no parameter of the model requires a gradient: there is nothing to move.")
+    if not found:
+        raise ValueError("no parameter of the model requires a gradient: there is nothing to move.")
     return found
 
+@checked
 def count_images(batches: Loader) -> int:
     "The number of images in all batches."
-    return sum(len(labels) for _, labels in batches)
+    return sum(len(labels) for _, labels in pairs(batches))
 
+@checked
 def forget_gradient(model: nn.Module,
                     forget: Loader,            # normalised (inputs, labels)
-                    images: int,               # |D|, the number of all training images
+                    images: Count,             # |D|, the number of all training images
                     ) -> dict[str, Tensor]:    # {parameter name: tensor of its shape}
     "1/|D| Σ ∇ℓ over the forget set, in evaluation mode."
     parameters, device = _trainable(model), device_of(model)
-    total = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    with scoring(model), torch.enable_grad():
-        for inputs, labels in forget:
-            loss = F.cross_entropy(model(inputs.to(device)), labels.to(device), reduction="sum")
-            for t, g in zip(total.values(), torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)):
-                if g is not None: t += g / images
+    total = {name: torch.zeros_like(p, requires_grad=False) for name, p in parameters.items()}
+    with untouched(model, "eval"), torch.enable_grad():
+        for inputs, labels in pairs(forget, "forget"):
+            logits = read_logits(model(inputs.to(device)))
+            loss = F.cross_entropy(logits, labels.to(device), reduction="sum")
+            slopes = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
+            for t, g in zip(total.values(), slopes):
+                t += g / images
     return total
 
 # %% ../nbs/22_influence.ipynb #07a92282
+@checked
 def hessian_product(model: nn.Module,
                     inputs: Tensor,            # normalised images of one batch, on the model's device
                     labels: Tensor,
                     vector: dict[str, Tensor], # {parameter name: tensor of its shape}
                     ) -> dict[str, Tensor]:
-    "H v for the mean cross-entropy of a batch, by a second backward pass."
-    parameters = [dict(model.named_parameters())[name] for name in vector]
+    "H v for the mean cross-entropy of a batch, by a second backward pass, in the model's own mode."
+    with untouched(model), sdpa_kernel(SDPBackend.MATH):
+        return _hessian_product(model, inputs.clone(), labels, vector)
+
+def _hessian_product(model: nn.Module, inputs: Tensor, labels: Tensor,
+                     vector: dict[str, Tensor]) -> dict[str, Tensor]:
+    "The same, where the model is guarded and attention has second derivatives."
+    named = dict(model.named_parameters())
+    parameters = [named[name] for name in vector]
     with torch.enable_grad():
-        slopes = torch.autograd.grad(F.cross_entropy(model(inputs), labels), parameters, create_graph=True, materialize_grads=True)
+        loss = F.cross_entropy(read_logits(model(inputs)), labels)
+        slopes = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
         product = torch.stack([(s * v).sum() for s, v in zip(slopes, vector.values())]).sum()
-        return dict(zip(vector, torch.autograd.grad(product, parameters, materialize_grads=True)))
+        curved = torch.autograd.grad(product, parameters, materialize_grads=True)
+    return dict(zip(vector, curved))
 
 # %% ../nbs/22_influence.ipynb #3ae2969a
+@checked
 def lissa(model: nn.Module,
           gradient: dict[str, Tensor],  # g, as of `forget_gradient`
           reference: Loader,            # all training images D, normalised; ours are shuffled in each epoch, a loader of the user's comes as it comes
-          epochs: int = 30,             # passes over D
-          damping: float = 0.01,        # d, in [0, 1)
-          scale: float = 20.0,          # s, at least half the largest eigenvalue of a batch's Hessian
-          seed: int = 666,              # of the order of images
+          epochs: Count = 30,           # passes over D
+          damping: Share = 0.01,        # d, in [0, 1)
+          scale: Positive = 20.0,       # s, at least half the largest eigenvalue of a batch's Hessian
+          seed: Seed = 666,             # of the order of images
           ) -> Iterator[dict[str, Tensor]]:  # after each epoch, v / s: an estimate of (H + s·d)⁻¹ g
-    "Inverse-Hessian-vector product by the recursion of LiSSA (Agarwal, Bullins and Hazan 2017), as in the authors' code. `FloatingPointError` as soon as it diverges."
-    if epochs < 1 or not 0 <= damping < 1 or scale <= 0: raise ValueError(f"LiSSA needs 1 epoch or more, a damping in [0, 1) and a positive scale, not {epochs}, {damping} and {scale}.")
-    classes, device, v = check_batches(model, reference, "reference"), device_of(model), {n: g.clone() for n, g in gradient.items()}
-    longest = growth = 1.001 * get_total_norm(list(gradient.values()))  # a little more than g, for rounding
+    """Inverse-Hessian-vector product by the recursion of LiSSA (Agarwal, Bullins and Hazan 2017), as in the authors' code.
+
+    `FloatingPointError` as soon as it diverges."""
+    classes = check_batches(model, reference, "reference")
+    v = {n: g.clone() for n, g in gradient.items()}
+    longest = growth = 1.001 * get_total_norm(list(gradient.values()))  # a little more, for rounding
     for epoch in range(epochs):
-        with scoring(model):
-            for inputs, labels in epoch_batches(reference, torch.Generator().manual_seed(epoch_seed(seed, epoch)), classes):
-                curved = hessian_product(model, inputs.to(device), labels.to(device), v)
-                v = {n: gradient[n] + (1 - damping) * v[n] - curved[n] / scale for n in v}
+        order = torch.Generator().manual_seed(epoch_seed(seed, epoch))
+        with untouched(model, "eval"), sdpa_kernel(SDPBackend.MATH):
+            for inputs, labels in epoch_batches(reference, order, classes):
+                v = _step(model, inputs, labels, gradient, v, damping, scale)
                 longest = longest + growth
                 if not get_total_norm(list(v.values())) <= longest:  # or NaN
-                    raise FloatingPointError(f"LiSSA diverged in epoch {epoch + 1}: a Hessian has an eigenvalue above {scale * (2 - damping):g} or below {-scale * damping:g}. Raise the scale, {scale:g}.")
+                    raise FloatingPointError(_diverged(epoch, damping, scale))
         yield {n: t / scale for n, t in v.items()}
+
+# %% ../nbs/22_influence.ipynb #c04e7a15
+def _step(model: nn.Module, inputs: Tensor, labels: Tensor, gradient: dict[str, Tensor],
+          v: dict[str, Tensor], damping: float, scale: float) -> dict[str, Tensor]:
+    "v after one batch."
+    device = device_of(model)
+    curved = _hessian_product(model, inputs.to(device), labels.to(device), v)
+    return {n: gradient[n] + (1 - damping) * v[n] - curved[n] / scale for n in v}
+
+def _diverged(epoch: int, damping: float, scale: float) -> str:
+    "What to say of a recursion that diverges."
+    return (f"LiSSA diverged in epoch {epoch + 1}: a Hessian has an eigenvalue above {scale * (2 - damping):g} "
+            f"or below {-scale * damping:g}. Raise the scale, {scale:g}.")

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .arguments import checked
+
 # %% ../nbs/01c_logits.ipynb #304e46fd
 _REMEDY = "wrap the model so that it returns its logits, a tensor of the shape (n, classes)."
 
@@ -55,6 +57,7 @@ def read_logits(output: Any,    # what a model returned
     raise ValueError(f"the model returns a {type(output).__name__}: {_REMEDY}")
 
 # %% ../nbs/01c_logits.ipynb #8f36350f
+@checked
 def probabilities(logits: Tensor,       # (n, C)
                   ) -> str | None:      # "a softmax" or "a sigmoid", if they look like what one returns
     "Do logits look like probabilities? Rows that sum to one do, and so do many values in [0, 1]."
@@ -70,6 +73,7 @@ def probabilities(logits: Tensor,       # (n, C)
     return "a sigmoid" if values.numel() >= 20 and len(values.unique()) >= 10 else None
 
 # %% ../nbs/01c_logits.ipynb #8387d82d
+@checked
 def warn_of_probabilities(logits: Tensor, stacklevel: int = 2) -> None:
     "Warn if logits look like probabilities."
     if kind := probabilities(logits):

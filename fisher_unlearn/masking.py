@@ -7,10 +7,11 @@ __all__ = ['Unit', 'Reach', 'Mask', 'Stretch', 'Pool', 'candidates', 'quota', 'u
            'select_bottom', 'zero_', 'masked_units', 'masked_rows', 'masked_whole', 'mask_by_layer', 'draw_mask']
 
 # %% ../nbs/20_masking.ipynb #00ed42a0
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, get_args
+from typing import Literal
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -18,10 +19,12 @@ import seaborn as sns
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from .arguments import Count, Seed, Share, checked
 from .graph import LAYERS, find_readers
 from .models import find_classifier
+from .parameters import by_first_name, maskable, own_memory_, parameters_by_name
+from .parameters import state_names, unwrapped, weight_of
 
 Unit = Literal["weight", "kernel", "channel"]
 Reach = Literal["kernels", "bias", "norm"]
@@ -60,22 +63,46 @@ class Pool:
         if not shapes: raise ValueError("none of the layers that may be masked has a score: this method needs convolutions outside the classifier.")
         return Pool(self.unit, shapes, {n: f for n, f in self.followers.items() if n in shapes})
 
+# %% ../nbs/20_masking.ipynb #05a5ad5c
+def _layers(model: nn.Module, spared: str | None, biases: bool) -> dict[str, list[str]]:
+    "The layers that may be masked by the first name of their weight, in the order of the modules."
+    names, parameters, left = state_names(model), parameters_by_name(model), []
+    found: dict[str, list[str]] = {}
+    for layer, module in model.named_modules():
+        if not isinstance(module, LAYERS):
+            continue
+        part = maskable(module)
+        first = names[_entry(layer, part)] if part else None
+        if part is None or biases and module.bias is not None and not maskable(module, "bias"):
+            left += [layer] if any(p.requires_grad for p in module.parameters()) and layer != spared else []
+        elif first in parameters and parameters[first].requires_grad:
+            found.setdefault(first, []).append(layer)
+    if left:
+        warnings.warn(f"the weights of {', '.join(map(repr, left))} are computed by a parametrisation, so that none "
+                      "of them can be masked by itself: they are left out of the pool. Removing the parametrisation "
+                      "first, as torch.nn.utils.parametrize.remove_parametrizations does, puts them in.", stacklevel=4)
+    return {first: layers for first, layers in found.items() if spared not in layers}
+
 # %% ../nbs/20_masking.ipynb #f76bc8ef
+@checked
 def candidates(model: nn.Module,
                unit: Unit = "weight",                # "weight", "kernel" or "channel"
                classifier: bool = False,             # is the final classifier in the pool?
                classifier_name: str | None = None,   # its name, where `find_classifier` can't tell
-               num_classes: int | None = None,       # how many rows it must have, if that is known
+               num_classes: Count | None = None,     # how many rows it must have, if that is known
                reach: Reach = "bias",                # of a channel: its "kernels", also its "bias", or also the "norm" that reads it
                inputs: Tensor | None = None,         # a batch, to find that norm where torch.fx can't trace the forward pass
                ) -> Pool:
-    "The weights of all convolutions and linear layers that are not frozen, in units; `ValueError` if there are none."
-    for name, value, valid in (("unit", unit, Unit), ("reach", reach, Reach)):
-        if value not in get_args(valid): raise ValueError(f"`{name}` is {value!r}: it must be one of {', '.join(map(repr, get_args(valid)))}.")
+    """The weights of all convolutions and linear layers that are not frozen, each once, in units; `ValueError` if there are none.
+
+    What a parametrisation computes is left out, with a warning."""
     spared = None if classifier else find_classifier(model, classifier_name, num_classes)
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, LAYERS) and m.weight.requires_grad and n != spared}
-    if not layers: raise ValueError("the model has no convolution or linear layer outside its classifier: there is nothing to mask.")
-    shapes = {_entry(n, "weight"): m.weight.shape for n, m in layers.items()}
+    layers = _layers(model, spared, unit == "channel" and reach != "kernels")
+    if not layers:
+        raise ValueError("the model has no convolution or linear layer outside its classifier that could be "
+                         "masked: there is nothing to mask.")
+    parameters = parameters_by_name(model)
+    shapes = {name: parameters[name].shape for name in layers}
     return Pool(unit, shapes, _followers(model, layers, reach, inputs) if unit == "channel" else {})
 
 def _entry(layer: str, name: str) -> str:
@@ -83,16 +110,31 @@ def _entry(layer: str, name: str) -> str:
     return f"{layer}.{name}" if layer else name
 
 # %% ../nbs/20_masking.ipynb #6d4d5381
-def _followers(model: nn.Module, layers: Mapping[str, nn.Module], reach: Reach, inputs: Tensor | None) -> dict[str, tuple[Stretch, ...]]:
-    "What goes with the channels of each layer's weight."
-    state, readers = model.state_dict(), find_readers(model, inputs) if reach == "norm" else {}
-    widths, found = {n: m.num_features for n, m in model.named_modules() if isinstance(m, _BatchNorm)}, {}
-    for layer in layers:
-        stretches = [Stretch(_entry(layer, "bias"), len(state[_entry(layer, "weight")]), 0)] if reach != "kernels" else []
-        if layer in readers and (norm := readers[layer].norm) is not None:
-            stretches += [Stretch(_entry(norm, part), widths[norm], readers[layer].start) for part in ("weight", "bias", "running_mean", "running_var")]
-        found[_entry(layer, "weight")] = tuple(s for s in stretches if s.name in state)
+def _followers(model: nn.Module, layers: Mapping[str, list[str]], reach: Reach,
+               inputs: Tensor | None) -> dict[str, tuple[Stretch, ...]]:
+    "What goes with the channels of each weight, in every layer that has it."
+    names, (inner, prefix) = state_names(model), unwrapped(model)
+    read = find_readers(inner, inputs) if reach == "norm" else {}
+    readers = {prefix + layer: reader for layer, reader in read.items()}
+    found = {}
+    for name, owners in layers.items():
+        biased = owners if reach != "kernels" else []
+        stretches = [s for layer in biased for s in _stretches(model, names, layer, 0, ("bias",))]
+        for layer in owners:
+            if layer in readers and readers[layer].norm is not None:
+                parts = ("weight", "bias", "running_mean", "running_var")
+                norm = f"{prefix}{readers[layer].norm}"
+                stretches += _stretches(model, names, norm, readers[layer].start, parts)
+        found[name] = tuple(dict.fromkeys(stretches))
     return found
+
+def _stretches(model: nn.Module, names: Mapping[str, str], owner: str, start: int,
+               parts: Sequence[str]) -> list[Stretch]:
+    "Entries from `start` on in those of a module's vectors that it has, each under its first name."
+    module = model.get_submodule(owner)
+    state = {**module._parameters, **module._buffers}
+    own = [entry for entry in (maskable(module, part) for part in parts) if entry]
+    return [Stretch(names[_entry(owner, entry)], len(state[entry]), start) for entry in own]  # type: ignore[arg-type]
 
 # %% ../nbs/20_masking.ipynb #0aa4a5de
 def _decimal(ratio: float) -> Fraction:
@@ -103,6 +145,13 @@ def _decimal(ratio: float) -> Fraction:
 def quota(ratio: float, n: int) -> int:
     "⌊ratio · n⌋, with the ratio as it is written in decimal; `ValueError` outside [0, 1)."
     return int(_decimal(ratio) * n)
+
+def _quota(ratio: float, pool: Pool) -> int:
+    "The number of units of a pool to mask; a warning if the ratio makes less than one."
+    if ratio and not quota(ratio, len(pool)):
+        warnings.warn(f"`ratio` is {ratio}, and the pool has {len(pool)} units ({pool.unit}s): that is less than one, "
+                      "so that nothing is masked.", stacklevel=5)
+    return quota(ratio, len(pool))
 
 def unit_scores(scores: Mapping[str, Tensor],  # {parameter name: tensor of its shape, or of the shape of its units}
                 pool: Pool) -> Tensor:
@@ -123,15 +172,16 @@ def _flat(scores: Mapping[str, Tensor], pool: Pool) -> Tensor:
     return torch.cat(parts)
 
 # %% ../nbs/20_masking.ipynb #f2234293
+@checked
 def select_top(scores: Mapping[str, Tensor],  # {parameter name: tensor of its shape, or of the shape of its units}, higher is masked first
-               ratio: float,                  # R, the share of units to mask, in [0, 1)
+               ratio: Share,                  # R, the share of units to mask, in [0, 1)
                pool: Pool,                    # what may be masked
                gate: bool = False,            # leave alone the layers of which the ratio makes less than one unit
                ) -> Mask:                     # True where the state is to be masked; entries of which nothing is chosen are left out
     "The ⌊R·N⌋ units with the highest scores, over all layers (paper, 'Masking with Fisher Information')."
     flat = unit_scores(scores, pool)
     chosen = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
-    chosen[flat.argsort(descending=True, stable=True)[:quota(ratio, len(flat))]] = True
+    chosen[flat.argsort(descending=True, stable=True)[:_quota(ratio, pool)]] = True
     return _mask(chosen & _through(gate, ratio, pool, flat.device), pool)
 
 # %% ../nbs/20_masking.ipynb #ded70633
@@ -151,34 +201,46 @@ def _through(gate: bool, ratio: float, pool: Pool, device: torch.device) -> Tens
     return torch.cat([torch.full((n,), not gate or quota(ratio, n) >= 1, device=device) for n in pool.sizes.values()])
 
 # %% ../nbs/20_masking.ipynb #82bc3ee3
-def select_random(ratio: float, pool: Pool, seed: int) -> Mask:
+@checked
+def select_random(ratio: Share, pool: Pool, seed: Seed) -> Mask:
     "⌊R·N⌋ units drawn without replacement (RandomMask; paper, 'Baselines'), on the CPU, so that they are the same on every device."
     order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))
     chosen = torch.zeros(len(pool), dtype=torch.bool)
-    chosen[order[:quota(ratio, len(pool))]] = True
+    chosen[order[:_quota(ratio, pool)]] = True
     return _mask(chosen, pool)
 
+@checked
 def select_bottom(scores: Mapping[str, Tensor],  # as in `select_top`; lower is masked first
-                  ratio: float,                  # R, in [0, 1)
+                  ratio: Share,                  # R, in [0, 1)
                   pool: Pool,
                   gate: bool = False,            # as in `select_top`
+                  nan: Literal["refused", "highest"] = "refused",  # is NaN the highest score? Then all units go, as in the authors' code
                   ) -> Mask:
     "The units that are not above the smallest of the ⌊(1−R)·N⌋ highest scores (TF-IDF in its authors' code); none if R is 0."
-    flat = _flat(scores, pool)
-    if ratio == 0: return {}
+    flat = unit_scores(scores, pool) if nan == "refused" else _flat(scores, pool)
+    if ratio == 0:
+        return {}
+    if flat.isnan().any():
+        warnings.warn("some scores are NaN, which counts as the highest of all and makes the threshold NaN: all units "
+                      "that may be masked are masked.", stacklevel=3)
     kept = int((1 - _decimal(ratio)) * len(flat))
     threshold = flat.topk(kept).values.min() if kept else flat.new_tensor(torch.inf)
     return _mask(~(flat > threshold) & _through(gate, ratio, pool, flat.device), pool)
 
 # %% ../nbs/20_masking.ipynb #13cc4b2d
+@checked
 @torch.no_grad()
 def zero_(model: nn.Module, mask: Mask) -> nn.Module:
     "Set the masked entries of a model's parameters and buffers to zero, in place; returns the model."
-    state = model.state_dict()
-    for name, where in mask.items():
-        if name not in state or state[name].shape != where.shape:
-            raise ValueError(f"the mask's `{name}` {tuple(where.shape)} is no entry of the model: make it from this model's `candidates`.")
-    for name, where in mask.items(): state[name].masked_fill_(where.to(state[name].device), 0)
+    marks = by_first_name(model, mask)
+    own_memory_(model)
+    state = {**parameters_by_name(model), **dict(model.named_buffers())}
+    for name, where in marks.items():
+        if where.shape != state[name].shape or where.dtype != torch.bool:
+            raise ValueError(f"the mask's `{name}` is {where.dtype} {tuple(where.shape)}, and the model's is "
+                             f"{tuple(state[name].shape)}: make it from this model's `candidates`.")
+    for name, where in marks.items():
+        state[name].masked_fill_(where.to(state[name].device), 0)
     return model
 
 # %% ../nbs/20_masking.ipynb #7b9b8047
@@ -198,14 +260,17 @@ def masked_whole(where: Tensor, dims: int) -> int:
 
 def mask_by_layer(mask: Mask, model: nn.Module) -> pd.DataFrame:
     "One row a convolution or linear layer: its weights, how many are masked, their share in percent, and kernels and channels that are masked entirely."
-    rows = []
+    rows, names, marks = [], state_names(model), by_first_name(model, mask)
     for name, module in model.named_modules():
         if not isinstance(module, LAYERS): continue
-        where = mask.get(_entry(name, "weight"), torch.zeros_like(module.weight, dtype=torch.bool))
+        part = maskable(module)
+        none = torch.zeros(weight_of(module).shape, dtype=torch.bool)
+        where = marks.get(names[_entry(name, part)], none) if part else none
         rows.append((name, where.numel(), int(where.sum()), 100 * where.float().mean().item(), masked_whole(where, 2), masked_whole(where, 1)))
     return pd.DataFrame(rows, columns=["layer", "weights", "masked", "share", "kernels", "channels"])
 
 # %% ../nbs/20_masking.ipynb #75da70d2
+@checked
 def draw_mask(mask: Mask,
               model: nn.Module,
               classes: Sequence[int] = (),     # the classes to forget, to be marked
@@ -213,12 +278,14 @@ def draw_mask(mask: Mask,
               ) -> Figure:
     "Where a mask fell: the share of masked weights of each layer, and the number of masked weights in each class's row of the classifier."
     head = find_classifier(model, classifier)
-    layers, rows = mask_by_layer(mask, model), masked_rows(mask, name := _entry(head, "weight"), len(model.state_dict()[name]))
+    layers, weight = mask_by_layer(mask, model), weight_of(model.get_submodule(head))
+    name = state_names(model).get(_entry(head, maskable(model.get_submodule(head)) or "weight"), head)
+    rows = masked_rows(by_first_name(model, mask), name, len(weight))
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8), width_ratios=(3, 2), layout="constrained")
     sns.barplot(x=range(1, len(layers) + 1), y=layers.share, color="tab:blue", native_scale=True, ax=left)
     left.set(xlabel="layer", ylabel="masked weights, %")
     sns.barplot(x=range(len(rows)), y=rows, hue=[c in classes for c in range(len(rows))], palette={False: "tab:blue", True: "tab:orange"}, dodge=False, legend=False, native_scale=True, ax=right)
-    width = model.state_dict()[name][0].numel()
+    width = weight[0].numel()
     right.set(ylim=(0, max(1, 1.05 * max(rows))), xlabel="row of the classifier", ylabel=f"masked weights of {width}", title=", ".join(f"class {c}: {rows[c]} of {width}" for c in classes))
     sns.despine(figure)
     plt.close(figure)  # a figure that is returned is shown once, by whoever shows it

@@ -8,26 +8,32 @@ __all__ = ['Loader', 'Window', 'count_broken', 'refuse_broken', 'count_correct',
 
 # %% ../nbs/04_metrics.ipynb #6c8b65d7
 from collections.abc import Iterable, Mapping
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .arguments import Whole, checked
+from .batches import pairs
 from .data import choose
-from .models import check_labels, device_of, eval_mode
+from .guard import untouched
+from .logits import read_logits
+from .models import check_labels, device_of
 
 Loader = Iterable[tuple[Tensor, Tensor]]
 
 # %% ../nbs/04_metrics.ipynb #4610f44c
+@checked
 def count_broken(logits: Tensor,  # (n, C)
                  ) -> Tensor:     # int64 (): of the n, on their device
     "Images whose largest logit is not a finite number, so that no class can be read from them."
     return (~logits.amax(1).isfinite()).sum()
 
+@checked
 def refuse_broken(broken: Tensor,     # as `count_broken` counts
-                  images: int,        # how many there were
+                  images: Whole,      # how many there were
                   whose: str = "the model",
                   ) -> None:
     "Raise `FloatingPointError` if there are any."
@@ -36,6 +42,7 @@ def refuse_broken(broken: Tensor,     # as `count_broken` counts
                                  "read from them: look for NaN or infinity in its weights and inputs.")
 
 # %% ../nbs/04_metrics.ipynb #8b8c23f7
+@checked
 @torch.no_grad()
 def count_correct(model: nn.Module,
                   batches: Loader,  # normalised (inputs, labels)
@@ -45,9 +52,9 @@ def count_correct(model: nn.Module,
     `ValueError` for labels that the model has no class for, `FloatingPointError` for outputs that are not numbers."""
     device, counts = device_of(model), None
     broken = torch.zeros((), dtype=torch.int64, device=device)
-    with eval_mode(model):
-        for inputs, labels in batches:
-            labels, logits = labels.to(device), model(inputs.to(device))
+    with untouched(model, "eval"):
+        for inputs, labels in pairs(batches):
+            labels, logits = labels.to(device), read_logits(model(inputs.to(device)))
             if counts is None:
                 counts = torch.zeros(2, logits.shape[1] + 1, dtype=torch.float64, device=device)
             column = torch.where((labels >= 0) & (labels < logits.shape[1]), labels, logits.shape[1])
@@ -67,17 +74,20 @@ def _checked_counts(counts: Tensor | None, broken: Tensor) -> Tensor:
     return counts[:, :-1].cpu()
 
 # %% ../nbs/04_metrics.ipynb #d08370d8
+@checked
 def accuracy(model: nn.Module, batches: Loader) -> float:
     "Top-1 accuracy in percent, in evaluation mode; errors as in `count_correct`."
     correct, total = count_correct(model, batches).sum(1)
     return 100 * float(correct / total)
 
+@checked
 def accuracy_by_class(model: nn.Module, batches: Loader) -> pd.Series:
     "Top-1 accuracy of each class in percent; NaN for a class of which there is no image."
     correct, total = count_correct(model, batches)
     return pd.Series((100 * correct / total).numpy(), name="accuracy").rename_axis("class")
 
 # %% ../nbs/04_metrics.ipynb #cce44921
+@checked
 def evaluate(model: nn.Module,
              sets: Mapping[str, Loader],  # such as {"remain": batches, "forget": batches}
              ) -> dict[str, float]:       # percent: "<name>_acc" of each set, and "accuracy" over all images of all sets
@@ -96,6 +106,7 @@ def _counts_of(model: nn.Module, name: str, batches: Loader) -> Tensor:
         raise FloatingPointError(f"the set {name!r} can't be measured: {error}") from error
 
 # %% ../nbs/04_metrics.ipynb #8e58fc3e
+@checked
 @torch.no_grad()
 def mean_loss(model: nn.Module,
               batches: Loader,  # normalised (inputs, labels)
@@ -105,9 +116,10 @@ def mean_loss(model: nn.Module,
     `ValueError` for no images, or labels that the model has no class for; `FloatingPointError` for outputs that are not numbers."""
     total, images = torch.zeros((), dtype=torch.float64, device=device_of(model)), 0
     broken = torch.zeros((), dtype=torch.int64, device=total.device)
-    with eval_mode(model):
-        for inputs, labels in batches:
-            labels, logits = labels.to(total.device), model(inputs.to(total.device)).double()
+    with untouched(model, "eval"):
+        for inputs, labels in pairs(batches):
+            labels = labels.to(total.device)
+            logits = read_logits(model(inputs.to(total.device))).double()
             check_labels(labels, logits.shape[1])
             broken += count_broken(logits)
             total, images = total + F.cross_entropy(logits, labels, reduction="sum"), images + len(labels)
@@ -117,21 +129,30 @@ def mean_loss(model: nn.Module,
     return total.item() / images
 
 # %% ../nbs/04_metrics.ipynb #45ea33c8
-def unlearn_score(remain_acc: float,  # percent
-                  forget_acc: float,  # percent
-                  ) -> float:         # percent
+@checked
+def unlearn_score(remain_acc: float | pd.Series,  # percent
+                  forget_acc: float | pd.Series,  # percent
+                  ) -> Any:                       # percent: a number, or a column
     "The paper's summary of a run: remain accuracy / (1 + forget accuracy). Works on columns of a DataFrame too."
     return remain_acc / (1 + forget_acc / 100)
 
 # %% ../nbs/04_metrics.ipynb #7f565a26
 Window = Literal["fine_tuning", "authors_code", "last"]
 
+def _epochs(history: pd.DataFrame) -> pd.Series:
+    "The epochs of a history; `ValueError` if it has none."
+    if not len(history):
+        raise ValueError("the history has no row: pass one with a row for each epoch.")
+    return history[choose("epoch", history.columns, "column")]
+
 def _window(history: pd.DataFrame, window: Window) -> pd.DataFrame:
     "The rows that a window admits; the first row, if there is none."
-    epochs, last = history.epoch, history.epoch.max()
+    epochs = _epochs(history)
+    last = epochs.max()
     rows = history[{"fine_tuning": epochs > 0, "authors_code": epochs < last, "last": epochs == last}[choose(window, get_args(Window), "window")]]
     return rows if len(rows) else history[:1]
 
+@checked
 def best_epoch(history: pd.DataFrame,           # one row an epoch, with a column `epoch`, 0 being before fine-tuning
                by: str = "unlearn_score",       # the column that decides, higher is better
                window: Window = "fine_tuning",  # which epochs may win: 1 to S; 0 to S-1 ("authors_code"); or S ("last")
@@ -140,24 +161,33 @@ def best_epoch(history: pd.DataFrame,           # one row an epoch, with a colum
 
     For a model trained from scratch, the index of its best epoch, counted from zero, is `epoch` - 1."""
     rows = _window(history, window)
-    return rows.loc[rows[choose(by, history.columns, "column")].idxmax()]
+    values = rows[choose(by, history.columns, "column")]
+    if values.isna().all():
+        raise ValueError(f"the column {by!r} has no value in the epochs of the window {window!r}: there is no best one.")
+    return rows.loc[values.idxmax()]
 
 # %% ../nbs/04_metrics.ipynb #7a7b3b68
+@checked
 def fluctuation(history: pd.DataFrame,  # one row an epoch, from 0 (before fine-tuning) to S
                 column: str,            # an accuracy or score
                 window: Literal["fine_tuning", "authors_code"] = "fine_tuning",  # changes in the epochs 1 to S, or 1 to S-1
                 ) -> float:             # in the unit of the column
     "(1/(S-1)) Σ |Acc_t - Acc_{t-1}| (paper, Table 2); `ValueError` for an unknown window or column, missing epochs, or S below 2."
     choose(window, ("fine_tuning", "authors_code"), "window")
-    epochs, last = history.epoch.tolist(), int(history.epoch.max())
+    epochs = _epochs(history).tolist()
+    last = max(epochs)
     if last < 2 or epochs != list(range(last + 1)):
         raise ValueError(f"the fluctuation needs the epochs 0 to S in order, with S of 2 or more, not {epochs}: fine-tune longer, or pass the whole history.")
     changes = history[choose(column, history.columns, "column")].diff().abs().iloc[1:]
     return float(changes.iloc[:last if window == "fine_tuning" else last - 1].sum(skipna=False)) / (last - 1)
 
 # %% ../nbs/04_metrics.ipynb #d9958a9f
+@checked
 def mean_and_deviation(runs: pd.DataFrame | pd.Series,  # one row a run: numbers only
                        ) -> pd.DataFrame:               # one row a column of `runs`: mean, deviation, n (runs that have a value)
     "Mean and population standard deviation (ddof 0) over runs, as in the paper's tables; NaN where a run has no value."
-    values = pd.DataFrame(runs).astype(float)
+    try:
+        values = pd.DataFrame(runs).astype(float)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"runs must be numbers, or None where a run has no value ({error}): leave other columns out.") from error
     return pd.DataFrame({"mean": values.mean(skipna=False), "deviation": values.std(ddof=0, skipna=False), "n": values.count()})

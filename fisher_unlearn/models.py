@@ -21,8 +21,9 @@ from torchvision.ops import Conv2dNormActivation
 from .arguments import Count, Seed, checked
 from .batches import first_pair, read_pair
 from .data import Batches, check_repeatable, choose
+from .guard import untouched
 from .logits import read_logits, warn_of_probabilities
-from .parameters import unwrapped
+from .parameters import unwrapped, weight_of
 
 # %% ../nbs/02_models.ipynb #d56d83b5
 def _stage(width_in: int, width: int, blocks: int, stride: int) -> nn.Sequential:
@@ -122,6 +123,7 @@ def _densenet(num_classes: int, in_channels: int, growth: int = 12, blocks: tupl
 NETWORKS: dict[str, Callable[..., nn.Sequential]] = {
     "resnet20": partial(_resnet, 3), "resnet50": partial(_resnet, 8), "vgg16": _vgg16, "googlenet": _googlenet, "densenet": _densenet}
 
+@checked
 def min_size(name: str) -> int:
     "The smallest side, in pixels, of an image that a network takes."
     return 32 if choose(name, NETWORKS, "network") == "vgg16" else 8
@@ -156,7 +158,8 @@ def _check_input(name: str, channels: int, smallest: int, module: nn.Module, arg
 def _used(model: nn.Module) -> list[str]:
     "The modules with parameters, and parameters outside of them, that the forward pass uses, in order."
     try:
-        graph = fx.symbolic_trace(model).graph
+        with untouched(model):  # the forward pass runs on symbols, and may keep some
+            graph = fx.symbolic_trace(model).graph
     except Exception as error:  # whatever a forward pass raises when it meets symbols, not tensors
         raise ValueError(f"the forward pass can't be traced ({_line(error)}): say which layer is the "
                          'classifier with classifier="name".') from error
@@ -178,7 +181,7 @@ def find_classifier(model: nn.Module,
     "The name of the layer whose rows are the classes; `ValueError` if it can't be told and none is given."
     inner, prefix = unwrapped(model)
     layers = [n for n, m in inner.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))
-              and num_classes in (None, len(m.weight))]
+              and num_classes in (None, len(weight_of(m)))]
     if name is not None:
         return prefix + choose(name.removeprefix(prefix), layers, "classifier")
     used = _used(inner)
@@ -189,6 +192,7 @@ def find_classifier(model: nn.Module,
                      f"convolution{rows}: say which layer is the classifier with classifier=\"name\".")
 
 # %% ../nbs/02_models.ipynb #4c01eee9
+@checked
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     "Put all modules in evaluation mode, and each back into its own mode afterwards."
@@ -199,6 +203,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
         for module, training in modes.items(): module.training = training
 
 # %% ../nbs/02_models.ipynb #64965b3e
+@checked
 def device_of(model: nn.Module) -> torch.device:
     "The device of a model's parameters; `ValueError` if it has none."
     for parameter in model.parameters(): return parameter.device
@@ -216,7 +221,7 @@ def _answer(model: nn.Module, inputs: Tensor, name: str) -> Tensor:
     "The logits of some inputs, in evaluation mode; `ValueError` if the model can't take them."
     device = device_of(model)
     try:
-        with eval_mode(model):
+        with untouched(model, "eval"):
             output = model(inputs.to(device))
     except Exception as error:  # a foreign forward pass may raise anything
         raise ValueError(f"the model can't take the inputs of `{name}`, {tuple(inputs.shape)}: "
@@ -228,9 +233,10 @@ def _answer(model: nn.Module, inputs: Tensor, name: str) -> Tensor:
     return logits
 
 # %% ../nbs/02_models.ipynb #aefe10af
+@checked
 def check_batch(model: nn.Module,
-                inputs: Tensor,          # (n, …)
-                labels: Tensor,          # whole numbers (n,)
+                inputs: Any,             # tensor or array (n, …)
+                labels: Any,             # whole numbers (n,)
                 name: str = "batches",   # of the argument that they came in, for the message
                 ) -> int:                # the number of classes of the model
     "Check that a model and one batch fit each other; `TypeError` or `ValueError` in one sentence if not."
@@ -251,6 +257,7 @@ def check_labels(labels: Tensor, num_classes: int, name: str = "batches") -> Non
     if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
         raise ValueError(f"`{name}` has labels from {labels.min()} to {labels.max()}, but the model has {num_classes} classes.")
 
+@checked
 def check_batches(model: nn.Module,
                   batches: Any,  # anyone's batches, readable again and again
                   name: str,     # the name of the argument that they came in, for the message

@@ -17,7 +17,6 @@ import nbformat
 import papermill
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
-from papermill.exceptions import PapermillExecutionError
 
 import fisher_unlearn
 from .arguments import Seed, check_value, checked

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['unwrapped', 'place_of', 'state_names', 'parameters_by_name', 'tensors_of', 'extras_of', 'put_state_', 'own_memory_',
-           'first_name', 'by_first_name', 'maskable', 'copied']
+           'first_name', 'by_first_name', 'maskable', 'weight_of', 'copied']
 
 # %% ../nbs/01d_parameters.ipynb #ef0e9569
 import copy
@@ -16,7 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from .arguments import checked
+
 # %% ../nbs/01d_parameters.ipynb #af2ec870
+@checked
 def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
     "The network within its wrappers, and what they put before the names of its state."
     prefix = ""
@@ -40,6 +43,7 @@ def place_of(tensor: Tensor) -> Hashable:
     return tensor.device, start, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
 
 # %% ../nbs/01d_parameters.ipynb #85105097
+@checked
 def state_names(model: nn.Module) -> dict[str, str]:
     "For each name of a parameter or buffer, the first name of that tensor; parameters come first."
     kinds = (model.named_parameters, model.named_buffers)
@@ -47,25 +51,30 @@ def state_names(model: nn.Module) -> dict[str, str]:
     first: dict[Hashable, str] = {}
     return {name: first.setdefault(place_of(tensor), name) for name, tensor in named}
 
+@checked
 def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
     "Each parameter once, by its first name."
     names = state_names(model)
     return {name: p for name, p in model.named_parameters() if names[name] == name}
 
 # %% ../nbs/01d_parameters.ipynb #99febe3c
+@checked
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     "The tensors of a model's state, without what `get_extra_state` adds."
     return {n: t for n, t in model.state_dict().items() if isinstance(t, Tensor)}
 
+@checked
 def extras_of(model: nn.Module) -> dict[str, Any]:
     "What is in a model's state and no tensor."
     return {n: v for n, v in model.state_dict().items() if not isinstance(v, Tensor)}
 
+@checked
 def put_state_(model: nn.Module, tensors: Mapping[str, Tensor], extras: Mapping[str, Any] | None = None) -> None:
     "Write tensors into a model's state, and extras in place of its own, if given."
     own_memory_(model)
     model.load_state_dict({**extras_of(model), **tensors, **(extras or {})})
 
+@checked
 def own_memory_(model: nn.Module) -> None:
     "Give expanded buffers memory of their own; `ValueError` for expanded parameters."
     for module in model.modules():
@@ -83,6 +92,7 @@ def _expanded(tensor: Tensor) -> bool:
         step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape))
 
 # %% ../nbs/01d_parameters.ipynb #53276a6a
+@checked
 def first_name(model: nn.Module,
                name: str,                            # any name of a parameter or buffer
                what: str = "the mask",               # who says so, for the message
@@ -99,6 +109,7 @@ def first_name(model: nn.Module,
     raise ValueError(f"{what} names {name!r}, which is no parameter or buffer of the model: {hint}")
 
 # %% ../nbs/01d_parameters.ipynb #ab3c8857
+@checked
 def by_first_name(model: nn.Module,
                   marks: Mapping[str, Tensor],   # {any name: bool tensor of its shape}
                   what: str = "the mask",        # who says so, for the message
@@ -113,6 +124,7 @@ def by_first_name(model: nn.Module,
     return found
 
 # %% ../nbs/01d_parameters.ipynb #e3a4fd14
+@checked
 def maskable(module: nn.Module,
              part: str = "weight",    # or "bias"
              ) -> str | None:         # a name in the module's state
@@ -124,7 +136,22 @@ def maskable(module: nn.Module,
     pruned = any(isinstance(h, prune.BasePruningMethod) and h._tensor_name == part for h in hooks)
     return f"{part}_orig" if pruned and isinstance(own.get(f"{part}_orig"), Tensor) else None
 
+# %% ../nbs/01d_parameters.ipynb #6833171b
+def weight_of(module: nn.Module) -> Tensor:
+    "The weight of a layer, without moving anything in it."
+    if entry := maskable(module):
+        return {**module._parameters, **module._buffers}[entry]  # type: ignore[return-value]
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            return module.weight  # type: ignore[return-value]
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
 # %% ../nbs/01d_parameters.ipynb #008f7265
+@checked
 def copied(model: nn.Module) -> nn.Module:
     "A deep copy of a model, with the values of what its modules computed and kept."
     memo: dict[int, Any] = {}
@@ -132,7 +159,9 @@ def copied(model: nn.Module) -> nn.Module:
         for value in _kept(vars(module).values(), set()):
             if not value.is_leaf:
                 memo[id(value)] = value.detach().clone().requires_grad_(value.requires_grad)
-    return copy.deepcopy(model, memo)
+    made = copy.deepcopy(model, memo)
+    _share_again(model, made)
+    return made
 
 def _kept(values: Iterable[Any], seen: set[int]) -> Iterable[Tensor]:
     "The tensors among some values, also in lists, tuples and dictionaries."
@@ -142,3 +171,17 @@ def _kept(values: Iterable[Any], seen: set[int]) -> Iterable[Tensor]:
         elif isinstance(value, (list, tuple, dict)) and id(value) not in seen:
             seen.add(id(value))
             yield from _kept(value.values() if isinstance(value, dict) else value, seen)
+
+# %% ../nbs/01d_parameters.ipynb #0fd45dcd
+def _share_again(model: nn.Module, made: nn.Module) -> None:
+    "Let the parameters of a copy share memory as those of the model do."
+    groups: dict[int, list[tuple[nn.Parameter, nn.Parameter]]] = {}
+    for old, new in zip(model.parameters(), made.parameters()):
+        if not old.is_sparse and not old.is_meta and old.untyped_storage().data_ptr():
+            groups.setdefault(old.untyped_storage().data_ptr(), []).append((old, new))
+    for group in groups.values():
+        if len(group) > 1:
+            storage = group[0][0].untyped_storage().clone()
+            for old, new in group:
+                empty = old.detach().new_empty(0)
+                new.data = empty.set_(storage, old.storage_offset(), old.shape, old.stride())

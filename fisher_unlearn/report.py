@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Record', 'METHOD_NAMES', 'DATASET_NAMES', 'NETWORK_NAMES', 'PAPER_NETWORKS', 'CELLS', 'AVERAGE', 'PAPER_SETTINGS',
            'IDENTITY', 'SEEDS', 'PAPER_IMAGES', 'paper_numbers', 'row_label', 'setting_name', 'histories', 'outcomes',
-           'summary', 'missing_cells', 'with_average', 'beside', 'printable', 'departures', 'conditions', 'lacking',
-           'Verdict', 'verdict', 'bullets', 'keep', 'read_kept', 'restore']
+           'summary', 'missing_cells', 'with_average', 'beside', 'printable', 'plain', 'departures', 'conditions',
+           'lacking', 'Verdict', 'verdict', 'bullets', 'keep', 'read_kept', 'restore']
 
 # %% ../nbs/52_report.ipynb #f8023c23
-import hashlib, importlib.resources, json
+import hashlib, importlib.resources, json, re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
-from .arguments import checked
+from .arguments import Count, Whole, check_fields, checked
 from .atomic import locked, writable_folder, write_whole
 from .data import choose
 from .metrics import Window, best_epoch, fluctuation, mean_and_deviation
@@ -34,10 +34,11 @@ from .unlearn import PRESETS, method_options, options_read
 Record = dict[str, Any]
 
 # %% ../nbs/52_report.ipynb #90f0e8da
+@checked
 def paper_numbers(table: int | None = None,  # number of a table, 1 to 5; None: all
                   ) -> pd.DataFrame:         # columns table, setting, method, phase, metric, mean, std
     "What the paper prints in Tables 1 to 5: percent, and epochs to the best; `ValueError` for a table that is not there."
-    with importlib.resources.files("fisher_unlearn").joinpath("paper_numbers.csv").open() as file: numbers = pd.read_csv(file)
+    with importlib.resources.files("fisher_unlearn").joinpath("paper_numbers.csv").open(encoding="utf-8") as file: numbers = pd.read_csv(file)
     if table is None: return numbers
     choose(str(table), [str(t) for t in numbers.table.unique()], "table")
     return numbers[numbers.table == table].reset_index(drop=True)
@@ -46,6 +47,7 @@ def paper_numbers(table: int | None = None,  # number of a table, 1 to 5; None: 
 METHOD_NAMES = {"retrain": "Retrain", "finetune": "Finetune", "mask_classifier": "MaskClassifier", "random_mask": "RandomMask", "tfidf": "TF-IDF",
                 "fisher_noise": "FisherNoise", "activation_mask": "ActivationMask", "influence": "Influence", "fisher_mask": "FisherMask"}
 
+@checked
 def row_label(settings: RunSettings) -> str:
     "A method as the paper names it, and in parentheses the preset, where presets differ, and options that are not the preset's."
     differ = len({str(preset.get(settings.method)) for preset in PRESETS.values()}) > 1
@@ -79,6 +81,7 @@ def _fine_tuned(s: RunSettings) -> list[str]:
     rate = [] if s.fine_tune_lr is None else [f"rate {s.fine_tune_lr:g}"]
     return limit + rate + ([] if s.fine_tune_length is None else [f"{s.fine_tune_length} epochs of fine-tuning"])
 
+@checked
 def setting_name(record: Record) -> str:
     "What a record's run has in common with others in a row of tables: network/data set, and what differs from forgetting class 0 with all that remains."
     s = RunSettings.model_validate(record["settings"])
@@ -134,6 +137,7 @@ def _identity(record: Record) -> dict[str, Any]:
     return {"key": record["key"], "cell": run_key(settings.model_copy(update={"seed": 0})), "setting": setting_name(record), "label": row_label(settings),
             **{name: getattr(settings, name) for name in _SETTINGS}, "epochs": settings.train.length, "options": json.dumps(unusual_options(settings))}
 
+@checked
 def histories(records: Iterable[Record | None],  # of runs, each once
               ) -> pd.DataFrame:                 # `IDENTITY`, epoch, and lr, train_loss, seconds, accuracies and scores in percent, NaN where there is none
     """One row for each epoch of each run, epoch 0 being before fine-tuning.
@@ -167,6 +171,7 @@ def _outcome(history: pd.DataFrame, window: Window) -> dict[str, Any]:
     to_best = {"epochs_to_best": int(best.epoch) - fresh} if history.epoch.max() else {}
     return history.iloc[0][list(IDENTITY)].to_dict() | values | to_best | _fluctuations(history, window)
 
+@checked
 def outcomes(records: Iterable[Record | None],  # of runs, each once
              window: Window = "fine_tuning",    # which epochs may be the best, as in `best_epoch`
              ) -> pd.DataFrame:                 # `IDENTITY`, then <measurement>_before, _best, _last, epochs_to_best, delta_<measurement>
@@ -192,6 +197,7 @@ def _phase(column: str, fresh: bool) -> tuple[str, str]:
     return {"before": "before_ft", "best": best, "last": "last_epoch"}[point], metric
 
 # %% ../nbs/52_report.ipynb #00ca30a2
+@checked
 def summary(runs: pd.DataFrame,   # from `outcomes`
             ) -> pd.DataFrame:    # columns setting, method, phase, metric, mean, deviation, n; only what was measured
     "Mean, population deviation and n over seeds (paper, Tables 1 to 5); `ValueError` for runs that differ in more than their seed."
@@ -207,12 +213,14 @@ def summary(runs: pd.DataFrame,   # from `outcomes`
 # %% ../nbs/52_report.ipynb #1ed94e14
 SEEDS = 3
 
+@checked
 def missing_cells(ours: pd.DataFrame,      # from `summary`
                   ) -> dict[str, list[str]]:  # for each row label, the cells that have fewer than 3 seeds, with their n
     "What an average over the paper's 16 settings lacks (paper, Tables 1 and 2)."
     n = ours.groupby(["method", "setting"], sort=False).n.max()
     return {method: [f"{cell} (n = {n.get((method, cell), 0)})" for cell in CELLS if n.get((method, cell), 0) < SEEDS] for method in ours.method.unique()}
 
+@checked
 def with_average(ours: pd.DataFrame,   # from `summary`
                  ) -> pd.DataFrame:    # the same rows, and behind them those of "average of 16 settings"
     "Add the average of the 16 settings for all that has 3 seeds or more in each of them (paper, Tables 1 and 2), and for nothing else."
@@ -222,6 +230,7 @@ def with_average(ours: pd.DataFrame,   # from `summary`
     return pd.concat([ours, average.assign(setting=AVERAGE)[ours.columns]], ignore_index=True) if len(average) else ours
 
 # %% ../nbs/52_report.ipynb #45ed4d4e
+@checked
 def beside(ours: pd.DataFrame,  # from `summary` or `with_average`
            table: int,          # number of the paper's table
            ) -> pd.DataFrame:   # columns setting, method, phase, metric, mean, deviation, n, paper_mean, paper_deviation, difference (ours - paper)
@@ -243,8 +252,9 @@ def _entry(row: Any, digits: int) -> str:
     spread = f" ± {row.deviation:.{digits}f}" if row.n > 1 else ""
     return f"{row.mean:.{digits}f}{spread} (n = {row.n}{f', {paper}, {row.difference:+.{digits}f}' if paper else ''})"
 
+@checked
 def printable(table: pd.DataFrame,  # from `beside`
-              digits: int = 1,      # after the decimal point
+              digits: Whole = 1,    # after the decimal point
               ) -> pd.DataFrame:    # columns setting, method, and "<metric> before", "after" or "during" fine-tuning, for what the paper's table has
     "A wide table to show and to print, in words; the value of a retrained model stands under *after*."
     cells = table[table.phase.isin(_PHASES)].assign(phase=lambda t: t.phase.map(_PHASES))
@@ -256,12 +266,18 @@ def printable(table: pd.DataFrame,  # from `beside`
     return wide.loc[rows, order].fillna("–").rename_axis(columns=None).reset_index()
 
 # %% ../nbs/52_report.ipynb #52a64ee9
+_MARKS = re.compile(r"[\\`*\[\]<>|#~]|(?<!\w)_|_(?!\w)")
+
+def plain(text: Any) -> str:
+    "Text of a record in one line of Markdown, which takes none of it for a mark."
+    return _MARKS.sub(r"\\\g<0>", " ".join(str(text).split()))
+
 PAPER_IMAGES = {"mnist": (60_000, 10_000), "cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000), "tinyimagenet": (100_000, 10_000)}
 _ALLOWED = {"mislabel_ratio": (.1, .3, .5), "mislabel_how": ("uniform", "permuted"), "remain_limit": (None, 0, 50)}
 
 def _unlike(name: str, value: Any, *paper: Any) -> list[str]:
     "A departure in words, if a value is none of the paper's."
-    return [] if value in paper else [f"`{name}` is {value} (paper: {' or '.join(map(str, paper))})"]
+    return [] if value in paper else [f"`{name}` is {plain(value)} (paper: {' or '.join(map(str, paper))})"]
 
 def _of_training(s: RunSettings, paper: RunSettings) -> list[str]:
     "Departures in how networks are trained (paper, Table 7)."
@@ -291,7 +307,7 @@ def _of_method(s: RunSettings) -> list[str]:
 def _inexact(record: Record) -> list[str]:
     "What the data file says of images that are not the data set's own."
     data = record["data"]
-    return [f"{data['name']} has inexact images (`{name}`: {text})" for name, text in data["remarks"].items() if name.startswith(("lossy", "inexact"))]
+    return [f"{plain(data['name'])} has inexact images (`{plain(name)}`: {plain(text)})" for name, text in data["remarks"].items() if name.startswith(("lossy", "inexact"))]
 
 def _of_images(record: Record, s: RunSettings) -> list[str]:
     "Departures in the images (paper, Table 6)."
@@ -300,6 +316,7 @@ def _of_images(record: Record, s: RunSettings) -> list[str]:
     return _unlike("subset", s.subset, None) + _unlike("held_out", s.held_out, None) + fewer + _inexact(record)
 
 # %% ../nbs/52_report.ipynb #25a9c372
+@checked
 def departures(record: Record,  # of a run or a training
                ) -> list[str]:  # one sentence each; [] for a run that follows the protocol
     "In which ways a record departs from the paper's protocol for its data set (paper, Tables 6 and 7; where it is silent, its authors' code)."
@@ -325,17 +342,18 @@ def _tuning(s: RunSettings) -> str:
 def _facts(record: Record) -> dict[str, str]:
     "The conditions of one record, by name."
     s, made, data = RunSettings.model_validate(record["settings"]), record["provenance"], record["data"]
-    images = f"{data['name']} ({data['train']:,} training and {data['test']:,} {'test' if s.held_out is None else 'held-out'} images)"
+    images = f"{plain(data['name'])} ({data['train']:,} training and {data['test']:,} {'test' if s.held_out is None else 'held-out'} images)"
     tree = {True: "clean tree", False: "changed tree", None: "tree unknown"}[made["clean"]]
     return {"data": images, "network": s.network, "seeds": str(s.seed), "training": _rate(s), "fine-tuning": _tuning(s) if "request" in record else "",
-            "device": machine_of(record), "torch": made["torch"],
-            "commit": f"{(made['commit'] or 'unknown')[:10]} ({tree})"}
+            "device": plain(machine_of(record)), "torch": plain(made["torch"]),
+            "commit": f"{plain((made['commit'] or 'unknown')[:10])} ({tree})"}
 
 # %% ../nbs/52_report.ipynb #cd21a57f
 def _parts(record: Record) -> list[Record]:
     "A record once for itself and once for each of its readouts, with their provenance."
     return [record, *(record | {"provenance": found["provenance"]} for found in record.get("readouts", {}).values())]
 
+@checked
 def conditions(records: Iterable[Record | None],  # of runs and trainings, each once
                ) -> str:                          # Markdown
     """One sentence on how records came about: data, seeds, schedule, machine, versions, and in what they depart from the protocol.
@@ -349,8 +367,9 @@ def conditions(records: Iterable[Record | None],  # of runs and trainings, each 
     return f"{len(whole)} records: {'; '.join([*said, protocol])}."
 
 # %% ../nbs/52_report.ipynb #696a6c15
+@checked
 def lacking(records: Iterable[Record | None],        # the runs that a claim is judged by, each once
-            seeds: int = SEEDS,                      # how many a cell must have at least
+            seeds: Count = SEEDS,                    # how many a cell must have at least
             settings: Iterable[str] | None = None,   # those the claim is about, such as `CELLS`; None: those of the records
             ) -> list[str]:                          # reasons; [] if there are enough runs
     "Why runs are not enough for a verdict: seeds, settings that are missing, departures from the protocol; `ValueError` as `histories`."
@@ -362,6 +381,7 @@ def lacking(records: Iterable[Record | None],        # the runs that a claim is 
     return few + ([f"{len(away)} departure{'s' if len(away) > 1 else ''} from the paper's protocol"] if away else [])
 
 # %% ../nbs/52_report.ipynb #30ec2858
+@checked
 @dataclass(frozen=True)
 class Verdict:
     "What runs say about a claim of the paper."
@@ -369,9 +389,13 @@ class Verdict:
     outcome: Literal["holds", "does not hold", "not enough runs to say"]
     evidence: str  # sentences with the numbers, and what is lacking
 
+    def __post_init__(self):
+        check_fields(self, " of the verdict")
+
     def __str__(self) -> str:
         return f"* {self.claim}: **{self.outcome}**. {self.evidence}"
 
+@checked
 def verdict(claim: str,           # the paper's, in words, without a full stop
             holds: bool | None,   # do the numbers at hand agree? None: there are no numbers
             evidence: str,        # sentences with the numbers
@@ -382,6 +406,7 @@ def verdict(claim: str,           # the paper's, in words, without a full stop
     points = "Numbers that it needs are missing" if holds is None else f"The numbers at hand point {'towards' if holds else 'away from'} the claim"
     return Verdict(claim, "not enough runs to say", " ".join([evidence, points, *([f"({'; '.join(lacks)})"] if lacks else [])]) + ".")
 
+@checked
 def bullets(verdicts: Iterable[Verdict]) -> str:
     "Verdicts as a Markdown list."
     return "\n".join(map(str, verdicts))

@@ -19,11 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
-from torch.func import functional_call, grad, vmap
+from torch.nn.modules import module as every_module
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .fused import Plan, Tile, Windows, plan, squared_products, summed_products
-from .models import eval_mode
+from .guard import Snapshot, untouched
+from .passes import DEPENDENT, WAYS, Passes, check_independent, close, distance
+from .passes import few_of, find_way, has_backward_hooks, loose, squares_in_batch
+from .passes import stands_alone, tolerance, try_directions
 
 Rule = Callable[[Any, Tensor, list[Tensor]], Tensor]
 
@@ -50,7 +53,7 @@ def _normalised(module: Any, x: Tensor) -> Tensor:
     "The input of a layer without its scale and bias."
     if isinstance(module, nn.LayerNorm): return F.layer_norm(x, module.normalized_shape, eps=module.eps)
     if isinstance(module, nn.GroupNorm): return F.group_norm(x, module.num_groups, eps=module.eps)
-    mean, inverse = (t.view(-1, *[1] * (x.dim() - 2)) for t in (module.running_mean, (module.running_var + module.eps).rsqrt()))
+    mean, inverse = (t.view(-1, *[1] * (x.dim() - 2)) for t in (module.running_mean, (module.running_var.to(x.dtype) + module.eps).rsqrt()))
     return (x - mean).mul_(inverse)  # `F.batch_norm` takes longer
 
 def _loop_fits(x: Tensor, positions: int, groups: int = 1) -> bool:
@@ -60,7 +63,7 @@ def _loop_fits(x: Tensor, positions: int, groups: int = 1) -> bool:
 def _scale(module: Any, x: Tensor, gs: list[Tensor]) -> Tensor:
     "γ multiplies x̂ at each position: Σᵢ (Σ_p g[i, p] x̂[i, p])²."
     if isinstance(module, _BatchNorm) and _loop_fits(gs[0], x[0, 0].numel()) and x.movedim(1, -1).is_contiguous(): return _scale_in_registers(module, x, gs)
-    total, size = torch.zeros_like(module.weight), max(1, _budget(x) // (4 * x[0].numel()))
+    total, size = gs[0].new_zeros(module.weight.shape), max(1, _budget(x) // (4 * x[0].numel()))
     for part, *slopes in zip(x.split(size), *(g.split(size) for g in gs)):
         normal = _normalised(module, part.to(slopes[0].dtype))
         for k, g in enumerate(slopes, 1): total += _squared(normal.mul_(g) if k == len(slopes) else normal * g, _positions(module, g.dim()))
@@ -69,15 +72,15 @@ def _scale(module: Any, x: Tensor, gs: list[Tensor]) -> Tensor:
 def _scale_in_registers(module: Any, x: Tensor, gs: list[Tensor]) -> Tensor:
     "The same for BatchNorm, by the loop: Σᵢ (Σ_p g[i, p] (x[i, p] − mean))² / (variance + ε)."
     x, *slopes = (t.movedim(1, -1).flatten(1, -2) for t in (x.to(gs[0].dtype), *gs))
-    squares = [summed_products(x, g, module.running_mean).square().sum(0) for g in slopes]
-    return torch.stack(squares).sum(0) / (module.running_var + module.eps)
+    squares = [summed_products(x, g, module.running_mean.to(x.dtype)).square().sum(0) for g in slopes]
+    return torch.stack(squares).sum(0) / (module.running_var.to(x.dtype) + module.eps)
 
 # %% ../nbs/09_squares.ipynb #36201018
 def _embedding(module: Any, index: Tensor, gs: list[Tensor]) -> Tensor:
     "Σᵢ (Σ over the positions of sample i that hold row v: g[i, p])² for each row v."
     rows, width = module.weight.shape
     total, sample = gs[0].new_zeros(rows, width), torch.arange(len(index), device=index.device)
-    pairs, place = (index.flatten(1) + rows * sample.view(-1, 1)).unique(return_inverse=True)
+    pairs, place = (index.reshape(len(index), -1) + rows * sample.view(-1, 1)).unique(return_inverse=True)
     for g in gs:
         sums = g.new_zeros(len(pairs), width).index_add_(0, place.flatten(), g.reshape(-1, width))
         total.index_add_(0, pairs % rows, sums.square_())
@@ -149,7 +152,7 @@ def _linear(layer: Any, x: Tensor, gs: list[Tensor]) -> Tensor:
     "The weight of a linear layer, on any leading dimensions."
     x, *slopes = (t.reshape(len(t), -1, t.shape[-1]) for t in (x, *gs))
     positions, inputs = x.shape[1:]
-    if _loop_fits(x, positions): return squared_products(_plan_of_linear(positions, inputs, layer.out_features, x.dtype, torch.get_num_threads()), x, slopes)[:, 0]
+    if _loop_fits(x, positions): return squared_products(_plan_of_linear(positions, inputs, slopes[0].shape[-1], x.dtype, torch.get_num_threads()), x, slopes)[:, 0]
     inside = torch.ones(1, positions, 1, dtype=torch.bool)
     columns = _Columns(inside, inputs, 1, x[0].numel(), lambda part, room: [part[:, None, :, None]])
     return _outer_squares(columns, x, slopes)[0, 0]
@@ -166,8 +169,29 @@ class _Taps(NamedTuple):
 
     @classmethod
     def of(cls, conv: Any) -> "_Taps":
-        mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-        return cls(conv.kernel_size, conv.stride, conv.dilation, tuple(conv._reversed_padding_repeated_twice), mode, conv.groups)
+        "What the forward pass reads: the weight's own size, and the padding that its mode uses."
+        kernel = tuple(conv.weight.shape[2:])
+        stride, dilation = (_each(t, len(kernel)) for t in (conv.stride, conv.dilation))
+        if conv.padding_mode != "zeros":
+            border = tuple(conv._reversed_padding_repeated_twice)
+            return cls(kernel, stride, dilation, border, conv.padding_mode, conv.groups)
+        return cls(kernel, stride, dilation, _zeros_around(conv.padding, kernel, dilation), "constant", conv.groups)
+
+def _each(value: Any, dims: int) -> tuple[int, ...]:
+    "One number for each dimension."
+    found = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    return found * dims if len(found) == 1 else found
+
+def _zeros_around(padding: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[int, ...]:
+    "The border of zeros, in the order of `F.pad`."
+    if padding == "valid":
+        padding = 0
+    if padding == "same":
+        needed = [d * (k - 1) for k, d in zip(kernel, dilation)]
+        sides = [(n // 2, n - n // 2) for n in needed]
+    else:
+        sides = [(n, n) for n in _each(padding, len(kernel))]
+    return tuple(n for side in reversed(sides) for n in side)
 
 # %% ../nbs/09_squares.ipynb #9e427ca0
 def _padded(taps: _Taps, x: Tensor) -> Tensor:
@@ -240,11 +264,24 @@ RULES: dict[type[nn.Module], dict[str, Rule]] = {
     **{kind: {"weight": _conv, "bias": _bias} for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)},
     **{kind: {"weight": _scale, "bias": _bias} for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm)}}
 
-def _rules_of(module: nn.Module) -> dict[str, Rule]:
+_PARTS = ("forward", "_conv_forward", "__call__", "_call_impl", "_wrapped_call_impl")
+_OWN = {kind: [getattr(kind, part, None) for part in _PARTS] for kind in RULES}
+
+def _is_torchs(module: nn.Module) -> bool:
+    "Is this a module of torch whose forward pass nobody has replaced?"
+    kind = type(module)
+    own = _OWN.get(kind) == [getattr(kind, part, None) for part in _PARTS]
+    return own and not any(part in vars(module) for part in (*_PARTS, "weight", "bias", "running_mean", "running_var"))
+
+def _rules_of(module: Any) -> dict[str, Rule]:
     "The rules that hold for a module, by the name of the parameter."
-    if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.scale_grad_by_freq): return {}
-    if isinstance(module, _BatchNorm) and module.running_mean is None: return {}
-    return RULES.get(type(module), {})
+    if not _is_torchs(module):
+        return {}
+    if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.scale_grad_by_freq):
+        return {}
+    if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None or module.running_var is None):
+        return {}
+    return RULES[type(module)]
 
 # %% ../nbs/09_squares.ipynb #e5a81b42
 def _uses(root: Any, stop: Iterable[Any] = ()) -> tuple[Counter, bool]:
@@ -261,6 +298,13 @@ def _uses(root: Any, stop: Iterable[Any] = ()) -> tuple[Counter, bool]:
     return leaves, hidden
 
 # %% ../nbs/09_squares.ipynb #18f2e1c5
+_HALF = (torch.float16, torch.bfloat16)
+
+def _precise(g: Tensor, x: Tensor) -> Tensor:
+    "Slopes in the larger type of theirs and the input's (they differ under autocast), in single precision at least."
+    kind = torch.promote_types(g.dtype, x.dtype)
+    return g.to(torch.float32 if kind in _HALF else kind)
+
 class _Call:
     "One call of a module in a forward pass."
     def __init__(self, name: str, module: Any, x: Tensor, output: Tensor, total: dict[str, Tensor]):
@@ -268,9 +312,13 @@ class _Call:
         self.x: Tensor | None = x.detach()
         self.version, self.shapes = x._version, (x.shape, output.shape)
         self.uses, _ = _uses(output.grad_fn, [x.grad_fn])
+        self.rules = _rules_of(module)     # at the time of the call
+        self.rules = _rules_of(module)     # at the time of the call
         self.wanted: dict[str, Rule] = {}  # by the name of the parameter in the model
         self.held: list[Tensor] = []       # slopes of the output
         self.expects, self.last = 1, True  # directions to collect; are they the last?
+        self.taken = False                 # have slopes come by?
+        self.taken = False                 # have slopes come by?
 
     def per_sample(self, n: int) -> tuple[torch.Size, ...] | None:
         "The shapes of input and output for one of `n` samples; None if the batch is not the first dimension."
@@ -280,139 +328,199 @@ class _Call:
         "Collect the slopes of the output, and add the squares of the module's parameters once all are there."
         if self.wanted: self.held.append(g)
         if self.x is None or len(self.held) < self.expects: return
-        gs = [g.to(torch.promote_types(g.dtype, self.x.dtype)) for g in self.held]  # they differ under autocast
-        for name, rule in self.wanted.items(): self.total[name] += rule(self.module, self.x, gs)
-        self.held = []
+        gs = [_precise(g, self.x) for g in self.held]
+        x = self.x.to(gs[0].dtype) if self.x.dtype in _HALF and gs else self.x
+        for name, rule in self.wanted.items():
+            self.total[name] += rule(self.module, x, gs)
+        self.held, self.taken = [], True
         if self.last: self.x = None  # so that its memory serves the rest of the backward pass
-
-# %% ../nbs/09_squares.ipynb #597ca451
-def _by_vmap(model: nn.Module, free: dict[str, Tensor], inputs: Tensor, directions: list[Tensor]) -> dict[str, Tensor]:
-    "Σᵢ (∂⟨zᵢ, sᵢ⟩/∂w)² by `torch.func`, in parts of at most 2²⁶ entries."
-    fixed = {n: t.detach() for n, t in (*model.named_parameters(), *model.named_buffers()) if n not in free}
-    def along(free, x, s): return (functional_call(model, {**fixed, **free}, (x[None],))[0] * s).sum()
-    slopes, free = vmap(grad(along), (None, 0, 0)), {n: p.detach() for n, p in free.items()}
-    total, size = {n: torch.zeros_like(p) for n, p in free.items()}, max(1, min(32, 2**26 // sum(p.numel() for p in free.values())))
-    for s in directions:
-        for part, some in zip(inputs.split(size), s.split(size)):
-            for name, g in slopes(free, part, some).items(): total[name] += g.square().sum(0)
-    return total
-
-def _by_loop(model: nn.Module, free: dict[str, Tensor], inputs: Tensor, directions: list[Tensor]) -> dict[str, Tensor]:
-    "The same, one sample at a time."
-    total = {n: torch.zeros_like(p) for n, p in free.items()}
-    for i in range(len(inputs)):
-        with torch.enable_grad(): logits = model(inputs[i:i + 1])
-        for s in directions:
-            slopes = torch.autograd.grad(logits, list(free.values()), s[i:i + 1], retain_graph=True, allow_unused=True)
-            for name, g in zip(free, slopes): total[name] += 0 if g is None else g.square()
-    return total
 
 # %% ../nbs/09_squares.ipynb #1ed33c0b
 @contextmanager
-def scoring(model: nn.Module) -> Iterator[None]:
-    "Evaluation mode, with modes and buffers put back afterwards."
-    found = {n: b.clone() for n, b in model.named_buffers()}
-    with eval_mode(model), torch.no_grad():
-        try: yield
-        finally:
-            for n, b in model.named_buffers(): b.copy_(found[n])
+def scoring(model: nn.Module) -> Iterator[Snapshot]:
+    "Evaluation mode without gradients; afterwards, model and torch are as before."
+    with untouched(model, "eval") as before, torch.no_grad():
+        yield before
 
 # %% ../nbs/09_squares.ipynb #27bf5a65
 _SAMPLES = 64  # that a CPU treats at once
+_TRIALS = 3    # shapes of inputs with which rules are tried out
+
+@dataclass
+class _Known:
+    "What was found out about inputs of a shape."
+    rows: Tensor                    # four of them
+    logits: Tensor | None           # theirs; None once they have been compared with those of a part
+    shapes: dict[str, Any]          # per sample, of the modules whose first dimension is the batch
+    alone: bool | None = None       # does a batch of one give the same? None: not asked yet
 
 @dataclass
 class GradientSquares:
     "Sums of the squared gradients of single samples, for all parameters of a model that require a gradient. Use within `scoring(model)`."
     model: nn.Module
+    before: Snapshot | None = None                                      # what `scoring` gives: each pass starts from it
     total: dict[str, Tensor] = field(init=False)                        # float64, the sums so far
     paths: dict[str, str] = field(default_factory=dict)                 # of the last batch: "rule", "vmap", "loop" or "unused"
-    _shapes: dict[torch.Size, dict[str, Any]] = field(default_factory=dict)
-    _general: str = "vmap"
+    _known: dict[Any, _Known] = field(default_factory=dict)
+    _distrusted: set[str] = field(default_factory=set)                  # parameters whose rule was wrong in a trial
+    _way: int = 0                                                       # of the general path, in `WAYS`
+    _tried: set[str] = field(default_factory=set)                       # parameters for which it is known to be right
 
     def __post_init__(self):
         self.parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self.total = {n: torch.zeros_like(p, dtype=torch.float64, requires_grad=False) for n, p in self.parameters.items()}
+        self.passes = Passes(self.model, self.before)
+        self.ruled = not (every_module._global_forward_hooks or has_backward_hooks(self.passes.inner))
 
     def add(self, inputs: Tensor,   # (n, …)
             directions: Callable[[Tensor, slice], list[Tensor]],  # (logits of a part, its place in the batch) → tensors s of the logits' shape
             together: int = 1,      # directions that are treated together
             ) -> None:
         "Add Σᵢ (∂⟨zᵢ, sᵢ⟩/∂w)² for each direction s, where zᵢ are the logits of sample i."
-        size = max(1, _SAMPLES if inputs.device.type == "cpu" else len(inputs))
-        for start in range(0, len(inputs), size):
-            _add_part(self, inputs, slice(start, start + size), directions, together)
+        if not len(inputs):
+            return
+        known = _look(self, inputs)
+        for where in _parts_of(self, len(inputs), known):
+            _add_part(self, known, inputs, where, directions, together)
+
+def _parts_of(squares: GradientSquares, n: int, known: _Known) -> list[slice]:
+    "The parts of a batch."
+    size = max(1, _SAMPLES if known.rows.device.type == "cpu" else n)
+    if n > size and n % size == 1 and not _alone(squares, known):
+        size = -(-n // -(-n // size))  # as many parts, but even ones
+    return [slice(start, start + size) for start in range(0, n, size)]
+
+def _alone(squares: GradientSquares, known: _Known) -> bool:
+    "Does a batch of one give what the batch gives?"
+    if known.alone is None:
+        known.alone = stands_alone(squares.passes, known.rows, squares.passes(known.rows).detach())
+    return known.alone
 
 # %% ../nbs/09_squares.ipynb #814f5899
-def _forward(squares: GradientSquares, inputs: Tensor) -> tuple[Tensor, list[_Call], Tensor]:
+def _forward(squares: GradientSquares, inputs: Tensor, total: dict[str, Tensor]) -> tuple[Tensor, list[_Call], Tensor]:
     "The logits, the calls of modules with rules, and a zero below them all."
     calls, zero = [], torch.zeros((), device=inputs.device, requires_grad=True)
     def note(name, module, args, kwargs, output):
         given = [*args, *kwargs.values()]
-        if len(given) != 1 or not isinstance(given[0], Tensor) or output.grad_fn is None: return None
-        calls.append(call := _Call(name, module, given[0], output, squares.total))
+        if len(given) != 1 or not isinstance(given[0], Tensor) or not isinstance(output, Tensor) or output.grad_fn is None: return None
+        calls.append(call := _Call(name, module, given[0], output, total))
         if not given[0].requires_grad: output = output + zero
         output.register_hook(call.take)
         return output
-    ruled = [(n, m) for n, m in squares.model.named_modules() if _rules_of(m) and any(p.requires_grad for p in m.parameters(recurse=False))]
+    squares.passes.rewind()  # before our hooks are there
+    modules = squares.passes.inner.named_modules() if squares.ruled else ()
+    ruled = [(n, m) for n, m in modules if type(m) in RULES and any(p.requires_grad for p in m.parameters(recurse=False))]
     hooks = [m.register_forward_hook(partial(note, n), prepend=True, with_kwargs=True) for n, m in ruled]
     try:
-        with torch.enable_grad(): return squares.model(inputs), calls, zero
+        return squares.passes.run(inputs), calls, zero
     finally:
         for hook in hooks: hook.remove()
 
 # %% ../nbs/09_squares.ipynb #34434af0
-def _first_dimension(squares: GradientSquares, inputs: Tensor) -> dict[str, Any]:
-    "The shapes per sample of the modules whose first dimension is the batch, tried with two samples and with three."
-    if (found := squares._shapes.get(inputs.shape[1:])) is None:
-        (two, *calls), (three, *more) = (_forward(squares, inputs[torch.arange(n, device=inputs.device) % len(inputs)])[:2] for n in (2, 3))
-        shapes, others = ({call.name: call.per_sample(n) for call in noted} for n, (noted,) in ((2, calls), (3, more)))
-        found = squares._shapes[inputs.shape[1:]] = {name: shape for name, shape in shapes.items() if shape and shape == others.get(name)}
-        if (two - three[:2]).abs().max() > 1e-2 * three.abs().max():
-            raise ValueError("the model's logits of a sample depend on the other samples in its batch, even in evaluation mode (BatchNorm without running "
-                             "statistics does that), so a sample has no gradient of its own: freeze such statistics, or score per batch.")
-    return found
+def _look(squares: GradientSquares, inputs: Tensor) -> _Known:
+    "What there is to know about inputs of this shape: tried out with four samples, and with three."
+    kind = inputs.shape[1:], inputs.dtype
+    if kind not in squares._known:
+        rows = few_of(inputs)
+        logits = check_independent(squares.passes, rows)
+        three, fewer, _ = _forward(squares, rows[:3], {})
+        if not close(three, logits[:3], loose(logits)):
+            raise ValueError(DEPENDENT)
+        del three
+        known = squares._known[kind] = _Known(rows, logits, {call.name: call.per_sample(3) for call in fewer})
+        _try_rules(squares, known)
+    return squares._known[kind]
+
+def _try_rules(squares: GradientSquares, known: _Known) -> None:
+    "Keep the shapes that four samples have too, and distrust each rule whose squares are not those by the definition."
+    total = {n: torch.zeros_like(t) for n, t in squares.total.items()}
+    logits, calls, zero = _forward(squares, known.rows, total)
+    shapes = {call.name: call.per_sample(4) for call in calls}
+    known.shapes = {name: shape for name, shape in known.shapes.items() if shape and shape == shapes.get(name)}
+    if len(squares._known) > _TRIALS:
+        return
+    s, uses = try_directions(logits), _uses(logits.grad_fn)[0]
+    wanted = squares_in_batch(logits, squares.parameters, [s])
+    ruled = _assign_rules(squares, calls, uses, 4, known.shapes)
+    others = {n: p for n, p in squares.parameters.items() if n not in ruled}
+    if ruled:
+        _run_backward(logits, calls, zero, others, [F.pad(s, (0, 0, 0, 1))], 1)
+    found = distance(total, {n: wanted[n] for n in ruled})
+    squares._distrusted |= {n for n, off in found.items() if not off <= tolerance(logits)}
 
 # %% ../nbs/09_squares.ipynb #7ac20c4d
 def _assign_rules(squares: GradientSquares, calls: list[_Call], uses: Counter, n: int, shapes: dict[str, Any]) -> set[str]:
     "Give each call the rules of the parameters of which it is the only use; returns their names."
     names = {id(p): name for name, p in squares.parameters.items()}
+    trusted = {key for key, name in names.items() if name not in squares._distrusted and not squares.parameters[name]._backward_hooks}
     for call in calls:
         fits = call.per_sample(n) is not None and call.per_sample(n) == shapes.get(call.name) and call.x is not None and call.x._version == call.version
         own = {local: id(p) for local, p in call.module.named_parameters(recurse=False)} if fits else {}
-        call.wanted = {names[own[local]]: rule for local, rule in _rules_of(call.module).items()
-                       if local in own and own[local] in names and uses[own[local]] == call.uses[own[local]] == 1}
+        call.wanted = {names[own[local]]: rule for local, rule in call.rules.items()
+                       if local in own and own[local] in trusted and uses[own[local]] == call.uses[own[local]] == 1}
     return {name for call in calls for name in call.wanted}
 
 # %% ../nbs/09_squares.ipynb #a9169d9a
-def _add_part(squares: GradientSquares, batch: Tensor, where: slice, directions: Callable[[Tensor, slice], list[Tensor]], together: int) -> None:
+def _add_part(squares: GradientSquares, known: _Known, batch: Tensor, where: slice, directions: Callable[[Tensor, slice], list[Tensor]], together: int) -> None:
     "Add the squares of some samples of a batch."
-    inputs = batch[where].detach()
-    shapes = _first_dimension(squares, inputs)
-    logits, calls, zero = _forward(squares, inputs)
-    (uses, hidden), wanted = _uses(logits.grad_fn), directions(logits.detach(), where)
-    ruled = _assign_rules(squares, calls, uses, len(inputs), shapes)
-    others = {n: p for n, p in squares.parameters.items() if n not in ruled and (hidden or uses[id(p)])}
-    for k, s in enumerate(wanted if ruled else []):
-        last = len(wanted) - k // together * together  # directions from this group on
-        for call in calls: call.expects, call.last = min(together, last), k == len(wanted) - 1
-        torch.autograd.grad(logits, [zero, *others.values()], s, retain_graph=k < len(wanted) - 1, allow_unused=True)  # the slopes are taken on the way
+    inputs = batch[where]
+    n = len(inputs)
+    twice = n == 1 and not _alone(squares, known)
+    logits, calls, zero = _forward(squares, torch.cat([inputs, inputs]) if twice else inputs, squares.total)
+    _compare_once(known, logits.detach())
+    (uses, hidden), wanted = _uses(logits.grad_fn), [s.to(logits.dtype) for s in directions(logits.detach()[:n], where)]
+    ruled = _assign_rules(squares, calls, uses, len(logits), known.shapes)
+    others = {name: p for name, p in squares.parameters.items() if name not in ruled and (hidden or uses[id(p)])}
+    if ruled:
+        _run_backward(logits, calls, zero, others, [F.pad(s, (0, 0, 0, 1)) if twice else s for s in wanted], together)
+    missed = {name for call in calls if not call.taken for name in call.wanted}  # an output changed in place takes its hook along
+    squares._distrusted |= missed
+    others |= {name: squares.parameters[name] for name in missed}
     del logits, calls
-    if others: _add_others(squares, others, inputs, wanted)
-    squares.paths = {n: "rule" if n in ruled else squares._general if n in others else "unused" for n in squares.parameters}
+    if others:
+        _add_others(squares, others, inputs, wanted)
+    way = WAYS[squares._way][0].__name__.split("_")[-1]
+    squares.paths = {name: way if name in others else "rule" if name in ruled else "unused" for name in squares.parameters}
+
+def _run_backward(logits: Tensor, calls: list[_Call], zero: Tensor, others: dict[str, Tensor], directions: list[Tensor], together: int) -> None:
+    "One backward pass for each direction; the slopes are taken on the way."
+    for k, s in enumerate(directions):
+        last = len(directions) - k // together * together  # directions from this group on
+        for call in calls:
+            call.expects, call.last = min(together, last), k == len(directions) - 1
+        torch.autograd.grad(logits, [zero, *others.values()], s, retain_graph=k < len(directions) - 1, allow_unused=True)
+
+def _compare_once(known: _Known, logits: Tensor) -> None:
+    "Refuse a model that gives a sample other logits in a larger batch."
+    if known.logits is not None and len(logits) > 1:
+        n = min(4, len(logits))
+        if not close(logits[:n], known.logits[:n], loose(logits)):
+            raise ValueError(DEPENDENT)
+        known.logits = None
 
 def _add_others(squares: GradientSquares, others: dict[str, Tensor], inputs: Tensor, directions: list[Tensor]) -> None:
-    "Add the squares of the parameters without a rule."
-    try: found = (_by_vmap if squares._general == "vmap" else _by_loop)(squares.model, others, inputs, directions)
-    except Exception:  # whatever torch.func can't follow; a network that is itself broken fails in the loop too
-        if squares._general == "loop": raise
-        squares._general, found = "loop", _by_loop(squares.model, others, inputs, directions)
-    for name, square in found.items(): squares.total[name] += square
+    "Add the squares of the parameters without a rule, by the fastest way that is right."
+    if not others.keys() <= squares._tried:
+        squares._way = find_way(squares.passes, others, inputs, squares._way)
+        squares._tried |= others.keys()
+    way, copies = WAYS[squares._way]
+    try:
+        found = way(squares.passes, others, inputs, directions, copies)
+    except Exception:  # whatever torch.func can't follow here, though it could in the trial
+        if squares._way >= 2:
+            raise
+        squares._way = find_way(squares.passes, others, inputs, 2)
+        way, copies = WAYS[squares._way]
+        found = way(squares.passes, others, inputs, directions, copies)
+    for name, square in found.items():
+        squares.total[name] += square
 
 # %% ../nbs/09_squares.ipynb #82f15053
 def gradient_paths(model: nn.Module,
                    inputs: Tensor,       # some normalised inputs (n, …)
                    ) -> dict[str, str]:  # {parameter name: "rule", "vmap", "loop" or "unused"}
     "How `GradientSquares` treats each parameter of a model that requires a gradient."
-    squares = GradientSquares(model)
-    with scoring(model): squares.add(inputs[:2], lambda logits, where: [torch.ones_like(logits)])
+    with scoring(model) as before:
+        squares = GradientSquares(model, before)
+        squares.add(inputs[:2], lambda logits, where: [torch.ones_like(logits)])
     return squares.paths

@@ -11,47 +11,62 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from .activation import find_convolutions, read_channels
+from .activation import find_convolutions, reading_channels
+from .arguments import Whole, checked
 from .fisher import rank_batches, sum_over_ranks
 from .graph import Reader
 from .metrics import Loader
 from .models import check_batches, device_of
 
 # %% ../nbs/12_tfidf.ipynb #d3d2f746
+@checked
 def class_activations(model: nn.Module,
                       reference: Loader,        # normalised (inputs, labels) of all classes: the training set, unshuffled
-                      batches: int = 1,         # how many of its batches are read; 0: all
+                      batches: Whole = 1,       # how many of its batches are read; 0: all
                       ) -> dict[str, Tensor]:   # {convolution: float64 (channels, classes)}
-    "Mean ReLU of each convolution's output over all positions and all images of a class; 0 for a class without images. Under `torch.distributed` all ranks take part."
+    """Mean ReLU of each convolution's output over all positions and all images of a class.
+
+    0 for a class without images. Under `torch.distributed` all ranks take part."""
     classes, device = check_batches(model, reference, "reference"), device_of(model)
     widths = find_convolutions(model)
-    total = {layer: torch.zeros(width, classes, dtype=torch.float64, device=device) for layer, width in widths.items()}
     counts = torch.zeros(classes, dtype=torch.float64, device=device)
-    for inputs, labels in _first(reference, batches):
-        of_class = nn.functional.one_hot(labels.to(device), classes).double()
-        counts += of_class.sum(0)
-        for layer, values in read_channels(model, inputs, dict.fromkeys(widths, Reader())).items(): total[layer] += values.double().T @ of_class
+    total = {layer: counts.new_zeros(width, classes) for layer, width in widths.items()}
+    with reading_channels(model, dict.fromkeys(widths, Reader())) as read:
+        for inputs, labels in _first(reference, batches):
+            of_class = nn.functional.one_hot(labels.to(device), classes).double()
+            counts += of_class.sum(0)
+            for layer, values in read(inputs).items():
+                total[layer] += values.double().T @ of_class
     sum_over_ranks([counts, *total.values()])
     return {layer: values / counts.clamp_min(1) for layer, values in total.items()}
 
 def _first(reference: Loader, batches: int) -> Iterator[tuple[Tensor, Tensor]]:
     "This rank's batches among the first `batches`; all if that is 0."
-    if batches < 0: raise ValueError(f"`batches` is {batches}: read 1 or more, or 0 for all.")
     for number, inputs, labels in rank_batches(reference):
-        if batches and number >= batches: return
+        if batches and number >= batches:
+            return
         yield inputs, labels
 
 # %% ../nbs/12_tfidf.ipynb #ec0e8ade
+@checked
 def tfidf_scores(model: nn.Module,
                  reference: Loader,        # as in `class_activations`
                  classes: Sequence[int],   # the classes to forget
-                 batches: int = 1,         # as in `class_activations`
+                 batches: Whole = 1,       # as in `class_activations`
                  ) -> dict[str, Tensor]:   # {name of a convolution's weight: float32 (channels,)}; NaN in a layer that is dead on the classes
-    "How much each filter belongs to the classes (Wang et al. 2022, as in the authors' code). Raises `ValueError` for a network without convolutions and classes that don't exist."
-    scores = {}
-    for layer, mean in class_activations(model, reference, batches).items():
-        if not set(classes) <= set(range(mean.shape[1])): raise ValueError(f"classes {list(classes)} do not all exist: the model has the classes 0 to {mean.shape[1] - 1}.")
-        own = mean[:, list(classes)].sum(1)
-        above = (mean >= mean.mean(1, keepdim=True)).sum(1)
-        scores[f"{layer}.weight"] = (own / own.sum() * (mean.shape[1] / (1 + above)).log()).float()
-    return scores
+    """How much each filter belongs to the classes (Wang et al. 2022, as in the authors' code).
+
+    Raises `ValueError` for a network without convolutions and classes that don't exist."""
+    if not classes:
+        raise ValueError("`classes` is empty: say which classes to forget.")
+    means = class_activations(model, reference, batches)
+    return {f"{layer}.weight": _tfidf(mean, list(classes)) for layer, mean in means.items()}
+
+def _tfidf(mean: Tensor, classes: list[int]) -> Tensor:
+    "The scores of a layer's filters from their mean activation by class (filters, classes)."
+    count = mean.shape[1]
+    if not set(classes) <= set(range(count)):
+        raise ValueError(f"classes {classes} do not all exist: the model has the classes 0 to {count - 1}.")
+    own = mean[:, classes].sum(1)
+    above = (mean >= mean.mean(1, keepdim=True)).sum(1)
+    return (own / own.sum() * (count / (1 + above)).log()).float()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Progress', 'TrainSettings', 'Joined', 'joined', 'trainable_batches', 'epoch_seed', 'epoch_batches', 'train_epoch',
            'tensors_digest', 'save_tensors', 'read_tensors', 'save_weights', 'load_weights', 'train_model',
-           'content_digest', 'shows_bar', 'keep_freed_memory']
+           'check_extras', 'samples_digest', 'seeded_draws', 'shows_bar', 'keep_freed_memory']
 
 # %% ../nbs/05_train.ipynb #16361c62
 import copy, ctypes, hashlib, json, math, platform, random, sys, time
@@ -27,17 +27,18 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .arguments import Count, NotNegative, Seed, Share, check_fields, checked
+from .arguments import Count, NotNegative, Number, Seed, Share, check_fields, checked
 from .atomic import writable_folder, write_whole
 from .batches import first_pair, pairs
 from .data import Batches, Samples, digest
+from .guard import untouched
 from .logits import read_logits
 from .metrics import Loader, accuracy, evaluate
 from .models import check_batches, check_labels, device_of
 from .parameters import by_first_name, extras_of, own_memory_, parameters_by_name
 from .parameters import place_of, put_state_, state_names, tensors_of
 from .schedule import Schedule, replay
-from .step import Compile, Forward, Precision, Way, allowed_ways, choose_way, forward_in, tried
+from .step import Compile, Forward, Precision, Way, allowed_ways, choose_way, forward_in
 
 # %% ../nbs/05_train.ipynb #2c222b05
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class TrainSettings:
     momentum: Share = 0.9       # of SGD, without dampening or Nesterov's variant
     weight_decay: NotNegative = 1e-4  # on every parameter
     select: Literal["best", "last", "validation"] = "best"  # whose weights to end with
-    holdout: Annotated[float, Interval(gt=0, lt=1)] = 0.1  # share of the training set held out if `select` is "validation"
+    holdout: Annotated[Number, Interval(gt=0, lt=1)] = 0.1  # share of the training set held out if `select` is "validation"
     layout: Literal["channels_last", "contiguous"] = "channels_last"  # of weights and activations in memory
     compile: Compile = False    # True: steps are compiled; "auto": if a trial finds that this pays
     precision: Precision = "float32"  # of products and convolutions; "bfloat16" (autocast), or "auto": the faster one of both
@@ -135,7 +136,7 @@ def trainable_batches(model: nn.Module,
 
 def _fails_alone(model: nn.Module, inputs: Tensor) -> str | None:
     "Why a model can't be trained on one image; None if it can."
-    with tried(model), torch.no_grad():
+    with untouched(model, "train"), torch.no_grad():
         try:
             logits = read_logits(model(inputs.to(device_of(model))))
         except Exception as error:  # BatchNorm raises ValueError, and what a foreign model raises isn't known
@@ -145,7 +146,7 @@ def _fails_alone(model: nn.Module, inputs: Tensor) -> str | None:
 # %% ../nbs/05_train.ipynb #aacb8b2e
 def epoch_seed(seed: int, epoch: int) -> int:
     "A seed for one epoch of a run: well mixed, and the same on every machine."
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]) >> 1
 
 def epoch_batches(batches: Loader, generator: torch.Generator, classes: int) -> Iterator[tuple[Tensor, Tensor]]:
     "Our batches in a new order; anyone else's loader as it comes, since it shuffles itself, its labels checked while they are still on the CPU."
@@ -414,7 +415,7 @@ def train_model(model: nn.Module,              # trained in place, on the device
     held = _checked_zeros(model, zeros or {})
     if checkpoint:
         writable_folder(Path(checkpoint).parent)
-        _check_extras(model)
+        check_extras(model)
     own_memory_(model)
     batches = trainable_batches(model, batches)
     _lay_out(model, settings.layout)
@@ -454,7 +455,7 @@ def _lay_out(model: nn.Module, layout: str) -> None:
             made.setdefault(place, p.data.to(memory_format=_LAYOUTS[layout]))
             p.data = made[place]
 
-def _check_extras(model: nn.Module) -> None:
+def check_extras(model: nn.Module) -> None:
     "Raise `ValueError` if a model's state holds what a checkpoint can't."
     extras = extras_of(model)
     try:
@@ -510,37 +511,41 @@ def _way(model: nn.Module, batches: Loader, settings: TrainSettings, steps: int)
     return choose_way(model, _laid_out(inputs.to(device), settings.layout), labels.to(device), ways, steps)
 
 # %% ../nbs/05_train.ipynb #bb45a031
-def content_digest(batches: Loader, name: str = "samples") -> str:
+def samples_digest(batches: Loader, name: str = "samples") -> str:
     "64 hexadecimal digits for all samples of a loader, in whatever order they come."
     if isinstance(batches, Batches):
         return digest(batches.pixels.cpu(), batches.labels.cpu())
     total = 0
-    with _same_draws(batches):
+    with seeded_draws(0, *_generators(batches)):
         for inputs, labels in pairs(batches, name):
             total += sum(int(digest(x, y), 16) for x, y in zip(inputs.cpu(), labels.cpu()))
     return f"{total % 2**256:064x}"
 
 # %% ../nbs/05_train.ipynb #437c3431
 @contextmanager
-def _same_draws(batches: Loader) -> Iterator[None]:
-    "Seeded generators for one reading, each put back afterwards."
-    owners = [batches, *(getattr(batches, part, None) for part in ("sampler", "batch_sampler"))]
-    found = [getattr(owner, "generator", None) for owner in owners]
-    states = [(g, g.get_state()) for g in found if isinstance(g, torch.Generator)]
+def seeded_draws(seed: int, *generators: torch.Generator) -> Iterator[None]:
+    "Seed the global generators of torch, Python and NumPy, and some others, and put each back afterwards."
+    states = [(g, g.get_state()) for g in generators]
     python, legacy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():
-            torch.manual_seed(0)
-            random.seed(0)
-            np.random.seed(0)
-            for generator, _ in states:
-                generator.manual_seed(0)
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            for generator in generators:
+                generator.manual_seed(seed)
             yield
     finally:
         random.setstate(python)
         np.random.set_state(legacy)
         for generator, state in states:
             generator.set_state(state)
+
+def _generators(batches: Loader) -> list[torch.Generator]:
+    "The generators that a DataLoader draws from."
+    owners = [batches, *(getattr(batches, part, None) for part in ("sampler", "batch_sampler"))]
+    found = {id(g): g for g in (getattr(owner, "generator", None) for owner in owners)}
+    return [g for g in found.values() if isinstance(g, torch.Generator)]
 
 # %% ../nbs/05_train.ipynb #7c0299fb
 def _count(batches: Loader) -> int:
@@ -557,8 +562,8 @@ def _fingerprint(model: nn.Module, batches: Loader, sets: Mapping[str, Loader], 
     batches = batches.batches if isinstance(batches, Joined) else batches
     ours = [batches.pixels, batches.labels] if isinstance(batches, Batches) else []
     weights = digest(*(t.detach().cpu() for t in (*tensors_of(model).values(), *ours)))
-    theirs = [] if ours else [content_digest(batches)]
-    return json.dumps([weights, *values, *theirs, *(content_digest(sets[n], n) for n in sorted(sets))])
+    theirs = [] if ours else [samples_digest(batches)]
+    return json.dumps([weights, *values, *theirs, *(samples_digest(sets[n], n) for n in sorted(sets))])
 
 # %% ../nbs/05_train.ipynb #d6881674
 def _measured(model: nn.Module, sets: dict[str, Loader], validation: Loader | None) -> dict[str, float]:

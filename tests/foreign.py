@@ -1,6 +1,6 @@
 """Networks as other people write them: a grammar from which hypothesis draws.
 
-A `Recipe` says in a few words what a network is made of; `build` makes it, again and again the same.
+A `Recipe` says in a few words what a network is made of; `build` makes it, always the same.
 Everything that people do to networks is a block that keeps the shape of what runs through it, or an
 edit of a network that is made. Nothing here knows how the package scores."""
 import copy
@@ -8,7 +8,7 @@ import random
 import types
 from collections import Counter, deque
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import fx, nn
 from torch.nn.utils import parametrizations, parametrize, prune
+from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.checkpoint import checkpoint
 
 WIDTH = 4  # channels of images, features of vectors and of the elements of a series
@@ -29,7 +30,7 @@ class Wanted(Exception):
     "What a network of ours raises itself."
 
 
-# ---------------------------------------------------------------- blocks for images (n, WIDTH, h, w)
+# -------------------------------------------------------------- blocks for images (n, WIDTH, h, w)
 IMAGES = {}
 SERIES = {}
 VECTORS = {}
@@ -256,6 +257,58 @@ class OnlyPatches(nn.Module):
 
 
 @block(IMAGES)
+class DynamicPadding(nn.Module):
+    "The pass sets the padding that the size of the images needs."
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(WIDTH, WIDTH, 3)
+
+    def forward(self, x):
+        self.conv.padding = (1 + x.shape[2] % 2, 1)
+        return torch.tanh(self.conv(x))
+
+
+@block(IMAGES)
+class Meanwhile(nn.Module):
+    "Layers are others for the time of a call only."
+    def __init__(self):
+        super().__init__()
+        self.conv = conv()
+        self.norm = nn.GroupNorm(2, WIDTH)
+
+    def forward(self, x):
+        self.conv.padding = (2, 0)
+        self.norm.eps = .5
+        self.norm.num_groups = 1
+        x = self.norm(self.conv(x))
+        self.conv.padding = (1, 1)
+        self.norm.eps = 1e-5
+        self.norm.num_groups = 2
+        return torch.tanh(x)
+
+
+@block(IMAGES)
+class OtherStatistics(nn.Module):
+    "Statistics that belong to the domain are put in for a call, and out again."
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(WIDTH)
+
+    def forward(self, x):
+        kept = self.norm.running_mean
+        self.norm.running_mean = kept + 1
+        x = self.norm(x)
+        self.norm.running_mean = kept
+        return torch.tanh(x)
+
+
+@block(IMAGES)
+def scripted():
+    inner = torch.jit.script(nn.Sequential(conv(), nn.Tanh()))
+    return nn.Sequential(inner, nn.Conv2d(WIDTH, WIDTH, 1))
+
+
+@block(IMAGES)
 class Checkpointed(nn.Module):
     def __init__(self):
         super().__init__()
@@ -318,7 +371,7 @@ def local_response():
     return nn.Sequential(nn.LocalResponseNorm(2), conv())
 
 
-# ---------------------------------------------------------- blocks for series (n, STEPS, WIDTH)
+# ------------------------------------------------------------- blocks for series (n, STEPS, WIDTH)
 @block(SERIES)
 def attention_layer():
     return nn.TransformerEncoderLayer(WIDTH, 2, 8, batch_first=True)
@@ -380,7 +433,7 @@ class Folded(nn.Module):
 
 @block(SERIES)
 class Mingled(nn.Module):
-    "As many rows as samples, but a row is not a sample; everything is back in its place afterwards."
+    "As many rows as samples, but a row is no sample; afterwards everything is in its place."
     def __init__(self):
         super().__init__()
         self.linear = nn.Linear(WIDTH, WIDTH)
@@ -421,7 +474,7 @@ class Learned(nn.Module):
     "Positions from an embedding that is called with a series of numbers, not with a batch."
     def __init__(self):
         super().__init__()
-        self.positions = nn.Embedding(STEPS + 1, WIDTH)
+        self.positions = nn.Embedding(STEPS + 3, WIDTH)
 
     def forward(self, x):
         return x + self.positions(torch.arange(x.shape[1]))
@@ -470,11 +523,24 @@ class Cell(nn.Module):
 
 
 @block(SERIES)
+class SometimesTwice(nn.Module):
+    "How often a layer runs depends on the data."
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.more = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        x = torch.tanh(self.linear(x))
+        return torch.tanh(self.more(self.linear(x))) if x.shape[1] % 2 else x
+
+
+@block(SERIES)
 def rms_norm():
     return nn.RMSNorm(WIDTH)
 
 
-# ------------------------------------------------------------------ blocks for vectors (n, WIDTH)
+# ------------------------------------------------------------------- blocks for vectors (n, WIDTH)
 @block(VECTORS, SERIES)
 def linear_tanh():
     return nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh())
@@ -560,6 +626,23 @@ class Sign(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):
         return g
+
+
+class Reversal(torch.autograd.Function):
+    "The gradient turns round, as in domain adaptation."
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        return -.5 * g
+
+
+@block(VECTORS)
+class Adversary(nn.Module):
+    def forward(self, x):
+        return Reversal.apply(x)
 
 
 @block(VECTORS)
@@ -669,7 +752,7 @@ class Lora(nn.Linear):
         return torch.tanh(out if self.merged else out + x @ (self.up @ self.down).mT)
 
 
-# ------------------------------------------------- blocks of any shape, most of them with side effects
+# --------------------------------------------- blocks of any shape, most of them with side effects
 @block(ANY)
 class Scaled(nn.Module):
     "A scale outside of any layer."
@@ -1275,6 +1358,8 @@ def hooked_input(layer):
 @edit(*LAYERS)
 def hooked_weight(layer):
     "A hook that computes the weight before every pass."
+    if "raw" in layer._parameters:
+        return
     raw = nn.Parameter(layer.weight.detach().clone())
     del layer._parameters["weight"]
     layer.register_parameter("raw", raw)
@@ -1292,6 +1377,19 @@ def watched(layer):
     layer.register_forward_hook(lambda module, args, output: held.append(output.detach()))
     layer.weight.register_hook(lambda grad: None)
     layer.register_full_backward_hook(lambda module, before, after: None)
+
+
+@edit(*SCALED)
+def hooked_gradient(layer):
+    "Gradients that come out of a layer are halved."
+    layer.register_full_backward_hook(lambda module, before, after: tuple(
+        None if g is None else g / 2 for g in before))
+
+
+@edit(*SCALED)
+def hooked_parameter(layer):
+    "The gradient of some weights is held at zero, as codes do that train a part of a layer."
+    layer.weight.register_hook(lambda g: g * (torch.arange(g.numel()).view(g.shape) % 2))
 
 
 @edit(*SCALED)
@@ -1332,7 +1430,7 @@ def other_mode(layer):
     layer.train(not layer.training)
 
 
-# --------------------------------------------------------------- what is around: torch itself changed
+# ------------------------------------------------------------ what is around: torch itself changed
 AROUND = {}
 
 
@@ -1391,7 +1489,8 @@ def _replaced(kind, name, forward):
 
 # ----------------------------------------------------- where the caller is when he asks for scores
 CALLER = {
-    "no_grad": torch.no_grad, "inference": torch.inference_mode, "anomalies": torch.autograd.detect_anomaly,
+    "no_grad": torch.no_grad, "inference": torch.inference_mode,
+    "anomalies": torch.autograd.detect_anomaly,
     "on_cpu": lambda: torch.device("cpu"), "saved": torch.autograd.graph.save_on_cpu,
 }
 
@@ -1429,7 +1528,7 @@ def no_fast_path():
         torch.backends.mha.set_fastpath_enabled(True)
 
 
-# ----------------------------------------------------------------------- beginnings, necks and heads
+# --------------------------------------------------------------------- beginnings, necks and heads
 class Stem(nn.Module):
     def __init__(self):
         super().__init__()
@@ -1487,7 +1586,8 @@ class Single(nn.Module):
 
 STARTS = {
     "images": ("images", Stem), "images_in_place": ("images", Normalising),
-    "vectors": ("vectors", nn.Identity), "vectors_in_place": ("vectors", Shifted), "series": ("series", nn.Identity),
+    "vectors": ("vectors", nn.Identity), "vectors_in_place": ("vectors", Shifted),
+    "series": ("series", nn.Identity),
     "tokens": ("series", Words), "tokens_padded": ("series", lambda: Words(padding_idx=0)),
     "tokens_bounded": ("series", lambda: Words(max_norm=1.)),
     "tokens_sparse": ("series", lambda: Words(sparse=True)),
@@ -1623,10 +1723,11 @@ class Wrapper(nn.Module):
         return self.module(*args, **options)
 
 
-ROOTS = ("sequential", "net", "wrapped", "parallel", "replaced", "graph", "dict", "tuple", "object")
+ROOTS = ("sequential", "net", "wrapped", "parallel", "replaced", "graph",
+         "dict", "tuple", "object")
 
 
-# ---------------------------------------------------------------------------------------- recipes
+# ----------------------------------------------------------------------------------------- recipes
 @dataclass(frozen=True, repr=False)
 class Recipe:
     "What a network is made of, what it is fed, and what is around it."
@@ -1643,7 +1744,10 @@ class Recipe:
     sizes: tuple[int, ...] = (5,)            # of the batches
     classes: int = 3
     double: bool = False
-    layout: str = "plain"                    # of the inputs (and of the weights, if "channels_last")
+    layout: str = "plain"                    # of the inputs
+    ragged: bool = False                     # is each batch of another length or size?
+    carried: str = "pairs"                   # how a batch comes
+    labels: torch.dtype = torch.int64
     training: bool = False
     raises: int = 0                          # the call in which the network fails; 0: none
     seed: int = 0
@@ -1756,22 +1860,46 @@ def _plain(module):
     return isinstance(module._parameters.get("weight"), nn.Parameter)
 
 
-def batches(recipe):
-    "The data of a recipe: a list of (inputs, labels)."
-    generator = torch.Generator().manual_seed(recipe.seed)
-    kind, _ = STARTS[recipe.start]
-    shape = {"images": (COLOURS, SIDE, SIDE), "vectors": (WIDTH,), "series": (STEPS, WIDTH)}[kind]
-    words = () if recipe.start == "tokens_single" else (STEPS,)
+def batches(recipe, more=0):
+    "The data of a recipe: a list of (inputs, labels); other data for another number."
+    generator = torch.Generator().manual_seed(recipe.seed + more)
     found = []
-    for n in recipe.sizes:
+    for k, n in enumerate(recipe.sizes):
+        shape = (n, *_shape(recipe, k * recipe.ragged))
         if recipe.start.startswith("tokens"):
-            x = torch.randint(WORDS, (n, *words), generator=generator)
+            x = torch.randint(WORDS, shape, generator=generator)
         else:
-            x = torch.randn(n, *shape, generator=generator)
+            x = torch.randn(shape, generator=generator)
             x = x.double() if recipe.double else x
-        x = _laid_out(x, recipe.layout)
-        found.append((x, torch.randint(recipe.classes, (n,), generator=generator)))
+        y = torch.randint(recipe.classes, (n,), generator=generator)
+        found.append((_laid_out(x, recipe.layout), y))
     return found
+
+
+def _shape(recipe, more):
+    "Of a sample, in a batch that is longer or larger by so much."
+    if recipe.start == "tokens_single":
+        return ()
+    if recipe.start.startswith("tokens"):
+        return (STEPS + more,)
+    kind, _ = STARTS[recipe.start]
+    return {"images": (COLOURS, SIDE + more, SIDE), "vectors": (WIDTH,),
+            "series": (STEPS + more, WIDTH)}[kind]
+
+
+def carried(recipe, data):
+    "The batches as the user's loader yields them."
+    data = [(x, y.to(recipe.labels)) for x, y in data]
+    if recipe.carried == "loader" and len({x.shape[1:] for x, _ in data}) == 1:
+        whole = [torch.cat(parts).detach() for parts in zip(*data)]
+        return DataLoader(TensorDataset(*whole), batch_size=recipe.sizes[0])
+    kinds = {"lists": list, "triples": lambda b: (*b, torch.arange(len(b[1]))),
+             "dicts": lambda b: {"inputs": b[0], "labels": b[1]},
+             "numpy": lambda b: tuple(t.detach().numpy() for t in b)}
+    return [kinds.get(recipe.carried, tuple)(b) for b in data]
+
+
+CARRIERS = ("pairs", "lists", "loader", "triples", "dicts", "numpy")
 
 
 LAYOUTS = ("plain", "channels_last", "strided", "expanded", "differentiable")
@@ -1802,22 +1930,63 @@ def _some(*tables, size=3):
     return st.lists(st.sampled_from(names), max_size=size).map(tuple)
 
 
-def recipes(**fixed):
-    "Recipes, with some fields fixed or drawn otherwise."
+@st.composite
+def recipes(draw, **fixed):
+    "Recipes, with some fields fixed or drawn otherwise; only the blocks that are used are drawn."
+    start = draw(fixed.get("start", st.sampled_from(list(STARTS))))
+    kind, _ = STARTS[start]
+    odd = _some(DEPENDENT, UNSURE, DRAWN, size=1)
     sizes = st.lists(st.sampled_from([5, 1, 2, 3, 4, 8]), min_size=1, max_size=3)
+    seldom = st.sampled_from([(65,), (64, 1), (70,)])
     drawn = {
-        "start": st.sampled_from(list(STARTS)),
-        "images": _some(IMAGES, ANY), "series": _some(SERIES, ANY, size=2),
-        "vectors": st.one_of(*[_some(VECTORS, ANY, size=2)] * 8, _some(DEPENDENT, UNSURE, DRAWN, size=1)),
-        "neck": st.sampled_from(list(NECKS)),
-        "head": st.sampled_from(list(HEADS)),
-        "root": st.sampled_from([*ROOTS[:4] * 4, *ROOTS]),
+        "start": st.just(start),
+        "images": _some(IMAGES, ANY) if kind == "images" else st.just(()),
+        "series": _some(SERIES, ANY, size=2) if kind != "vectors" else st.just(()),
+        "vectors": st.one_of(*[_some(VECTORS, ANY, size=2)] * 8, odd),
+        "neck": st.sampled_from(list(NECKS)), "head": st.sampled_from(list(HEADS)),
+        "root": st.sampled_from([*ROOTS[:6] * 4, *ROOTS]),
         "edits": st.lists(st.tuples(st.sampled_from(list(EDITS)), st.integers(0, 3)),
                           max_size=2).map(tuple),
         "around": st.one_of(*[st.just(())] * 6, st.sampled_from(list(AROUND)).map(lambda a: (a,))),
-        "sizes": st.one_of(*[sizes.map(tuple)] * 6, st.sampled_from([(65,), (64, 1), (70,)])),
-        "classes": st.integers(2, 4), "double": st.booleans(),
-        "layout": st.sampled_from(LAYOUTS), "caller": st.sampled_from([""] * 9 + list(CALLER)),
+        "caller": st.sampled_from([""] * 9 + list(CALLER)),
+        "sizes": st.one_of(*[sizes.map(tuple)] * 6, seldom),
+        "classes": st.integers(2, 4), "double": st.booleans(), "layout": st.sampled_from(LAYOUTS),
         "training": st.booleans(), "raises": st.sampled_from([0] * 9 + [1, 2, 3, 5]),
-        "seed": st.integers(0, 99)}
-    return st.builds(Recipe, **drawn | fixed)
+        "seed": st.integers(0, 99), "ragged": st.booleans(),
+        "carried": st.sampled_from(["pairs"] * 5 + list(CARRIERS)),
+        "labels": st.sampled_from([torch.int64] * 5 + [torch.int32, torch.uint8, torch.float32])}
+    recipe = draw(st.builds(Recipe, **drawn | fixed))
+    one_kind = recipe.carried == "loader" or "Queries" in recipe.series
+    return replace(recipe, ragged=False) if one_kind else recipe
+
+
+def one_of_each():
+    "A recipe for each kind by itself, so that none is left to chance."
+    found = [Recipe(start=start) for start in STARTS]
+    found += [Recipe(images=(b,)) for b in IMAGES | ANY | OTHER]
+    found += [Recipe(start="tokens", series=(b,)) for b in SERIES | ANY]
+    found += [Recipe(start="vectors", vectors=("linear_tanh", b)) for b in VECTORS | ANY | OTHER]
+    found += [Recipe(neck=neck, sizes=sizes) for neck in NECKS for sizes in ((3, 1), (65,))]
+    found += [Recipe(head=head) for head in HEADS]
+    found += [Recipe(root=root, training=True) for root in ROOTS]
+    found += [Recipe(images=("Residual",), around=(a,)) for a in AROUND]
+    for name in CALLER:
+        found += [Recipe(images=("Residual",), caller=name),
+                  Recipe(start="tokens", series=("attention_layer",), caller=name)]
+    for layout in LAYOUTS:
+        found += [Recipe(images=("Residual",), layout=layout),
+                  Recipe(start="series", series=("Recurrent",), layout=layout)]
+    for name, (kinds, _) in EDITS.items():
+        found += [Recipe(images=(b,), edits=((name, k),)) for b, kind, k in EDITED if kind in kinds]
+    found += [Recipe(images=("Residual",), carried=c) for c in CARRIERS]
+    found += [Recipe(labels=kind) for kind in (torch.int32, torch.uint8, torch.float32)]
+    found += [Recipe(start="tokens", series=(b,), ragged=True, sizes=(2, 4)) for b in (
+        "Learned", "SometimesTwice", "linear_tanh", "Mingled")]
+    found += [Recipe(images=(b,), ragged=True, sizes=(2, 4)) for b in (
+        "conv_tanh", "DynamicPadding")]
+    return found + [Recipe(raises=k) for k in range(1, 7)]
+
+
+EDITED = (("conv_relu_in_place", nn.Conv2d, 0), ("conv_tanh", nn.Conv2d, 1),
+          ("ChannelsLast", nn.Linear, 0), ("batch_norm", nn.BatchNorm2d, 0),
+          ("group_norm", nn.GroupNorm, 0), ("ChannelsLast", nn.LayerNorm, 0))

@@ -131,7 +131,7 @@ def test_what_cannot_be_scored_is_refused():
     model, inputs, labels = made("resnet20")
     loader, linear = [(inputs, labels)], nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     for bad, message in [(lambda: activation_scores(linear, loader, loader), "has no convolution"), (lambda: tfidf_scores(linear, loader, [0]), "has no convolution"),
-                         (lambda: tfidf_scores(model, loader, [3]), "do not all exist"), (lambda: tfidf_scores(model, loader, [0], -1), "`batches` is -1"),
+                         (lambda: tfidf_scores(model, loader, [3]), "do not all exist"), (lambda: tfidf_scores(model, loader, [0], -1), "`batches` is -1"), (lambda: tfidf_scores(model, loader, []), "`classes` is empty"),
                          (lambda: activation_scores(model, loader, []), "`remain` is empty"), (lambda: activation_scores(model, [(inputs, labels + 5)], None), "`forget` has labels")]:
         with pytest.raises(ValueError, match=message): bad()
 
@@ -141,3 +141,32 @@ def test_means_of_user_batches_count_images_not_batches():
     readers = find_readers(model)
     a, b = (mean_activations(model, list(zip(inputs.split(size), labels.split(size))), readers) for size in (2, 9))
     for layer in a: near(a[layer], b[layer], 1e-6)
+
+
+class Keeps(nn.Module):
+    "A network that counts its batches, keeps what it saw, and normalises its input in place."
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 4, 3), nn.Linear(4, 3)
+        self.seen, self.count = [], 0
+        self.register_buffer("total", torch.zeros(()))
+
+    def forward(self, x):
+        x.sub_(0.5)
+        self.count += 1
+        self.total = self.total + x.sum()
+        self.seen.append(self.conv(x))
+        return self.head(self.seen[-1].mean((2, 3)))
+
+
+def test_reading_leaves_model_and_images_as_they_were():
+    model = Keeps()
+    model.conv.out_channels = 7  # what was said when it was made does not hold any more
+    inputs, labels = torch.randn(5, 1, 6, 6), torch.arange(5) % 3
+    before, total = inputs.clone(), model.total
+    with torch.no_grad(): wanted = model.conv(inputs - 0.5).relu().mean((0, 2, 3))
+    batches = [{"image": inputs[:3], "label": labels[:3].float()}, {"image": inputs[3:], "label": labels[3:].float()}]
+    near(activation_scores(model, batches, None)["conv.weight"], wanted, 1e-6)
+    assert tfidf_scores(model, batches, [0])["conv.weight"].shape == (4,)
+    assert read_channels(model, inputs, find_readers(model, inputs))["conv"].shape == (5, 4)
+    assert model.seen == [] and model.count == 0 and model.total is total and torch.equal(inputs, before)

@@ -199,7 +199,7 @@ def test_kept_scores(whole, tmp_path, capsys):
     right, _ = read_tensors(path)
     for damage in each_damage(TENSORS, path, [other], 2):
         computed = []
-        found = KeptScores(path.parent, "cpu")(path.stem, lambda: computed.append(1) or right)
+        found = KeptScores(path.parent, "cpu")(path.stem, lambda said=computed: said.append(1) or right)
         assert all(torch.equal(right[n], found[n]) for n in right), damage
         assert bool(computed) == ("computed again" in capsys.readouterr().out)
 

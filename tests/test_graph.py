@@ -118,3 +118,23 @@ def test_channels_behind_unknown_widths_are_not_guessed():
             self.conv, self.norm = nn.Conv2d(2, 3, 1), nn.BatchNorm2d(5)
         def forward(self, x): return self.norm(torch.cat([x, self.conv(x)], 1)).mean((2, 3))
     with pytest.raises(ValueError, match="can't be read from the graph"): find_readers(Beside())
+
+
+class Assigns(nn.Module):
+    "A forward pass that assigns to a buffer, and a concatenation before the BatchNorm."
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.norm, self.head = nn.Conv2d(1, 2, 3), nn.Conv2d(1, 3, 3), nn.BatchNorm2d(5), nn.Linear(5, 3)
+        self.register_buffer("last", torch.zeros(5))
+
+    def forward(self, x):
+        x = self.norm(torch.cat([self.one(x), self.two(x)], 1)).mean((2, 3))
+        self.last = x.mean(0)
+        return self.head(x)
+
+
+def test_tracing_leaves_buffers_alone_and_reads_widths_from_tensors():
+    model = Assigns()
+    last, model.one.out_channels, model.norm.num_features = model.last, 9, 9
+    assert find_readers(model) == {"one": Reader("norm", 0), "two": Reader("norm", 2), "head": Reader()}
+    assert model.last is last and model.training

@@ -1,4 +1,6 @@
 "Gradients, Hessian products and the recursion against explicit Hessians in float64 and plain loops."
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -126,6 +128,41 @@ def test_divergence_and_nonsense_are_refused(case):
     g = forget_gradient(model, [(x, y)], 9)
     with pytest.raises(FloatingPointError, match="Raise the scale, 1e-05"): list(lissa(model, g, [(x, y)], epochs=500, scale=1e-5))
     for bad in ({"epochs": 0}, {"damping": 1}, {"damping": -.1}, {"scale": 0}):
-        with pytest.raises(ValueError, match="LiSSA needs"): next(lissa(model, g, [(x, y)], **bad))
+        (name, value), = bad.items()
+        with pytest.raises(ValueError, match=f"`{name}` is {value}: it must be"): next(lissa(model, g, [(x, y)], **bad))
     for p in model.parameters(): p.requires_grad_(False)
     with pytest.raises(ValueError, match="nothing to move"): forget_gradient(model, [(x, y)], 9)
+
+
+class Attends(nn.Module):
+    "Attention over the rows of an image, which keeps what it saw, and answers by name."
+    def __init__(self):
+        super().__init__()
+        self.attend = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.head = nn.Linear(4, 3)
+        self.seen = None
+
+    def forward(self, x):
+        x = x.flatten(1, 2)
+        x -= 0.1  # in place
+        self.seen, _ = self.attend(x, x, x, need_weights=False)
+        return {"logits": self.head(self.seen.mean(1))}
+
+
+def test_attention_has_a_hessian_and_a_network_that_keeps_activations_is_left_as_it_was(case):
+    _, x, y = case
+    model = Attends().double()
+    twin = copy.deepcopy(model)
+    images, state = x.clone(), {n: p.clone() for n, p in model.named_parameters()}
+    gradient = forget_gradient(model, [{"x": x, "labels": y}], 9)
+    found = hessian_product(model, x, y, gradient)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        loss = F.cross_entropy(twin(x.clone())["logits"], y)
+        slopes = torch.autograd.grad(loss, list(twin.parameters()), create_graph=True)
+        along = sum((s * v).sum() for s, v in zip(slopes, gradient.values()))
+        wanted = torch.autograd.grad(along, list(twin.parameters()))
+    for a, b in zip(found.values(), wanted): torch.testing.assert_close(a, b)
+    assert next(lissa(model, gradient, [(x, y)], epochs=1, scale=100)).keys() == gradient.keys()
+    assert model.seen is None and torch.equal(x, images)
+    assert all(torch.equal(p, state[n]) and p.grad is None for n, p in model.named_parameters())
+    copy.deepcopy(model)

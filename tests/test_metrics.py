@@ -74,9 +74,9 @@ def test_a_history_without_fine_tuning_has_one_row_to_choose(window):
 
 def test_unknown_windows_and_columns_are_refused():
     history = pd.DataFrame({"epoch": range(3), "unlearn_score": [1., 2., 3.]})
-    with pytest.raises(ValueError, match="unknown window 'first': .*fine_tuning, authors_code, last"): best_epoch(history, window="first")
+    with pytest.raises(ValueError, match="`window` is 'first': it must be 'fine_tuning' or 'authors_code' or 'last'"): best_epoch(history, window="first")
     with pytest.raises(ValueError, match="did you mean 'unlearn_score'"): best_epoch(history, "unlearn score")
-    with pytest.raises(ValueError, match="unknown window 'last'"): fluctuation(history, "unlearn_score", "last")
+    with pytest.raises(ValueError, match="`window` is 'last'"): fluctuation(history, "unlearn_score", "last")
     with pytest.raises(ValueError, match="did you mean 'unlearn_score'"): fluctuation(history, "score")
 
 
@@ -197,3 +197,35 @@ def test_measuring_leaves_caches_that_can_be_trained():
 def test_batches_without_images_are_none():
     with pytest.raises(ValueError, match="no images"):
         accuracy(broken_net(0.0), [(torch.ones(0, 4), torch.zeros(0, dtype=torch.long))])
+
+
+class Moody(nn.Module):
+    "A network that remembers, counts and replaces what it holds at each pass."
+    def __init__(self):
+        super().__init__()
+        self.line, self.seen, self.last = nn.Linear(4, 3), 0, None
+        self.register_buffer("total", torch.zeros(()))
+
+    def forward(self, x):
+        self.seen, self.last, self.total = self.seen + 1, x, self.total + x.sum()
+        return {"logits": self.line(x), "hidden": x}
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_a_foreign_network_is_measured_and_left_as_it_was(measure):
+    "It returns a dictionary, its loader dictionaries of arrays, and it changes itself whenever it runs."
+    model = Moody().train()
+    buffer, plain = model.total, nn.Sequential(model.line)
+    loader = [{"inputs": x.numpy(), "labels": y.numpy().astype(np.int32)} for x, y in some_images()]
+    found, wanted = MEASURES[measure](model, loader), MEASURES[measure](plain, some_images())
+    assert np.array_equal(np.asarray(pd.Series(found)), np.asarray(pd.Series(wanted)), equal_nan=True) if not torch.is_tensor(found) else torch.equal(found, wanted)
+    assert model.training and model.seen == 0 and model.last is None and model.total is buffer and buffer == 0
+
+
+def test_measures_check_their_arguments(original):
+    for bad in (lambda: accuracy(3, []), lambda: accuracy(original, "ab"), lambda: accuracy(original, 3), lambda: accuracy(original, [3]), lambda: evaluate(original, [some_images()]), lambda: evaluate(original, {3: some_images()}),
+                lambda: unlearn_score("a", 3), lambda: unlearn_score(True, 3), lambda: best_epoch(3), lambda: best_epoch(pd.DataFrame()), lambda: best_epoch(pd.DataFrame({"epoch": [0], "unlearn_score": [np.nan]})),
+                lambda: best_epoch(pd.DataFrame({"a": [1]})), lambda: fluctuation(3, "a"), lambda: mean_and_deviation([3]), lambda: mean_and_deviation(pd.Series(["a"])), lambda: count_correct(original, batchs=[])):
+        with pytest.raises((TypeError, ValueError)) as error:
+            bad()
+        assert "\n" not in str(error.value) and str(error.value).endswith(".")

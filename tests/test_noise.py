@@ -69,4 +69,4 @@ def test_frozen_parameters_have_no_fisher_and_get_no_noise():
 
 @pytest.mark.parametrize("bad", [{"alpha": 0}, {"exponent": -1}, {"clamp": 0}, {"alpha": float("nan")}])
 def test_rules_that_make_no_sense_are_refused(bad):
-    with pytest.raises(ValueError, match="it must be positive"): NoiseRule(**bad)
+    with pytest.raises(ValueError, match="of the noise is .*: it must be a finite number above 0"): NoiseRule(**bad)

@@ -86,3 +86,14 @@ def test_a_copy_has_what_was_computed_with_a_gradient():
     again(x).sum().backward()
     assert all(p.grad is None for p in pruned.parameters())
     assert pruned[0].kept["all"][0].grad_fn is not None
+
+
+def test_a_copy_shares_memory_as_the_model_does():
+    model = Aliased()
+    model.e = nn.Linear(3, 3)
+    model.e.weight = nn.Parameter(model.a.weight.detach().t())
+    again = copied(model)
+    assert state_names(again) == state_names(model)
+    again.a.weight.data[0, 1] = 7
+    assert again.d.weight[0, 1] == again.e.weight[1, 0] == 7
+    assert model.a.weight[0, 1] != 7

@@ -260,7 +260,7 @@ def test_networks_whose_logits_are_more_than_the_classifiers_output_are_refused(
 def test_nonsense_is_refused_before_any_training(original, fresh, sets, monkeypatch):
     monkeypatch.setattr("fisher_unlearn.readouts.train_epoch", lambda *_: pytest.fail("trained"))
     train, forget = sets
-    with pytest.raises(ValueError, match="unknown scope 'everything'"): relearn_time(fresh, original, train, forget, scope="everything")
+    with pytest.raises(ValueError, match="`scope` is 'everything': it must be 'classifier' or 'all'"): relearn_time(fresh, original, train, forget, scope="everything")
     with pytest.raises(ValueError, match="`cap` is 0"): relearn_time(fresh, original, train, forget, cap=0)
     with pytest.raises(TypeError, match="`train` can be read only once"): relearn_time(fresh, original, iter(train), forget)
     with pytest.raises(ValueError, match="`forget` is empty"): relearn_time(fresh, original, train, [])
@@ -323,3 +323,37 @@ def test_models_whose_answers_are_no_numbers_do_not_agree(fresh, sets, value, wh
     pair = (broken, fresh) if which == 0 else (fresh, broken)
     with pytest.raises(FloatingPointError, match=f"the logits of the {('first', 'second')[which]} model are not finite for"):
         agreement(*pair, sets[1])
+
+
+class Moody(nn.Module):
+    "A network that remembers, counts and caches, and returns a dictionary."
+    def __init__(self):
+        super().__init__()
+        self.line, self.seen, self.scale = nn.Linear(4, 3), 0, None
+
+    def forward(self, x):
+        if self.scale is None:
+            self.scale = torch.ones(1)
+        self.seen, self.last = self.seen + 1, self.line(x) * self.scale
+        return {"logits": self.last}
+
+
+@pytest.mark.parametrize("scope", ["all", "classifier"])
+def test_foreign_networks_are_read_out_and_left_as_they_were(scope):
+    model, other = Moody(), Moody()
+    batches = [{"inputs": np.ones((3, 4), dtype=np.float32), "labels": np.array([0, 1, 2])} for _ in range(2)]
+    before = [state_of(m) for m in (model, other)]
+    assert 0 <= agreement(model, other, batches).same_top1 <= 100
+    found = relearn_time(model, other, batches, batches, TrainSettings(Schedule(epochs=2, drops=()), layout="contiguous"), scope, cap=2, classifier="line", **QUIET)
+    assert found.cap == 2
+    for m, old in zip((model, other), before):
+        assert equal(state_of(m), old) and m.seen == 0 and m.scale is None and not hasattr(m, "last")
+        m(torch.ones(2, 4))["logits"].sum().backward()
+
+
+def test_readouts_check_their_arguments(fresh, sets):
+    for bad in (lambda: agreement(fresh, 3, sets[1]), lambda: agreement(fresh, fresh, "x"), lambda: relearn_time(fresh, fresh, *sets, cap=True), lambda: relearn_time(fresh, fresh, *sets, progress="x"), lambda: relearn_time(fresh, fresh, *sets, cap=2**70),
+                lambda: relearn_time(fresh, fresh, *sets, settings=3), lambda: relearn_time(fresh, fresh, *sets, scop="all"), lambda: jensen_shannon(torch.ones(2, 3), torch.ones(2, 4)), lambda: jensen_shannon([1], [2])):
+        with pytest.raises((TypeError, ValueError)) as error:
+            bad()
+        assert "\n" not in str(error.value) and str(error.value).endswith(".")

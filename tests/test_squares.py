@@ -391,7 +391,8 @@ def test_half_precision_is_rough_but_right(dtype):
     x, labels = torch.randn(8, 1, 6, 6), torch.arange(8) % 3
     wanted = one_at_a_time(model, x, labels)
     found = diag_fisher(copy.deepcopy(model).to(dtype), [(x.to(dtype), labels)])
-    assert all(f.dtype == dtype for f in found.values()) and largest_difference(found, wanted) < .1
+    assert all(f.dtype == torch.float32 for f in found.values())  # in which nothing overflows
+    assert largest_difference(found, wanted) < .1
 
 
 def test_a_rule_names_only_parameters_that_its_module_has():

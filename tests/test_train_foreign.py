@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from fisher_unlearn.models import build_model
 from fisher_unlearn.parameters import copied
 from fisher_unlearn.schedule import Schedule
-from fisher_unlearn.train import Joined, TrainSettings, content_digest, load_weights, save_weights, train_model, trainable_batches
+from fisher_unlearn.train import Joined, TrainSettings, samples_digest, load_weights, save_weights, train_model, trainable_batches
 
 SHORT = TrainSettings(Schedule(lr=.1, epochs=2, drops=(1,)), select="last", batch_size=4)
 X, Y = torch.randn(9, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(9) % 5
@@ -205,17 +205,17 @@ def test_a_checkpoint_is_that_of_the_sets_it_was_measured_on(tmp_path):
 def test_the_digest_of_a_loader_is_that_of_its_samples_in_any_order():
     data = TensorDataset(X, Y)
     generator = torch.Generator().manual_seed(5)
-    found = {content_digest(b) for b in (DataLoader(data, 4), DataLoader(data, 9, shuffle=True), DataLoader(data, 2, shuffle=True, generator=generator), [(X.numpy(), Y.int())])}
+    found = {samples_digest(b) for b in (DataLoader(data, 4), DataLoader(data, 9, shuffle=True), DataLoader(data, 2, shuffle=True, generator=generator), [(X.numpy(), Y.int())])}
     assert len(found) == 1
-    assert content_digest([(X[:8], Y[:8])]) not in found
-    assert content_digest([(X, Y.roll(1))]) not in found
+    assert samples_digest([(X[:8], Y[:8])]) not in found
+    assert samples_digest([(X, Y.roll(1))]) not in found
     assert torch.equal(generator.get_state(), torch.Generator().manual_seed(5).get_state())
 
 
 @pytest.mark.parametrize("noise", [lambda: torch.randn(()), lambda: random.random(), lambda: np.random.rand()], ids=["torch", "random", "numpy"])
 def test_a_loader_that_draws_is_known_again_and_no_generator_is_moved(noise):
     loader, states = DataLoader(Drawn(noise), 4, shuffle=True), (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())
-    assert content_digest(loader) == content_digest(loader)
+    assert samples_digest(loader) == samples_digest(loader)
     assert torch.equal(torch.get_rng_state(), states[0])
     assert (random.getstate(), np.random.get_state()[1].tolist()) == states[1:]
 
