@@ -53,7 +53,8 @@ def slopes(recipe, x, y):
     model = twin(recipe)
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     x = (x.double() if x.is_floating_point() else x).detach()
-    fed = torch.cat([x, x.flip(-1)]) if len(x) == 1 and recipe.neck == "squeeze" else x
+    squeezes = recipe.neck == "squeeze" and foreign.STARTS[recipe.start][0] != "vectors"
+    fed = torch.cat([x, x.flip(-1)]) if len(x) == 1 and squeezes else x
     with torch.enable_grad():
         logits = logits_of(model(fed.clone()))[:len(x)].double()
     found = []
@@ -476,6 +477,12 @@ def test_a_dependence_on_the_batch_is_seen_whatever_comes_first(block, first):
     with pytest.raises(ValueError, match="depend on the other samples") as caught:
         diag_fisher(build(recipe), [*start, other])
     sentence(caught.value)
+
+
+def test_a_batch_of_one_before_larger_ones():
+    "It is not taken for the beginning of the next."
+    for head in ("linear", "two_names_called"):
+        hold(Recipe(start="vectors", head=head, sizes=(1, 5, 2)))
 
 
 @pytest.mark.parametrize("name", OTHERS)
