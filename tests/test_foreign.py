@@ -421,7 +421,11 @@ def masked_twin(recipe, mask):
 
 
 def hold_unlearning(recipe, method):
-    "What comes back is a copy whose logits are those of a network with the masked entries at zero."
+    """What comes back is a copy whose logits are those of a network with the masked entries at zero.
+
+    A forward that is a closure over its own network is left out: no copy of it can be made."""
+    if recipe.root == "replaced" or "masked_linear_forward" in dict(recipe.edits):
+        return
     remain = batches(recipe, more=100)
 
     def call(model, data):
@@ -429,7 +433,7 @@ def hold_unlearning(recipe, method):
         return unlearn(model, data, remain, method, classifier=head_of(model), **options)
     with surroundings(recipe):
         found = asked(recipe, call, "the classifier is another layer, or nothing can be masked")
-        if found is None or recipe.unsure or recipe.drawn:
+        if found is None or recipe.unsure or recipe.drawn or recipe.dependent:
             return
         x = batches(recipe)[0][0].detach()
         with torch.no_grad():
@@ -523,7 +527,8 @@ def test_other_functions_on_many_networks(recipe, name):
     hold_other(recipe, name)
 
 
-@given(recipes(sizes=st.just((5, 3))), st.sampled_from(["fisher_mask", "mask_classifier"]))
+@given(recipes(sizes=st.just((5, 3)), carried=st.sampled_from(["pairs", "dicts", "numpy"])),
+       st.sampled_from(["fisher_mask", "mask_classifier"]))
 @settings(max_examples=40, derandomize=True, database=None)
 def test_unlearning(recipe, method):
     hold_unlearning(recipe, method)
