@@ -78,7 +78,8 @@ def few_of(inputs: Tensor, count: int = 4) -> Tensor:
 def _replacements(rows: Tensor) -> Iterator[Tensor]:
     "Other inputs in place of each: its neighbour scaled, or as it is for networks that don't take that."
     other = rows.roll(1, 0)
-    scaled = other / 2 if rows.is_floating_point() else other
+    factors = torch.tensor([.5, 2, .5, 2], device=rows.device).view(-1, *[1] * (rows.dim() - 1))
+    scaled = other * factors.to(rows.dtype) if rows.is_floating_point() else other
     for found in (scaled, other):
         same = (found == rows).reshape(len(rows), -1).all(1)
         blank = (rows == 0).to(rows.dtype)
