@@ -198,7 +198,7 @@ def test_one_direction_less_than_classes_has_the_same_squares(logits):
 
 def test_two_processes_have_the_sums_of_one(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--standalone", str(Path(__file__).parent / "rank.py"), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}, timeout=300, encoding="utf-8")
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("every rank must get the same batches") == 2
     alone, (first, second) = rank.scores(), (torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in (0, 1))

@@ -164,16 +164,49 @@ def test_provenance_says_what_is_needed_and_names_no_place():
 def test_a_tree_is_clean_whatever_its_figures(monkeypatch, tmp_path):
     def git(*args): subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *args], cwd=tmp_path, check=True, capture_output=True)
     package, table = tmp_path / "fisher_unlearn" / "__init__.py", tmp_path / "figures" / "table.csv"
-    for path in (package, table, other := tmp_path / "Makefile"):
+    index = tmp_path / "nbs" / "index.ipynb"
+    for path in (package, table, index, other := tmp_path / "Makefile"):
         path.parent.mkdir(exist_ok=True)
-        path.write_text("old")
+        path.write_text("old", encoding="utf-8")
     git("init"); git("add", "."); git("commit", "-m", "all")
     monkeypatch.setattr(fisher_unlearn, "__file__", str(package))
     assert provenance()["clean"]
-    table.write_text("new")
+    table.write_text("new", encoding="utf-8")
     assert provenance()["clean"] and provenance()["commit"]
-    other.write_text("new")
+    other.write_text("new", encoding="utf-8")
     assert provenance()["clean"] is False
+
+
+def repository(folder, *files):
+    "A repository with one commit of these files."
+    for file in files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text("", encoding="utf-8")
+    for words in (["init"], ["add", "."], ["commit", "-m", "all"]):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *who, *words], cwd=folder, check=True, capture_output=True)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, check=True, capture_output=True)
+    return head.stdout.decode().strip()
+
+
+def test_another_repository_that_the_environment_names_is_not_ours(monkeypatch, tmp_path):
+    ours = repository(tmp_path / "ours", "fisher_unlearn/__init__.py", "nbs/index.ipynb")
+    theirs = repository(tmp_path / "theirs", "fisher_unlearn/__init__.py", "nbs/index.ipynb", "more")
+    package = tmp_path / "ours" / "fisher_unlearn" / "__init__.py"
+    monkeypatch.setattr(fisher_unlearn, "__file__", str(package))
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "theirs" / ".git"))
+    assert ours != theirs and provenance()["commit"] == ours
+    monkeypatch.setenv("GIT_WORK_TREE", str(tmp_path / "theirs"))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "theirs" / ".git" / "index"))
+    assert provenance()["commit"] == ours and provenance()["clean"]
+
+
+@pytest.mark.parametrize("place", [".venv/lib/fisher_unlearn", "fisher_unlearn", "vendor/fisher_unlearn"])
+def test_a_package_that_lies_in_another_repository_claims_no_commit_of_it(place, monkeypatch, tmp_path):
+    "Tracked there or not."
+    repository(tmp_path, f"{place}/__init__.py", "README.md")
+    monkeypatch.setattr(fisher_unlearn, "__file__", str(tmp_path / place / "__init__.py"))
+    assert provenance()["commit"] is None and provenance()["clean"] is None
 
 
 def test_a_machine_without_git_is_no_obstacle(monkeypatch):
@@ -185,7 +218,7 @@ def test_committed_records_are_those_of_their_settings_and_their_weights_are_sma
     root = Path(fisher_unlearn.__file__).parent.parent
     kept = list((root / "data" / "checkpoints").glob("*.json"))
     assert sum(p.stat().st_size for p in (root / "data" / "checkpoints").iterdir()) <= 20e6
-    records = [json.loads(p.read_text()) for p in [*(root / "figures").glob("*/records/*.json"), *kept]]
+    records = [json.loads(p.read_text(encoding="utf-8")) for p in [*(root / "figures").glob("*/records/*.json"), *kept]]
     assert kept and all(p.with_suffix(".safetensors").exists() for p in kept)
     assert records
     for record in records:
@@ -198,7 +231,7 @@ def test_record_files_are_whole_or_refused(tmp_path):
     assert read_record(path) is None
     assert write_record(path, {"key": "a", "rows": (1, 2)}) == read_record(path) == {"key": "a", "rows": [1, 2]}
     for junk in ("{", "[]", "{}", '"x"', "\x00"):
-        path.write_text(junk)
+        path.write_text(junk, encoding="utf-8")
         with pytest.raises(ValueError, match="is not a record"): read_record(path)
 
 
@@ -335,10 +368,10 @@ def test_a_record_of_other_images_is_refused(tmp_path):
     run(chosen, tmp_path, progress="none")
     for folder, again in ((f"train-{training_key(chosen)}", quick(method="finetune", epochs=2, fine_tune_epochs=0)), (run_key(chosen), chosen)):
         path = tmp_path / folder / "record.json"
-        whole = path.read_text()
-        path.write_text(json.dumps(json.loads(whole) | {"data": json.loads(whole)["data"] | {"digest": "0" * 64}}))
+        whole = path.read_text(encoding="utf-8")
+        path.write_text(json.dumps(json.loads(whole) | {"data": json.loads(whole)["data"] | {"digest": "0" * 64}}), encoding="utf-8")
         with pytest.raises(ValueError, match="made from other digits images"): run(again, tmp_path, progress="none")
-        path.write_text(whole)
+        path.write_text(whole, encoding="utf-8")
 
 
 def test_a_diverging_run_leaves_no_record(tmp_path):
@@ -394,7 +427,7 @@ def test_a_killed_command_goes_on_and_ends_like_one_never_killed(tmp_path):
     assert subprocess.run([*start, str(tmp_path / "whole")], capture_output=True).returncode == 0
     kills, wait = 0, random.Random(0)
     for _ in range(30):
-        process = subprocess.Popen([*start, str(tmp_path / "killed")], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True)
+        process = subprocess.Popen([*start, str(tmp_path / "killed")], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True, encoding="utf-8")
         if not re.match(r"epoch \d+/", process.stdout.readline()):  # it is done: a pipe that is closed before it has said so would fail it
             process.communicate()
             break
