@@ -123,7 +123,7 @@ OWN: dict[str, dict[str, Callable[[], Any]]] = {  # where a name means something
     "train.shows_bar": {"progress": lambda: "none"}, "step.allowed_ways": {"compile": lambda: False, "precision": lambda: "float32"}, "train.load_weights": {}, "run.write_failure": {"error": lambda: ValueError("x")}, "run.with_readouts": {},
     "grid.in_notebook": {"wait": lambda: False}, "parameters.by_first_name": {"marks": lambda: {"0.bias": torch.zeros(4, dtype=torch.bool)}},
     "batches.read_pair": {"batch": lambda: batches()[0]}, "parameters.place_of": {"tensor": lambda: torch.ones(2)}, "records.strangers": {"request": lambda: "class"}, "notebook.check_parameters": {"namespace": dict},
-    "train.seeded_draws": {"generators": torch.Generator}, "train.content_digest": {"metadata": dict}, "train.keep_freed_memory": {}, "atomic.write_whole": {"write": lambda: (lambda path: None)},
+    "train.seeded_draws": {"generators": torch.Generator}, "train.tensors_digest": {"metadata": dict}, "train.keep_freed_memory": {}, "atomic.write_whole": {"write": lambda: (lambda path: None)},
     "notebook.failures": {"executed": lambda: Path("no.ipynb")}, "grid.parameters": {}, "cluster.on_ray": {"todo": list}, "report.histories": {}, "grid.attempt": {},
 }
 
