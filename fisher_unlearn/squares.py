@@ -22,6 +22,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.nn.modules import module as every_module
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .arguments import checked
 from .fused import Plan, Tile, Windows, plan, squared_products, summed_products
 from .guard import Snapshot, untouched
 from .passes import DEPENDENT, WAYS, Passes, check_independent, close, distance
@@ -352,6 +353,7 @@ class _Call:
             self.total[name].fill_(torch.inf)
 
 # %% ../nbs/09_squares.ipynb #1ed33c0b
+@checked
 @contextmanager
 def scoring(model: nn.Module) -> Iterator[Snapshot]:
     "Evaluation mode without gradients; afterwards, model and torch are as before."
@@ -545,6 +547,7 @@ def _add_others(squares: GradientSquares, others: dict[str, Tensor], inputs: Ten
         squares.total[name] += square
 
 # %% ../nbs/09_squares.ipynb #82f15053
+@checked
 def gradient_paths(model: nn.Module,
                    inputs: Tensor,       # some normalised inputs (n, …)
                    ) -> dict[str, str]:  # {parameter name: "rule", "vmap", "loop" or "unused"}
