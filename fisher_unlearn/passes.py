@@ -254,6 +254,8 @@ def find_way(passes: Passes,
              first: int = 0,              # in `WAYS`
              ) -> int:                    # in `WAYS`
     "The fastest way to the squares that agrees with the definition; `ValueError` if there is none."
+    if any(isinstance(m, nn.Embedding) and m.scale_grad_by_freq for m in passes.inner.modules()):
+        return 2  # by definition, a row's slopes are divided by its count in the sample
     rows = few_of(inputs)
     logits = passes(rows)
     s = try_directions(logits)
@@ -272,12 +274,10 @@ def find_way(passes: Passes,
         if off <= bound:
             return k
         best = min(best, (off, k))
-    return _nearest(passes.inner, *best)
+    return _nearest(*best)
 
-def _nearest(model: nn.Module, off: float, way: int) -> int:
+def _nearest(off: float, way: int) -> int:
     "What to do if no way agrees: rounding is forgiven, a dependence is not."
-    if any(isinstance(m, nn.Embedding) and m.scale_grad_by_freq for m in model.modules()):
-        return 2  # by definition, a row's slopes are divided by its count in the sample
     if off > .05:
         raise ValueError("the gradient of a sample depends on the other samples in its batch, though its "
                          "logits don't (a hook on gradients or a custom backward pass may do that): "

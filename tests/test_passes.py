@@ -146,7 +146,7 @@ class Mixed(nn.Module):
         return self.last(torch.tanh(x + self.share * x.mean(0, keepdim=True)))
 
 
-@pytest.mark.parametrize("share", [1e-4, .01, 1.])
+@pytest.mark.parametrize("share", [1e-3, .01, 1.])
 @pytest.mark.parametrize("x", [torch.randn(9, 6), torch.randn(1, 6).repeat(3, 1), torch.randn(1, 6)], ids=len)
 def test_a_small_dependence_on_the_batch_is_refused(share, x):
     y = torch.zeros(len(x), dtype=torch.long)
