@@ -104,12 +104,12 @@ def ratios(times: dict[str, list[float]], to: str) -> list[dict[str, object]]:
 
 def resident(what: str) -> int:
     "kB of this process's memory: VmRSS now, or VmHWM at its peak (Linux)."
-    return int(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what)).split()[1])
+    return int(next(line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith(what)).split()[1])
 
 
 def peak_of(step: Callable[[], object]) -> float:
     "MB that a step needs above what this process holds before it."
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the high-water mark starts again from here
     before = resident("VmHWM")
     step()
     return (resident("VmHWM") - before) / 1e3
@@ -118,7 +118,7 @@ def peak_of(step: Callable[[], object]) -> float:
 def peak_elsewhere(script: str, *asked: object) -> float:
     "What the script prints last if it is asked for a peak, in a process of its own."
     command = [sys.executable, script, "--peak", json.dumps(asked)]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+    return float(subprocess.run(command, capture_output=True, text=True, check=True, encoding="utf-8").stdout.split()[-1])
 
 
 def keep(table: pd.DataFrame, path: Path, device: str, threads: int) -> None:

@@ -40,6 +40,7 @@ def find_convolutions(model: nn.Module) -> dict[str, int]:
 # %% ../nbs/11_activation.ipynb #7d12478c
 Reading = Callable[[Tensor], dict[str, Tensor]]  # from inputs (n, ...) to {convolution: (n, channels)}
 
+@checked
 @contextmanager
 def reading_channels(model: nn.Module,
                      readers: Mapping[str, Reader],  # as in `read_channels`
@@ -95,6 +96,8 @@ def mean_activations(model: nn.Module,
                 total[layer] += values.sum(0, dtype=torch.float64)
             terms += len(labels) if per == "sample" else 1
     sum_over_ranks([terms, *total.values()])
+    if not terms:
+        raise ValueError("`batches` is empty: it yields no image.")
     return {layer: values / terms for layer, values in total.items()}
 
 # %% ../nbs/11_activation.ipynb #663d44d9

@@ -174,7 +174,7 @@ def shown(value: Any) -> str:
         text = repr(value)
     except ValueError:  # more digits than Python writes
         return f"a whole number of {value.bit_length():,} bits" if isinstance(value, int) else _article(type(value).__name__)
-    if len(text) <= 60 and "\n" not in text:
+    if len(text) <= 60 and "\n" not in text and " at 0x" not in text:
         return text
     shape = getattr(value, "shape", None)
     of_shape = f" of shape {tuple(shape)}" if isinstance(shape, tuple) else ""

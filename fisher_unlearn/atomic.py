@@ -119,6 +119,7 @@ def _locked_handle(folder: Path, how: int) -> int:
     ) from cause
 
 # %% ../nbs/00_atomic.ipynb #d29b577e
+@checked
 @contextmanager
 def locked(folder: Path,
            wait: bool = True,  # for another process; False: `BlockingIOError` if there is one

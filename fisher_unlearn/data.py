@@ -295,10 +295,10 @@ def _tiny_imagenet(root: Path, download: bool) -> tuple[Arrays, list[str], str]:
         download_and_extract_archive(TINY_URL, str(root), str(root / "tiny.part"), md5=TINY_MD5)
         (root / "tiny.part" / folder.name).rename(folder)  # so that the folder is whole if it is there
     wnids = sorted(path.name for path in (folder / "train").iterdir())
-    truth = [line.split("\t")[:2] for line in (folder / "val" / "val_annotations.txt").read_text().splitlines()]
+    truth = [line.split("\t")[:2] for line in (folder / "val" / "val_annotations.txt").read_text(encoding="utf-8").splitlines()]
     train = [(path, k) for k, wnid in enumerate(wnids) for path in sorted((folder / "train" / wnid / "images").glob("*.JPEG"))]
     test = [(folder / "val" / "images" / image, wnids.index(wnid)) for image, wnid in truth if wnid in wnids]
-    words = dict(line.split("\t", 1) for line in (folder / "words.txt").read_text().splitlines())
+    words = dict(line.split("\t", 1) for line in (folder / "words.txt").read_text(encoding="utf-8").splitlines())
     read = lambda rows: torch.stack([vision.pil_to_tensor(default_loader(str(path))) for path, _ in rows])
     labels = lambda rows: torch.tensor([k for _, k in rows])
     source = f"Tiny-ImageNet-200 from {TINY_URL}, {len(wnids)} classes, official validation images as test set"

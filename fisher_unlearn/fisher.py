@@ -30,6 +30,7 @@ Per = Literal["sample", "batch"]
 Reduction = Literal["sum", "mean"]
 
 # %% ../nbs/10_fisher.ipynb #770508da
+@checked
 def naive_diag_fisher(model: nn.Module,
                       batches: Loader,               # normalised (inputs, labels)
                       labels: Labels = "true",       # "true" or "expected"
@@ -38,6 +39,7 @@ def naive_diag_fisher(model: nn.Module,
                       ) -> dict[str, Tensor]:        # {parameter name: float64 tensor of its shape}
     "The diagonal Fisher by loops in float64: the oracle of `diag_fisher`."
     if labels == "sampled": raise ValueError("the loops know no random labels: draw them first, and pass them as true ones.")
+    check_batches(model, batches, "batches")
     model = copy.deepcopy(model).double().eval()
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     total, terms = {n: torch.zeros_like(p) for n, p in parameters.items()}, 0
@@ -114,6 +116,7 @@ def _world() -> tuple[int, int]:
     if not (distributed.is_available() and distributed.is_initialized()): return 0, 1
     return distributed.get_rank(), distributed.get_world_size()
 
+@checked
 def rank_batches(batches: Loader,  # the same on all ranks
                  ) -> Iterable[tuple[int, Tensor, Tensor]]:  # (number of the batch, inputs, labels) of those that are this rank's
     "Whole batches rank, rank + world, …; all of them outside of `torch.distributed`. `ValueError` for a DataLoader that shuffles or splits."
@@ -122,6 +125,7 @@ def rank_batches(batches: Loader,  # the same on all ranks
         raise ValueError(f"every rank must get the same batches in the same order, and {type(batches.sampler).__name__} may give each its own: pass a DataLoader with shuffle=False and without a sampler.")
     return ((k, inputs, labels) for k, (inputs, labels) in enumerate(pairs(batches)) if k % world == rank)
 
+@checked
 def sum_over_ranks(tensors: Iterable[Tensor]) -> None:
     "Add up tensors over all ranks, in place; nothing outside of `torch.distributed`."
     if _world()[1] > 1:
@@ -144,20 +148,20 @@ def diag_fisher(model: nn.Module,   # returns logits (n, C)
     with Fisher Information') is labels="true", per="sample"; its authors' code is labels="expected", per="batch", reduction="mean" on
     `rebatch(batches, 128)`. Under `torch.distributed` all ranks take part. Raises `ValueError` or `TypeError` for bad batches, labels or
     choices and for models whose logits depend on the rest of the batch, `FloatingPointError` naming the layer if a value is not finite."""
-    classes = check_batches(model, batches, "batches")
-    _check_parameters(model)
-    terms, device = torch.zeros((), dtype=torch.float64), device_of(model)
+    device = device_of(model)
     with scoring(model) as before:
-        squares = GradientSquares(model, before)
+        classes = check_batches(model, batches, "batches")
+        _check_parameters(model)
+        squares, terms = GradientSquares(model, before), torch.zeros((), dtype=torch.float64)
         if per == "batch":
             check_repeats(squares.passes, few_of(first_pair(batches, "batches")[0].to(device)))
         for k, inputs, targets in tqdm(rank_batches(batches), total=_length(batches), unit="batch", disable=not progress):
             if not isinstance(batches, Batches): _check_batch(inputs, targets, classes, k)
             _add(squares, inputs.to(device), targets.to(device), labels, per, torch.Generator().manual_seed(epoch_seed(seed, k)))
             terms += len(inputs) if per == "sample" else 1
-    sum_over_ranks([terms := terms.to(device), *squares.total.values()])
-    kinds = {n: torch.promote_types(p.dtype, torch.float32) for n, p in squares.parameters.items()}  # half precision overflows
-    scores = {n: (t / terms if reduction == "mean" else t).to(kinds[n]) for n, t in squares.total.items()}
+        sum_over_ranks([terms := terms.to(device), *squares.total.values()])
+        kinds = {n: torch.promote_types(p.dtype, torch.float32) for n, p in squares.parameters.items()}  # half precision overflows
+        scores = {n: (t / terms if reduction == "mean" else t).to(kinds[n]) for n, t in squares.total.items()}
     if not all(score.isfinite().all() for score in scores.values()): raise FloatingPointError(_culprit(model, batches, scores))
     return scores
 
@@ -167,7 +171,17 @@ def _add(squares: GradientSquares, inputs: Tensor, targets: Tensor, labels: Labe
     if per == "sample":
         squares.add(inputs, lambda logits, where: _directions(logits, targets[where], labels, generator), together=2 if labels == "expected" else 1)
         return
-    _add_batch(squares.total, squares.parameters, squares.passes(inputs), targets, labels, generator)
+    _add_batch(squares.total, squares.parameters, _pass_of_batch(squares, inputs), targets, labels, generator)
+
+def _pass_of_batch(squares: GradientSquares, inputs: Tensor) -> Tensor:
+    "The logits of a batch; `ValueError` if it has one sample, and the model can't take that."
+    try:
+        return squares.passes(inputs)
+    except Exception as error:  # whatever a network says to a batch of one
+        if len(inputs) > 1:
+            raise
+        raise ValueError(f"the model can't take a batch of one ({' '.join(str(error).split()).removesuffix('.')}): "
+                         "let `batches` leave no single sample at the end, or score per sample.") from error
 
 def _check_parameters(model: nn.Module) -> None:
     "Refuse models whose scores mean nothing: `ValueError`."

@@ -23,6 +23,8 @@ from torch.nn import Module, modules
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from .arguments import checked
+
 # %% ../nbs/01a_guard.ipynb #af302d1e
 class _Items:
     "The items of a dictionary, by identity and in their order; one may change meanwhile."
@@ -239,13 +241,40 @@ _ATOMS = (type(None), bool, int, float, complex, str, bytes, type, torch.dtype, 
 _ELSEWHERE = {"torch", "weakref", "threading", "_thread", "logging", "io", "concurrent", "asyncio",
               "multiprocessing", "functools", "pathlib", "enum", "numpy", "llvmlite"}
 
+class _Class:
+    "What a class of the user's holds, such as a cache that all its modules share."
+    def __init__(self, held: type):
+        self.held = held
+        self.items = {k: v for k, v in vars(held).items() if _is_value(k, v)}
+
+    def parts(self) -> list[Any]:
+        return list(self.items.values())
+
+    def put_back(self) -> bool:
+        now = {k: v for k, v in vars(self.held).items() if _is_value(k, v)}
+        for name in now.keys() - self.items.keys():
+            delattr(self.held, name)
+        lost = [k for k, v in self.items.items() if k not in now or now[k] is not v]
+        for name in lost:
+            setattr(self.held, name, self.items[name])
+        return bool(lost) or len(now) > len(self.items)
+
+def _is_value(name: str, value: Any) -> bool:
+    "Is this attribute of a class data, not a part of its code?"
+    return not name.startswith("__") and not callable(value) and not hasattr(value, "__get__")
+
+def _kept_by_classes(kind: type) -> list[_Class]:
+    "The keepers of a module's classes that aren't torch's."
+    return [_Class(k) for k in kind.__mro__ if k.__module__.partition(".")[0] not in _LIBRARIES]
+
+_LIBRARIES = {"torch", "torchvision", "builtins"}
 _KINDS: list[tuple[Any, Callable[[Any], list[Any]]]] = [
     (Tensor, lambda value: _tensor_keepers(value)),
     (dict, lambda value: [_Items(value)]),
     ((list, deque), lambda value: [_Row(value)]),
     ((tuple, frozenset), lambda value: [_Fixed(value)]),
     (set, lambda value: [_Bag(value)]),
-    (Module, lambda value: [_Object(value)]),
+    (Module, lambda value: [_Object(value), *_kept_by_classes(type(value))]),
     (object, lambda value: _states(value) or [_Object(value)] * _looked_into(value)),
 ]
 
@@ -365,6 +394,12 @@ def _modes(found: list[Module]) -> dict[Module, bool]:
     "Which modules are in training mode?"
     return {module: module.training for module in found}
 
+def _switches(module: Module) -> bool:
+    "Does a module do something of its own when its mode is set, such as merging weights?"
+    kind = type(module)
+    own = kind.train is not Module.train or kind.eval is not Module.eval
+    return own or not vars(module).keys().isdisjoint(("train", "eval"))
+
 def _set_modes(modes: dict[Module, bool]) -> bool:
     "Put each module into its mode: was any in another?"
     others = {module: mode for module, mode in modes.items() if module.training != mode}
@@ -388,20 +423,24 @@ class Snapshot:
         self._settings = _torch_state()
         with _plainly():
             tensors = [*model.parameters(), *model.buffers()]  # which scripts hold elsewhere
-            self._model = _walk([model, *tensors, *_global_hooks()])
+            self._roots = [model, *tensors, *_global_hooks()]
+            self._model = self._now = _walk(self._roots)
         walked = [keeper.held for keeper in self._model if isinstance(keeper, _Object)]
         self._modules = [m for m in (*walked, *model.modules()) if isinstance(m, Module)]
         self._modes = self._meanwhile = _modes(self._modules)
 
     def enter(self, model: Module, mode: Literal["eval", "train"]) -> None:
-        "Put all modules into a mode, until `put_back`."
+        "Put all modules into a mode, until `put_back`, with whatever else they do then."
         model.train(mode == "train")
         self._meanwhile = _modes(self._modules)
+        if any(map(_switches, self._modules)):
+            with _plainly():
+                self._now = _walk(self._roots)
 
     def put_model_back(self) -> bool:  # was there anything to put back?
         "Put the model back, in the mode that it was put in: parameters, attributes, hooks."
         with _plainly():
-            changed, errors = _all_back(reversed(self._model))  # parts before wholes
+            changed, errors = _all_back(reversed(self._now))  # parts before wholes
         changed |= _set_modes(self._meanwhile)
         if errors:
             raise errors[0]
@@ -409,7 +448,7 @@ class Snapshot:
 
     def put_back(self) -> None:
         "Put the model and torch back."
-        self._meanwhile = self._modes
+        self._meanwhile, self._now = self._modes, self._model
         try:
             self.put_model_back()
         finally:
@@ -417,6 +456,7 @@ class Snapshot:
                 state.put_back()
 
 # %% ../nbs/01a_guard.ipynb #fe113266
+@checked
 @contextmanager
 def untouched(model: Module,
               mode: Literal["eval", "train"] | None = None,  # that modules are put in meanwhile

@@ -41,6 +41,7 @@ def forget_gradient(model: nn.Module,
                     images: Count,             # |D|, the number of all training images
                     ) -> dict[str, Tensor]:    # {parameter name: tensor of its shape}
     "1/|D| Σ ∇ℓ over the forget set, in evaluation mode."
+    check_batches(model, forget, "forget")
     parameters, device = _trainable(model), device_of(model)
     total = {name: torch.zeros_like(p, requires_grad=False) for name, p in parameters.items()}
     with untouched(model, "eval"), torch.enable_grad():

@@ -20,7 +20,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from .arguments import Count, Seed, Share, checked
+from .arguments import Count, Seed, Share, Whole, checked
 from .graph import LAYERS, find_readers
 from .models import find_classifier
 from .parameters import by_first_name, maskable, own_memory_, parameters_by_name
@@ -142,7 +142,8 @@ def _decimal(ratio: float) -> Fraction:
     if not 0 <= ratio < 1: raise ValueError(f"`ratio` is {ratio}: the share of units to mask must be in [0, 1).")
     return Fraction(str(ratio))
 
-def quota(ratio: float, n: int) -> int:
+@checked
+def quota(ratio: Share, n: Whole) -> int:
     "⌊ratio · n⌋, with the ratio as it is written in decimal; `ValueError` outside [0, 1)."
     return int(_decimal(ratio) * n)
 
@@ -153,6 +154,7 @@ def _quota(ratio: float, pool: Pool) -> int:
                       "so that nothing is masked.", stacklevel=5)
     return quota(ratio, len(pool))
 
+@checked
 def unit_scores(scores: Mapping[str, Tensor],  # {parameter name: tensor of its shape, or of the shape of its units}
                 pool: Pool) -> Tensor:
     "The score of every unit of a pool, one after the other: the mean over the unit's weights. `ValueError`, with the name, for NaN and wrong shapes."
@@ -244,20 +246,24 @@ def zero_(model: nn.Module, mask: Mask) -> nn.Module:
     return model
 
 # %% ../nbs/20_masking.ipynb #7b9b8047
+@checked
 def masked_units(mask: Mask, pool: Pool) -> dict[str, int]:
     "The number of masked units of each parameter in the pool."
     per_unit = {n: torch.Size(s[pool.dims(n):]).numel() for n, s in pool.shapes.items()}
     return {n: int(mask[n].sum()) // per_unit[n] if n in mask else 0 for n in pool.shapes}
 
-def masked_rows(mask: Mask, name: str, rows: int) -> list[int]:
+@checked
+def masked_rows(mask: Mask, name: str, rows: Count) -> list[int]:
     "How many entries of each of the `rows` rows of a parameter are masked: for a classifier, of each class."
     return mask[name].flatten(1).sum(1).tolist() if name in mask else [0] * rows
 
 # %% ../nbs/20_masking.ipynb #979a75af
-def masked_whole(where: Tensor, dims: int) -> int:
+@checked
+def masked_whole(where: Tensor, dims: Whole) -> int:
     "How many of the units that the first `dims` dimensions index are masked entirely."
     return int(where.flatten(dims).all(-1).sum()) if where.dim() > dims else int(where.sum())
 
+@checked
 def mask_by_layer(mask: Mask, model: nn.Module) -> pd.DataFrame:
     "One row a convolution or linear layer: its weights, how many are masked, their share in percent, and kernels and channels that are masked entirely."
     rows, names, marks = [], state_names(model), by_first_name(model, mask)

@@ -16,6 +16,7 @@ from .arguments import Positive, Seed, Whole, check_fields, checked
 from .parameters import maskable, parameters_by_name, state_names
 
 # %% ../nbs/21_noise.ipynb #0a1e426f
+@checked
 @dataclass(frozen=True)
 class NoiseRule:
     "How the standard deviation of the noise follows from the Fisher information h: (α · min(1/(h + 1e-8), clamp)) ** exponent. The defaults are the public code's."
@@ -29,6 +30,7 @@ class NoiseRule:
         check_fields(self, " of the noise")
 
 # %% ../nbs/21_noise.ipynb #a455665f
+@checked
 def noise_moments(weights: Tensor,         # a parameter of any shape; of a classifier, with a row for each class
                   fisher: Tensor,          # its diagonal Fisher information on the remain set, of the same shape
                   rule: NoiseRule,

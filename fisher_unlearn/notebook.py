@@ -6,7 +6,7 @@
 __all__ = ['PLACES', 'notebooks', 'find_notebook', 'check_parameters', 'KernelDied', 'execute', 'failures']
 
 # %% ../nbs/50b_notebook.ipynb #3d39c834
-import ast, os, shutil, signal, sys, threading
+import ast, logging, os, shutil, signal, sys, threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -25,6 +25,7 @@ from .data import choose
 from .records import profiles
 
 # %% ../nbs/50b_notebook.ipynb #0d5087e5
+@checked
 def notebooks() -> dict[str, Path]:
     "The experiment notebooks by name, installed or in the checkout."
     package = Path(fisher_unlearn.__file__).parent
@@ -68,6 +69,7 @@ _RULES: dict[str, Any] = {
 }
 PLACES = ("runs", "root", "figures")  # parameters that say where, not what
 
+@checked
 def check_parameters(namespace: Mapping[str, Any],  # `globals()` of the notebook
                      ) -> None:
     """Refuse parameters that a notebook doesn't have, and values that make no sense: the first line behind the parameters cell.
@@ -193,13 +195,23 @@ def _death(notebook: Path, watch: _Watch) -> KernelDied:
 # %% ../nbs/50b_notebook.ipynb #9da81d99
 _QUIET = ["--log-level=40"]  # kernels say errors only: their warnings are about how Jupyter is set up
 
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    "Papermill's log goes to whoever listens to it, and not to the terminal if nobody does: what went wrong is said in one line."
+    logger, handler = logging.getLogger("papermill"), logging.NullHandler()
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
 @checked
 def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], echo: bool = True) -> None:
     """Execute a notebook with papermill. The output is put in place when it is whole, or as far as it came, as `.partial.ipynb`, if it fails; without paths of this machine.
 
     Raises what papermill raises, `KernelDied`, and `KeyboardInterrupt` if it was stopped."""
     rest, watch = output.with_suffix(".partial.ipynb"), _Watch()
-    with _draft(output) as folder, _stoppable(watch):
+    with _draft(output) as folder, _unlogged(), _stoppable(watch):
         draft = folder / output.name
         try:
             papermill.execute_notebook(notebook, draft, dict(parameters), progress_bar=False, stdout_file=sys.stdout if echo else None,

@@ -137,6 +137,7 @@ def maskable(module: nn.Module,
     return f"{part}_orig" if pruned and isinstance(own.get(f"{part}_orig"), Tensor) else None
 
 # %% ../nbs/01d_parameters.ipynb #6833171b
+@checked
 def weight_of(module: nn.Module) -> Tensor:
     "The weight of a layer, without moving anything in it."
     if entry := maskable(module):

@@ -300,7 +300,7 @@ PARAMETERS = tuple(n for n in RunSettings.model_fields if n != "train") + _SCHED
 def profiles() -> dict[str, dict[str, Any]]:
     "The profiles by name, as their YAML files have them. They are read once: don't change them."
     folder = importlib.resources.files("fisher_unlearn.profiles")
-    return {Path(f.name).stem: yaml.safe_load(f.read_text("utf-8")) for f in folder.iterdir() if f.name.endswith(".yaml")}
+    return {Path(f.name).stem: yaml.safe_load(f.read_text(encoding="utf-8")) for f in folder.iterdir() if f.name.endswith(".yaml")}
 
 # %% ../nbs/50_records.ipynb #0ce6b255
 @checked
@@ -361,22 +361,37 @@ def _settings(values: dict[str, Any]) -> RunSettings:
     return RunSettings(**{n: v for n, v in values.items() if n in RunSettings.model_fields} | {"train": train})
 
 # %% ../nbs/50_records.ipynb #2b32f6ea
+def _git_environment() -> dict[str, str]:
+    "Without what points git to another repository, such as `GIT_DIR` in a hook; its configuration stays."
+    def elsewhere(name: str) -> bool:
+        return name.startswith("GIT_") and not name.startswith("GIT_CONFIG_")
+    return {name: value for name, value in os.environ.items() if not elsewhere(name)}
+
 def _git(*args: str) -> str | None:
     "The output of a git command in the folder of this package, or None."
-    try: done = subprocess.run(["git", *args], cwd=Path(fisher_unlearn.__file__).parent, capture_output=True, text=True)
-    except OSError: return None  # no git on this machine
-    return done.stdout.strip() if done.returncode == 0 else None
+    here = Path(fisher_unlearn.__file__).parent
+    try:
+        done = subprocess.run(["git", *args], cwd=here, env=_git_environment(), capture_output=True)
+    except OSError:
+        return None  # no git on this machine
+    return os.fsdecode(done.stdout).strip() if done.returncode == 0 else None
+
+def _own_checkout() -> bool:
+    "Is the repository around this package its own, and not one that it was installed or copied into?"
+    if _git("rev-parse", "--show-prefix") != "fisher_unlearn/":
+        return False
+    return _git("ls-files", "--error-unmatch", "__init__.py", "../nbs/index.ipynb") is not None
 
 def _processor() -> str:
     "The name of the CPU."
     info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    names = [line.split(":")[1].strip() for line in info.read_text(encoding="utf-8").splitlines() if line.startswith("model name")] if info.exists() else []
     return names[0] if names else platform.processor() or platform.machine()
 
 @checked
 def provenance(device: Literal["cpu", "cuda"] = "cpu") -> dict[str, Any]:
     "Versions, commit and device of this process."
-    tracked = _git("ls-files", "--error-unmatch", "__init__.py") is not None
+    tracked = _own_checkout()
     return {"fisher_unlearn": fisher_unlearn.__version__, "commit": _git("rev-parse", "HEAD") if tracked else None,
             "clean": _git("status", "--porcelain", "--untracked-files=no", "--", ":(top,exclude)figures") == "" if tracked else None,
             "python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__, "numpy": numpy.__version__,
@@ -626,6 +641,7 @@ def checked_key(key: str) -> str:
         raise ValueError(f"{key!r} is no key of a run: a key is 16 hexadecimal digits, with `train-` before them for w*.")
     return key
 
+@checked
 def folder_name(record: Any) -> str:
     "The name of the folder that a checked record belongs to."
     return f"train-{record.key}" if isinstance(record, TrainingRecord) else record.key

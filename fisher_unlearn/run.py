@@ -33,6 +33,7 @@ from .train import Progress, TrainSettings, keep_freed_memory, load_weights, rea
 from .unlearn import Scores, Unlearned, unlearn
 
 # %% ../nbs/50a_run.ipynb #de07f428
+@checked
 def images_of(settings: RunSettings, root: str | Path | None = None) -> ImageData:
     "The images of a run, at a size that its network takes."
     images = load_images(settings.dataset, root)
@@ -42,6 +43,7 @@ def images_of(settings: RunSettings, root: str | Path | None = None) -> ImageDat
     print(f"{settings.network} needs {smallest}×{smallest} pixels: the {images.train.size}×{images.train.size} images of {images.name} are padded with zeros.")
     return images.resized(smallest)
 
+@checked
 def request_of(settings: RunSettings, images: ImageData) -> ForgetRequest:
     "What a run is to forget, and what of the rest it may use. In settings, text and numbers are the same: both may be names."
     patch = (settings.patch_size, settings.patch_value, settings.patch_corner, settings.patch_replace)
@@ -57,14 +59,16 @@ def _check_device(settings: RunSettings, training: bool = False) -> None:
     if training and settings.trained_on not in (None, settings.device):
         raise ValueError(f"w* and the retrained model are to be trained on {settings.trained_on}, and are not among the runs or the kept ones: train them there, or leave `trained_on` out.")
 
+@checked
 def model_of(settings: RunSettings, images: ImageData) -> nn.Module:
     "The freshly initialised network of a run, on its device; `ValueError` if that is not at hand."
     _check_device(settings)
     return build_model(settings.network, len(images.classes), images.train.images.shape[1], settings.seed).to(settings.device)
 
 # %% ../nbs/50a_run.ipynb #d1fb4167
+@checked
 @contextmanager
-def repeatable(threads: int) -> Iterator[None]:
+def repeatable(threads: Count) -> Iterator[None]:
     "What results depend on beside the settings, put back afterwards: CPU threads, and on a GPU deterministic kernels in full float32."
     flags = [(torch.backends.cudnn, "deterministic", True), (torch.backends.cudnn, "benchmark", False),
              (torch.backends.cudnn, "allow_tf32", False), (torch.backends.cuda.matmul, "allow_tf32", False)]
@@ -77,11 +81,12 @@ def repeatable(threads: int) -> Iterator[None]:
         for (place, name, _), value in zip(flags, before): setattr(place, name, value)
 
 # %% ../nbs/50a_run.ipynb #e18f1731
+@checked
 @contextmanager
 def peak_memory(device: str) -> Iterator[dict[str, float]]:
     "The peak of the memory while this lasts, in MB: `{}` at first, and then with `host` and, on a GPU, `device`."
     peak: dict[str, float] = {}
-    try: Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is held now
+    try: Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts again from what is held now
     except OSError: pass
     if device == "cuda": torch.cuda.reset_peak_memory_stats()
     yield peak
@@ -91,7 +96,7 @@ def peak_memory(device: str) -> Iterator[dict[str, float]]:
 def _peak_of_process() -> float:
     "The peak of resident memory, in bytes."
     status = Path("/proc/self/status")
-    lines = [line.split() for line in status.read_text().splitlines() if line.startswith("VmHWM:")] if status.exists() else []
+    lines = [line.split() for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:")] if status.exists() else []
     return 1024 * float(lines[0][1]) if lines else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 # %% ../nbs/50a_run.ipynb #73751400
@@ -174,6 +179,7 @@ def _load(model: nn.Module, folder: Path, record: Mapping[str, Any]) -> nn.Modul
     return model
 
 # %% ../nbs/50a_run.ipynb #b3fd0588
+@checked
 def tidy(folder: Path) -> None:
     "Remove what the folder of a finished run may still hold: of failures before, or because its process was killed just after the record was written."
     for rest in (folder / "progress.safetensors", folder / "failure.json", *folder.glob("*.partial.ipynb")): rest.unlink(missing_ok=True)
@@ -259,6 +265,7 @@ def _digest_of(dataset: str, root: Path, stamp: int, subset: int | None, held_ou
         images = images.held_out(held_out, seed)
     return images.digest
 
+@checked
 def check_same_images(records: Iterable[Mapping[str, Any]],  # of runs and trainings
                       ) -> None:
     "Refuse records that were made from different images under one name, `ValueError`: no mean covers both."
@@ -355,6 +362,7 @@ def run(settings: RunSettings,
     _check_data(record, images, folder)
     return record
 
+@checked
 def write_failure(folder: Path, settings: RunSettings, error: BaseException) -> None:
     "Note why a run failed, in `failure.json`, if the disk takes it."
     reason = " ".join(str(error).split()) or type(error).__name__

@@ -6,13 +6,21 @@
 __all__ = ['main']
 
 # %% ../nbs/61_start.ipynb #1e41682c
-import sys
+import os, signal, sys
+from typing import Any
+
+_EARLY = b"fisher-unlearn: stopped before it began; nothing was changed, and the same command starts it again.\n"
+
+def _leave(*signal_and_frame: Any) -> None:
+    "End at once: an exception in the middle of an import may be swallowed there."
+    os.write(2, _EARLY)
+    os._exit(130)
 
 def main() -> None:
     "The command `fisher-unlearn`, from its first moment on."
-    try:
-        from fisher_unlearn.cli import app
-        app()
-    except KeyboardInterrupt:
-        print("fisher-unlearn: stopped before it began; nothing was changed, and the same command starts it again.", file=sys.stderr)
-        sys.exit(130)
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _leave)
+    from fisher_unlearn.cli import app
+    signal.signal(signal.SIGINT, before)
+    sys.exit(app())

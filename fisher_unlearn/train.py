@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .arguments import Count, NotNegative, Number, Seed, Share, check_fields, checked
+from .arguments import Count, NotNegative, Number, Seed, Share, Whole, check_fields, checked
 from .atomic import writable_folder, write_whole
 from .batches import first_pair, pairs
 from .data import Batches, Samples, digest
@@ -41,6 +41,7 @@ from .schedule import Schedule, replay
 from .step import Compile, Forward, Precision, Way, allowed_ways, choose_way, forward_in
 
 # %% ../nbs/05_train.ipynb #2c222b05
+@checked
 @dataclass(frozen=True)
 class TrainSettings:
     "All that can change what a training run ends with."
@@ -118,6 +119,7 @@ def _has_single(batches: Loader) -> bool:
     return size == 1 or count % size == 1
 
 # %% ../nbs/05_train.ipynb #edd8eec9
+@checked
 def trainable_batches(model: nn.Module,
                       batches: Loader,         # anyone's batches
                       name: str = "samples",   # the argument that they came in, for the message
@@ -144,7 +146,8 @@ def _fails_alone(model: nn.Module, inputs: Tensor) -> str | None:
     return None if logits.dim() == 2 and len(logits) == 1 else f"its logits are {tuple(logits.shape)}"
 
 # %% ../nbs/05_train.ipynb #aacb8b2e
-def epoch_seed(seed: int, epoch: int) -> int:
+@checked
+def epoch_seed(seed: Seed, epoch: Whole) -> int:
     "A seed for one epoch of a run: well mixed, and the same on every machine."
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]) >> 1
 
@@ -204,6 +207,7 @@ def _check_finite(model: nn.Module, loss: float, epoch: int, settings: TrainSett
                              f"Lower the learning rate ({settings.schedule.lr}), or look for bad values in the inputs.")
 
 # %% ../nbs/05_train.ipynb #b2585330
+@checked
 def tensors_digest(tensors: Mapping[str, Tensor],
                    metadata: Mapping[str, str],
                    ) -> str:  # 64 hexadecimal digits
@@ -324,7 +328,8 @@ class _Progress:
 
     def odd(self, model: nn.Module, settings: TrainSettings) -> str | None:
         "What of it can't be progress of this training, in words; None if nothing."
-        state, parameters = tensors_of(model), dict(model.named_parameters())
+        state = tensors_of(model)
+        parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         allowed = allowed_ways(settings.compile, settings.precision)
         alike: list[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]] = [(self.groups["model"], state), (self.groups["best"], state), (self.groups["momentum"], parameters)]
         tests = {
@@ -455,6 +460,7 @@ def _lay_out(model: nn.Module, layout: str) -> None:
             made.setdefault(place, p.data.to(memory_format=_LAYOUTS[layout]))
             p.data = made[place]
 
+@checked
 def check_extras(model: nn.Module) -> None:
     "Raise `ValueError` if a model's state holds what a checkpoint can't."
     extras = extras_of(model)
@@ -511,6 +517,7 @@ def _way(model: nn.Module, batches: Loader, settings: TrainSettings, steps: int)
     return choose_way(model, _laid_out(inputs.to(device), settings.layout), labels.to(device), ways, steps)
 
 # %% ../nbs/05_train.ipynb #bb45a031
+@checked
 def samples_digest(batches: Loader, name: str = "samples") -> str:
     "64 hexadecimal digits for all samples of a loader, in whatever order they come."
     if isinstance(batches, Batches):
@@ -522,8 +529,9 @@ def samples_digest(batches: Loader, name: str = "samples") -> str:
     return f"{total % 2**256:064x}"
 
 # %% ../nbs/05_train.ipynb #437c3431
+@checked
 @contextmanager
-def seeded_draws(seed: int, *generators: torch.Generator) -> Iterator[None]:
+def seeded_draws(seed: Seed, *generators: torch.Generator) -> Iterator[None]:
     "Seed the global generators of torch, Python and NumPy, and some others, and put each back afterwards."
     states = [(g, g.get_state()) for g in generators]
     python, legacy = random.getstate(), np.random.get_state()
@@ -583,6 +591,7 @@ def _select(state: _State, row: dict[str, Any], select: str) -> None:
     state.rows.append(row)
 
 # %% ../nbs/05_train.ipynb #680d94a3
+@checked
 def shows_bar(progress: Progress) -> bool:
     "Is progress shown as a bar?"
     return progress == "bar" or (progress == "auto" and sys.stderr.isatty())
@@ -601,6 +610,7 @@ def _report(progress: Progress, bar: tqdm, row: dict[str, Any], epochs: int) -> 
 # %% ../nbs/05_train.ipynb #3dff5737
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # options of mallopt(3)
 
+@checked
 def keep_freed_memory() -> bool:  # False where the C library isn't glibc, and nothing was changed
     "Let this process keep the memory that it frees, until it ends, rather than give it back to the operating system and take it anew."
     if platform.libc_ver()[0] != "glibc": return False

@@ -42,6 +42,7 @@ Direction = Literal["highest", "lowest"]
 Scores = dict[str, Tensor]                               # {parameter name: tensor of its shape}
 Kept = Callable[[str, Callable[[], Scores]], Scores]     # from a name, and what computes the scores if there are none of that name
 
+@checked
 @dataclass(frozen=True)
 class MethodOptions:
     "What a method may be told. Each method reads the options it needs."
@@ -122,6 +123,7 @@ _DATA = ("classes", "classifier", "build", "reference", "kept")  # what a method
 _OURS = ("num_classes", "seed", "progress", "watch")             # what `unlearn` sets itself
 
 # %% ../nbs/30_unlearn.ipynb #dfaab043
+@checked
 def method_options(method: str, preset: str = "paper", **given: Any) -> MethodOptions:
     "The preset's options of a method, with those that are given (and not None) in their place; `ValueError` for unknown names and values that make no sense."
     for name in given: choose(name, [f.name for f in fields(MethodOptions)], "option")
@@ -131,7 +133,8 @@ def method_options(method: str, preset: str = "paper", **given: Any) -> MethodOp
     if method in _CHANNELS and options.unit != "channel": raise ValueError(f'`{method}` scores whole channels: leave `unit` out, or say "channel" instead of {options.unit!r}.')
     if options.hard and method not in MASKING: raise ValueError(f"`hard` holds masked weights at zero, but `{method}` masks none: choose {', '.join(MASKING)}.")
     for name in given:
-        _check_read(method, name)
+        if name != "hard" or options.hard:
+            _check_read(method, name)
     return options
 
 def _check_read(method: str, name: str) -> None:
@@ -143,6 +146,7 @@ def _check_read(method: str, name: str) -> None:
         raise ValueError(f"`{method}` does not read `{name}`: it reads {reads}.")
 
 # %% ../nbs/30_unlearn.ipynb #c82da1a8
+@checked
 def options_read(method: str, options: MethodOptions) -> dict[str, Any]:
     """The options that decide what a method does, apart from those that are data; for keys of runs.
 
@@ -160,10 +164,12 @@ def options_read(method: str, options: MethodOptions) -> dict[str, Any]:
     return {name: getattr(options, name) for name in (*sorted(names), *rare)}
 
 # %% ../nbs/30_unlearn.ipynb #3031f331
+@checked
 def finetune(model: nn.Module, forget: Loader, remain: Loader | None, options: MethodOptions) -> Mask:
     "Change nothing: fine-tuning on the remain set is all (paper, 'Baselines')."
     return {}
 
+@checked
 def retrain(model: nn.Module, forget: Loader, remain: Loader | None, options: MethodOptions) -> Mask:
     "Start again from the fresh weights of `build()`: the training that follows never sees the forget set."
     if remain is None: raise ValueError("`retrain` needs a remain set: it is all that the new network learns.")
@@ -198,6 +204,7 @@ def _knows(model: nn.Module, remain: Loader) -> bool:
     return bool(F.cross_entropy(logits, labels.to(device)) < 0.5 * torch.tensor(logits.shape[1]).log())
 
 # %% ../nbs/30_unlearn.ipynb #3c8762df
+@checked
 def mask_classifier(model: nn.Module, forget: Loader, remain: Loader | None, options: MethodOptions) -> Mask:
     "Zero the classifier's rows of the forgotten classes (MaskClassifier, paper, Figure 2)."
     head = find_classifier(model, options.classifier, options.num_classes)
@@ -232,10 +239,12 @@ def _pool(model: nn.Module, forget: Loader, options: MethodOptions) -> Pool:
     inputs = first_pair(forget, "forget")[0] if options.reach == "norm" else None
     return candidates(model, options.unit, options.classifier_in_pool, options.classifier, options.num_classes, options.reach, inputs)
 
+@checked
 def random_mask(model: nn.Module, forget: Loader, remain: Loader | None, options: MethodOptions) -> Mask:
     "Zero units drawn by lot (RandomMask, paper, 'Baselines')."
     return _zeroed(model, select_random(options.ratio, _pool(model, forget, options), options.seed))
 
+@checked
 def activation_mask(model: nn.Module, forget: Loader, remain: Loader | None, options: MethodOptions) -> Mask:
     "Zero the channels with the highest difference of activations (ActivationMask, paper, 'Masking with Activation Values')."
     pool = _pool(model, forget, options)
@@ -243,6 +252,7 @@ def activation_mask(model: nn.Module, forget: Loader, remain: Loader | None, opt
     scores = _by_parameter(model, activation_scores(model, forget, remain, options.activation_per))
     return _zeroed(model, select_top(scores, options.ratio, pool.among(scores)))
 
+@checked
 def tfidf(model: nn.Module, forget: Loader, remain: Loader | None, options: MethodOptions) -> Mask:
     "Zero the filters at one end of the TF-IDF scores (Wang et al. 2022; paper, 'Baselines')."
     if options.reference is None: raise ValueError("`tfidf` needs `reference`, the training images as batches: it compares classes.")
@@ -264,12 +274,14 @@ def _by_parameter(model: nn.Module, scores: Scores) -> Scores:
     return {name: parts[0] if len(parts) == 1 else torch.stack(parts).mean(0) for name, parts in found.items()}
 
 # %% ../nbs/30_unlearn.ipynb #41b1dcb1
+@checked
 def fisher_mask(model: nn.Module, forget: Loader, remain: Loader | None, options: MethodOptions) -> Mask:
     "Zero the units with the highest Fisher score (FisherMask, paper, 'Masking with Fisher Information')."
     pool = _pool(model, forget, options)
     if options.ratio == 0: return {}
     return _zeroed(model, select_top(fisher_scores(model, forget, remain, options), options.ratio, pool))
 
+@checked
 def fisher_scores(model: nn.Module, forget: Loader, remain: Loader | None, options: MethodOptions) -> Scores:
     "F_f/n_f − λ F_r/n_r for each parameter (up to a constant factor if λ is None); F_f alone without a remain set."
     reduction: Reduction = "sum" if options.remain_weight is None else "mean"
@@ -286,6 +298,7 @@ def _fisher(model: nn.Module, name: str, batches: Loader, reduction: Reduction, 
     return options.kept(f"{name}-{options.fisher_labels}-{options.fisher_per}-{reduction}{drawn}", compute)
 
 # %% ../nbs/30_unlearn.ipynb #3f68818f
+@checked
 def fisher_noise(model: nn.Module, forget: Loader, remain: Loader | None, options: MethodOptions) -> Mask:
     "Add noise that falls with the Fisher information on the remain set (FisherNoise, paper, Equation 1; Golatkar et al. 2020). Masks nothing."
     if remain is None: raise ValueError("`fisher_noise` needs a remain set: its noise depends on the Fisher information there.")
@@ -295,6 +308,7 @@ def fisher_noise(model: nn.Module, forget: Loader, remain: Loader | None, option
     add_noise_(model, _fisher(model, "remain", remain, "mean", options), rule, head, rows, options.seed)
     return {}
 
+@checked
 @torch.no_grad()
 def influence(model: nn.Module, forget: Loader, remain: Loader | None, options: MethodOptions) -> Mask:
     "Add the influence of the forget set, by LiSSA (paper, 'Preliminary' and Figure 1; Koh and Liang 2017). Masks nothing."

@@ -70,7 +70,7 @@ def test_what_a_living_process_writes_is_not_swept(tmp_path):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_a_full_disk_is_named_with_the_file_of_a_figure(tmp_path, monkeypatch):
     figure = Figure()
-    monkeypatch.setattr(figure, "savefig", lambda part, **_: open("/dev/full", "w").write("x" * 100_000))
+    monkeypatch.setattr(figure, "savefig", lambda part, **_: open("/dev/full", "w", encoding="utf-8").write("x" * 100_000))
     record = run_record(quick())
     with pytest.raises(OSError, match=r"cannot write .*table\.png \(No space left on device\)") as error:
         keep_result("table", tmp_path, pd.DataFrame([{"x": 1}]), figure, "text", [record])

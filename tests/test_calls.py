@@ -32,10 +32,13 @@ from fisher_unlearn.schedule import Schedule
 from fisher_unlearn.train import TrainSettings
 
 ELSEWHERE = {"arguments": "the check itself, which has tests of its own", "cli": "typer checks its arguments, and their values are those of `resolve`",
-             "terminal": "what the command line prints"}
-INNER = {"Inception", "DenseLayer", "squared_products", "summed_products", "plan", "Plan", "Windows", "Tile", "GradientSquares",
+             "terminal": "what the command line prints", "start": "the command itself", "passes": "steps of the engine, on what `diag_fisher` has checked"}
+INNER = {  # parts of networks and loops, called for each batch by their owners
+         "Inception", "DenseLayer", "squared_products", "summed_products", "plan", "Plan", "Windows", "Tile", "GradientSquares",
          "train_epoch", "epoch_batches", "hessian_product", "KeptScores",
-         "read_pair", "read_logits", "check_labels", "place_of"}  # parts of networks and loops, called for each batch by their owners
+         "read_pair", "read_logits", "check_labels", "place_of", "joined", "Joined",
+         "Stretch", "Pool", "Reader", "Unlearned", "Snapshot",
+         "TrainingRecord", "RunRecord", "ReadoutRecord", "FailureRecord"}  # and what functions return, or `check_record` reads
 
 
 # ---------------------------------------------------------------- what a valid call is made of
@@ -120,6 +123,7 @@ OWN: dict[str, dict[str, Callable[[], Any]]] = {  # where a name means something
     "train.shows_bar": {"progress": lambda: "none"}, "step.allowed_ways": {"compile": lambda: False, "precision": lambda: "float32"}, "train.load_weights": {}, "run.write_failure": {"error": lambda: ValueError("x")}, "run.with_readouts": {},
     "grid.in_notebook": {"wait": lambda: False}, "parameters.by_first_name": {"marks": lambda: {"0.bias": torch.zeros(4, dtype=torch.bool)}},
     "batches.read_pair": {"batch": lambda: batches()[0]}, "parameters.place_of": {"tensor": lambda: torch.ones(2)}, "records.strangers": {"request": lambda: "class"}, "notebook.check_parameters": {"namespace": dict},
+    "train.seeded_draws": {"generators": torch.Generator}, "train.tensors_digest": {"metadata": dict}, "train.keep_freed_memory": {}, "atomic.write_whole": {"write": lambda: (lambda path: None)},
     "notebook.failures": {"executed": lambda: Path("no.ipynb")}, "grid.parameters": {}, "cluster.on_ray": {"todo": list}, "report.histories": {}, "grid.attempt": {},
 }
 
@@ -156,9 +160,17 @@ def hints(where: str) -> dict[str, Any]:
 
 def valid(where: str, name: str) -> Any:
     "A valid value of a parameter that has no default, or whose default is not what the call is to be made with."
-    make = OWN.get(where, {}).get(name) or BY_NAME.get(name)
+    make = OWN.get(where, {}).get(name) or BY_NAME.get(name) or _plain(hints(where)[name])
     assert make, f"tests/test_calls.py needs a valid value for `{name}` of {where}"
     return make()
+
+
+def _plain(annotation: Any) -> Callable[[], Any] | None:
+    "What makes a value of a simple annotation."
+    if get_origin(annotation) in (Union, types.UnionType, Annotated):
+        return _plain(get_args(annotation)[0])
+    kinds = {Tensor: lambda: torch.ones(2), int: lambda: 1, float: lambda: .5, str: lambda: "x", bool: lambda: False, Path: lambda: Path("x"), nn.Module: net, dict: dict, Mapping: dict, list: list, tuple: tuple, Any: lambda: 0}
+    return kinds.get(get_origin(annotation) or annotation)
 
 
 def call_of(where: str) -> tuple[list[Any], dict[str, Any]]:
@@ -304,6 +316,11 @@ def fault(where: str, name: str, value: Any, what: str) -> str | None:
 # What is taken on purpose, though it is of the odd kind: (function, parameter, value), each a pattern.
 ACCEPTED: list[tuple[str, str, str]] = [
     (r"records\.\w+Settings", ".*", r"'3'|'yes'|b'x'"),  # as a command line gives them
+    (r"influence\.count_images|activation\.mean_activations", "batches", r"\["),  # labels aren't read, none is a number
+    (r"train\.(trainable_batches|samples_digest)", "batches", r"\["),  # they are checked before, by `check_batches`
+    (r"unlearn\.(\w+_mask|mask_\w+|finetune|retrain|fisher_noise|influence)", "forget|remain", r"\["),  # what a method reads, `unlearn` has checked
+    (r"unlearn\.MethodOptions", "reference", r"\["),  # likewise
+    (r"fisher\.(rebatch|rank_batches)", "batches", r"\["),  # streams: they are read later, by whoever checks them
     (r"grid\.needed|grid\.sweep", ".*_", "None"),  # None means that a parameter was not given
 ]
 

@@ -78,7 +78,7 @@ def test_a_node_that_dies_twice_loses_nothing(tmp_path):
     ray, folder = Cluster(initialize_head=True, head_node_args={"num_cpus": 0}), tmp_path / "killed"
     try:
         nodes = [ray.add_node(num_cpus=2) for _ in range(2)]
-        runner = subprocess.Popen([sys.executable, "-c", RUNNER, str(folder), "ray"], env={**os.environ, "RAY_ADDRESS": ray.address}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        runner = subprocess.Popen([sys.executable, "-c", RUNNER, str(folder), "ray"], env={**os.environ, "RAY_ADDRESS": ray.address}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8")
         for moment in ("train-*/progress.safetensors", "[!t]*/record.json"):  # an epoch of w*, and the first run
             while not list(folder.glob(moment)): time.sleep(.1); assert runner.poll() is None, runner.stdout.read()
             nodes.remove(dead := kill_one(nodes))

@@ -167,8 +167,8 @@ def test_tiny_imagenet_is_read_from_its_folders(tmp_path):
         for i in range(3): Image.new("RGB", (64, 64), (80 * k, 10, i)).save(base / "train" / wnid / "images" / f"{wnid}_{i}.JPEG")
     (base / "val" / "images").mkdir(parents=True)
     Image.new("L", (64, 64), 9).save(base / "val" / "images" / "val_0.JPEG")
-    (base / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn02\t0\t0\t1\t1\nval_1.JPEG\tn99\t0\t0\t1\t1\n")
-    (base / "words.txt").write_text("n01\tfish\nn02\tbird\n")
+    (base / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn02\t0\t0\t1\t1\nval_1.JPEG\tn99\t0\t0\t1\t1\n", encoding="utf-8")
+    (base / "words.txt").write_text("n01\tfish\nn02\tbird\n", encoding="utf-8")
     images = load_images("tinyimagenet", tmp_path, download=False)
     assert images.classes == ("fish", "bird") and images.train.labels.tolist() == [0, 0, 0, 1, 1, 1] and images.test.labels.tolist() == [1]
     assert images.train.images.shape == (6, 3, 64, 64) and next(iter(images.train.batches(2)))[0].shape == (2, 3, 32, 32)
@@ -193,7 +193,7 @@ def test_names_are_offered():
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     for bad in (tmp_path / "file", tmp_path / "file" / "below", "/proc/fisher_unlearn"):
         with pytest.raises(OSError, match="cannot write in the folder"): writable_folder(bad)
 

@@ -29,7 +29,7 @@ def executed(name, base, **parameters):
 
 def says(folder, name):
     "The sentences at the end of an experiment's Markdown file."
-    return [line for line in (folder / f"{name}.md").read_text().splitlines() if line.startswith("* ")]
+    return [line for line in (folder / f"{name}.md").read_text(encoding="utf-8").splitlines() if line.startswith("* ")]
 
 
 # --- Proposition 1
@@ -156,7 +156,7 @@ def test_table_6_names_the_differences_and_what_is_missing(table6):
     assert all("**not at hand**" in lines[name] for name in ("mnist", "cifar100", "tinyimagenet")) and "not prepared on the profile quick" in lines["mnist"]
     assert "cifar100 is missing: looked for ROOT/cifar100.safetensors" in lines["cifar100"] and set(table.here["tinyimagenet"]) == {"–"}
     outputs = [json.dumps(cell.get("outputs", [])) for cell in nb.cells]
-    assert str(root) not in "".join(path.read_text() for path in folder.iterdir()) + "".join(outputs)
+    assert str(root) not in "".join(path.read_text(encoding="utf-8") for path in folder.iterdir()) + "".join(outputs)
     assert sorted(p.name for p in root.iterdir()) == ["MNIST", "cifar10.safetensors"]
 
 

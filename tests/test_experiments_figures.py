@@ -18,7 +18,7 @@ def kept(tmp_path_factory):
     for name in ("figure1", "figure2", "figure3", "figure4"):
         papermill.execute_notebook(find_notebook(name), base / f"{name}.ipynb", {**SHORT, "runs": str(base / "runs"), "figures": str(base / "out")}, progress_bar=False)
         folder = base / "out" / "quick"
-        found[name] = (pd.read_csv(folder / f"{name}.csv"), read_kept(folder / f"{name}.parquet"), (folder / f"{name}.md").read_text(), folder / f"{name}.png")
+        found[name] = (pd.read_csv(folder / f"{name}.csv"), read_kept(folder / f"{name}.parquet"), (folder / f"{name}.md").read_text(encoding="utf-8"), folder / f"{name}.png")
     return found
 
 

@@ -16,7 +16,7 @@ def executed(name, epochs, base):
     given = {"epochs": epochs, "device": "cpu", "runs": str(base / "runs"), "figures": str(base / "out")}
     papermill.execute_notebook(find_notebook(name), base / "x.ipynb", given, progress_bar=False)
     stem = base / "out" / "quick" / name
-    return pd.read_csv(f"{stem}.csv"), read_kept(f"{stem}.parquet"), stem.with_suffix(".md").read_text()
+    return pd.read_csv(f"{stem}.csv"), read_kept(f"{stem}.parquet"), stem.with_suffix(".md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from fisher_unlearn.records import resolve, run_key
 from fisher_unlearn.report import METHOD_NAMES, PAPER_IMAGES, paper_numbers, read_kept
 from fisher_unlearn.run import run
 
-pytestmark = pytest.mark.slow  # `make notebooks` executes the notebooks on the quick profile
+pytestmark = pytest.mark.slow
 
 NOTEBOOKS = Path(fisher_unlearn.__file__).parent.parent / "nbs" / "experiments"
 NAMES = ("table1", "table2", "costs")
@@ -51,7 +51,7 @@ def plant(runs, settings, template, epochs):
         names, key = ("epoch", "remain_acc", "forget_acc", "accuracy", "unlearn_score", "lr", "train_loss", "seconds"), run_key(s)
         history = [dict(zip(names, (e, r, f, r, r / (1 + f / 100), None, None, e and .1))) for e, (r, f) in enumerate(rows)]
         (runs / key).mkdir(parents=True)
-        (runs / key / "record.json").write_text(json.dumps(template(s) | {"key": key, "settings": s.model_dump(), "history": history}))
+        (runs / key / "record.json").write_text(json.dumps(template(s) | {"key": key, "settings": s.model_dump(), "history": history}), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def quick(tmp_path_factory):
 
 def says(folder, name):
     "Verdicts by claim: outcome and evidence."
-    found = re.findall(r"^\* (.+?): \*\*(.+?)\*\*\. (.+)$", (folder / f"{name}.md").read_text(), re.M)
+    found = re.findall(r"^\* (.+?): \*\*(.+?)\*\*\. (.+)$", (folder / f"{name}.md").read_text(encoding="utf-8"), re.M)
     return {claim: (outcome, evidence) for claim, outcome, evidence in found}
 
 
@@ -95,7 +95,7 @@ def test_each_leaves_its_files_and_no_path_of_this_machine(quick):
     for name in NAMES:
         assert all((folder / f"{name}.{kind}").stat().st_size for kind in ("csv", "md", "png", "parquet")) and (folder / f"{name}.png").stat().st_size < 120_000
         notebook = nbformat.read(folder.parent / f"{name}.ipynb", 4)
-        shown = json.dumps([[c.source, c.get("outputs", [])] for c in notebook.cells]) + (folder / f"{name}.md").read_text() + (folder / f"{name}.csv").read_text()
+        shown = json.dumps([[c.source, c.get("outputs", [])] for c in notebook.cells]) + (folder / f"{name}.md").read_text(encoding="utf-8") + (folder / f"{name}.csv").read_text(encoding="utf-8")
         assert not re.search(r"/(home|root|tmp|work|Users)/", shown) and str(runs) not in shown and "no departures" not in shown
     assert len(list(runs.glob("*/record.json"))) == 14 and len(read_kept(folder / "table1.parquet")) == len(read_kept(folder / "costs.parquet")) == 13
 
@@ -145,7 +145,7 @@ def test_quick_runs_decide_nothing(quick):
         found = says(quick[0], name)
         assert len(found) == counts[name] and {outcome for outcome, _ in found.values()} == {"not enough runs to say"}
         assert all(re.search(r"\d", evidence) and "The numbers at hand point" in evidence and "fewer than 3 seeds" in evidence for _, evidence in found.values())
-    gaps = [line for line in (quick[0] / "table1.md").read_text().splitlines() if "less MaskClassifier" in line]
+    gaps = [line for line in (quick[0] / "table1.md").read_text(encoding="utf-8").splitlines() if "less MaskClassifier" in line]
     kept = {named(r)[0]: r["history"][0] for r in read_kept(quick[0] / "table1.parquet")}
     gap = kept["FisherMask (authors_code)"]["remain_acc"] - kept["MaskClassifier"]["remain_acc"]
     assert len(gaps) == 2 and f"FisherMask (authors_code) less MaskClassifier, in points: remain {gap:+.1f}," in gaps[0]
@@ -161,7 +161,7 @@ def paper(tmp_path_factory, quick):
     images = lambda s: {"name": s.dataset, "remarks": {}, **dict(zip(("train", "test"), PAPER_IMAGES[s.dataset]))}
     plant(base / "runs", settings, lambda s: {**some, "data": images(s)}, 5)
     damaged = resolve("paper", dataset="mnist", network="vgg16", method="fisher_mask", seed=777, device="cpu")
-    (base / "runs" / run_key(damaged) / "record.json").write_text("{")
+    (base / "runs" / run_key(damaged) / "record.json").write_text("{", encoding="utf-8")
     return executed("table1", base / "runs", base, "paper", device="cpu"), base / "runs"
 
 
@@ -183,7 +183,7 @@ def test_averages_are_those_of_all_settings(paper):
 
 
 def test_a_damaged_record_is_told_and_stops_nothing(paper):
-    text, found = (paper[0] / "table1.md").read_text(), says(paper[0], "table1")
+    text, found = (paper[0] / "table1.md").read_text(encoding="utf-8"), says(paper[0], "table1")
     assert "* failed: mnist vgg16 777: fisher_mask, paper" in text and "is not a record" in text and not re.search(r"/(home|root|tmp|work|Users)/", text)
     assert len(read_kept(paper[0] / "table1.parquet")) == 16 * 3 * 13 - 1
     undecided = [claim for claim, (words, _) in found.items() if words == "not enough runs to say"]

@@ -10,7 +10,7 @@ import pytest
 
 from fisher_unlearn.grid import execute, find_notebook, label, needed
 
-pytestmark = pytest.mark.slow  # `make notebooks` executes the notebooks on the quick profile
+pytestmark = pytest.mark.slow
 
 SHORT = {"epochs": 3, "fine_tune_epochs": 2, "subset": 128}
 CLAIMS = {"table3": 13, "table4": 8, "table5": 16}
@@ -90,7 +90,7 @@ def test_the_table_says_what_the_kept_records_say(made, name):
 @each
 def test_one_short_seed_on_digits_says_nothing_about_the_paper(made, name):
     base, nb = made(name)
-    text = (base / "figures" / "quick" / f"{name}.md").read_text()
+    text = (base / "figures" / "quick" / f"{name}.md").read_text(encoding="utf-8")
     verdicts = [line for line in text.splitlines() if line.startswith("* ") and re.search(r": \*\*[a-z ]+\*\*\. ", line)]
     assert len(verdicts) == CLAIMS[name] and all(": **not enough runs to say**. " in line and re.search(r"\d", line.split("**. ")[1]) for line in verdicts)
     assert all(re.search(r"point (towards|away from) the claim \(.*(3 seeds|departure)", line) for line in verdicts) and "nan" not in text
@@ -106,7 +106,7 @@ def test_a_table_leaves_its_files_a_figure_and_no_path(made, name):
     assert sorted(path.name for path in folder.iterdir()) == [f"{name}.{ending}" for ending in ("csv", "md", "parquet", "png")]
     assert 10_000 < (folder / f"{name}.png").stat().st_size < 200_000
     assert any("image/png" in output.get("data", {}) for c in nb.cells for output in c.get("outputs", []))
-    for text in ((base / f"{name}.ipynb").read_text(), (folder / f"{name}.md").read_text()):
+    for text in ((base / f"{name}.ipynb").read_text(encoding="utf-8"), (folder / f"{name}.md").read_text(encoding="utf-8")):
         assert str(base) not in text and not re.search(r"/(home|root|tmp|work|Users)/", text)
     assert not any(output.get("name") == "stderr" for c in nb.cells for output in c.get("outputs", []))
 
@@ -126,7 +126,7 @@ def value(records, method, preset, column, **where):
 @pytest.mark.parametrize("preset", ["paper", "authors_code"])
 def test_verdicts_point_where_the_records_do(made, name, preset):
     base, _ = made(name)
-    records, lines = kept(base, name), (base / "figures" / "quick" / f"{name}.md").read_text().splitlines()
+    records, lines = kept(base, name), (base / "figures" / "quick" / f"{name}.md").read_text(encoding="utf-8").splitlines()
     get = lambda method, column, **where: value(records, method, preset, column, **where)
     others = ("random_mask", "activation_mask")
     if name == "table3":
@@ -154,14 +154,14 @@ def test_verdicts_point_where_the_records_do(made, name, preset):
 
 def test_table_3_says_what_the_patch_does_not_change(made):
     base, _ = made("table3")
-    text, details = (base / "figures" / "quick" / "table3.md").read_text(), kept(base, "table3")[0]["request"]["details"]
+    text, details = (base / "figures" / "quick" / "table3.md").read_text(encoding="utf-8"), kept(base, "table3")[0]["request"]["details"]
     assert f"Seed 666: {details['n']} of 128 training images poisoned (added to their originals)" in text
     assert f"would not change {details['unchanged']} training and {details['test_unchanged']} test images" in text
 
 
 def test_table_5_says_why_fisher_noise_is_missing_and_compares_with_the_control(made):
     base, _ = made("table5")
-    text, records = (base / "figures" / "quick" / "table5.md").read_text(), kept(base, "table5")
+    text, records = (base / "figures" / "quick" / "table5.md").read_text(encoding="utf-8"), kept(base, "table5")
     assert "* FisherNoise without remain data is refused: `fisher_noise` can't be calculated without remain data" in text
     wanted = {"method": "fisher_mask", "preset": "authors_code", "remain_limit": 50}
     mine, = [r for r in records if {name: r["settings"][name] for name in wanted} == wanted]
@@ -177,13 +177,13 @@ def test_a_run_that_fails_is_named_and_the_others_are_told(made):
     wanted = {"method": "fisher_mask", "preset": "paper", "mislabel_ratio": .3}
     lost, = [r for r in kept(base, "table4") if {name: r["settings"][name] for name in wanted} == wanted]
     run, training = (base / "runs" / folder / "record.json" for folder in (lost["key"], f"train-{lost['training']}"))
-    texts = run.read_text(), training.read_text()
+    texts = run.read_text(encoding="utf-8"), training.read_text(encoding="utf-8")
     run.unlink()
-    training.write_text(texts[1].replace(json.loads(texts[1])["data"]["digest"], "0" * 64))
+    training.write_text(texts[1].replace(json.loads(texts[1])["data"]["digest"], "0" * 64), encoding="utf-8")
     try: start("table4", base, "again")
     finally:
-        for path, text in zip((run, training), texts): path.write_text(text)
-    text = (base / "again" / "quick" / "table4.md").read_text()
+        for path, text in zip((run, training), texts): path.write_text(text, encoding="utf-8")
+    text = (base / "again" / "quick" / "table4.md").read_text(encoding="utf-8")
     assert "23 of 24 runs are done. Missing: digits resnet20 666: fisher_mask, paper, R 0.02, mislabel 0.3." in text and "nan" not in text
     assert len(pd.read_parquet(base / "again" / "quick" / "table4.parquet")) == 23
     lines = [line for line in text.splitlines() if line.startswith("* Reading")]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -83,17 +83,6 @@ def test_every_estimator_is_its_formula(name, labels, per, reduction):
     close(diag_fisher(model, data, labels, per, reduction), wanted, 1e-10)
     close(naive_diag_fisher(model, data, labels, per, reduction), wanted, 1e-10)
     close(diag_fisher(copy.deepcopy(model).float(), [(x.float(), y) for x, y in data], labels, per, reduction), wanted, 1e-4)
-
-
-@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(1, 2), st.integers(0, 1), st.integers(1, 70), st.integers(0, 100))
-@settings(max_examples=15)
-def test_convolutions_of_any_shape(channels, width, kernel, stride, padding, n, seed):
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = nn.Sequential(nn.Conv2d(channels, width, kernel, stride, padding), nn.Tanh(), nn.Flatten(), nn.LazyLinear(3)).double()
-        data = [(torch.randn(n, channels, 5, 4).double(), torch.randint(3, (n,)))]
-        model(data[0][0])
-    close(diag_fisher(model, data), loops(model, data, "true", "sample", False), 1e-10)
 
 
 def test_sampled_labels_are_the_ones_drawn_and_the_seed_fixes_them(monkeypatch):
@@ -209,7 +198,7 @@ def test_one_direction_less_than_classes_has_the_same_squares(logits):
 
 def test_two_processes_have_the_sums_of_one(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--standalone", str(Path(__file__).parent / "rank.py"), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}, timeout=300, encoding="utf-8")
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("every rank must get the same batches") == 2
     alone, (first, second) = rank.scores(), (torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in (0, 1))

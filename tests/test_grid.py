@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 from fisher_unlearn.cli import app
-from fisher_unlearn.grid import NEEDS, as_done, cast, complete, label, needed, parameters, plan, state, sweep
+from fisher_unlearn.grid import NEEDS, as_done, at_hand, cast, complete, label, needed, parameters, plan, reading, state, sweep
 from fisher_unlearn.notebook import notebooks
 from fisher_unlearn.records import profiles, read_record, resolve, run_key, training_key, write_record
 from fisher_unlearn.report import keep, restore
@@ -164,7 +164,7 @@ def test_a_failure_is_forgotten_once_the_run_is_done(tmp_path, monkeypatch):
 
 def test_damaged_records_are_failures_with_the_remedy(tmp_path):
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "record.json").write_text("{")
+    (tmp_path / "a" / "record.json").write_text("{", encoding="utf-8")
     assert state(tmp_path / "a")[0] == "failed" and "delete it" in state(tmp_path / "a")[1]
 
 
@@ -175,7 +175,7 @@ def test_a_lock_is_seen_by_others_and_dies_with_its_process(tmp_path):
     chosen = few("mask_classifier")[0]
     place = tmp_path / run_key(chosen)
     place.mkdir()
-    other = subprocess.Popen([sys.executable, "-c", HOLD, str(place)], stdout=subprocess.PIPE, text=True)
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(place)], stdout=subprocess.PIPE, text=True, encoding="utf-8")
     assert other.stdout.readline() == "held\n" and state(place) == ("running", "")
     with pytest.raises(BlockingIOError): run(chosen, tmp_path, wait=False)
     os.kill(other.pid, signal.SIGKILL)
@@ -198,11 +198,25 @@ def test_readouts_are_kept_beside_the_record(folder):
     chosen = few("mask_classifier")[0]
     found = {kind: readout(chosen, kind, folder, progress="none", cap=3) for kind in READOUTS}
     assert 0 <= found["agreement"]["forget"]["divergence"] <= .6932 and found["agreement"]["remain"]["images"] == 450
-    assert len(found["relearn_all"]["losses"]) == 1 + (found["relearn_all"]["epochs"] or 3) and found["relearn_classifier"]["cap"] == 3
+    again = found["relearn_all"]["epochs"]
+    assert len(found["relearn_all"]["losses"]) == 1 + (3 if again is None else again) and found["relearn_classifier"]["cap"] == 3
     files = sorted(p.name for p in (folder / run_key(chosen)).iterdir())
     assert files == ["agreement.json", "record.json", "relearn_all_3.json", "relearn_classifier_3.json", "weights.safetensors"]
     assert {kind: readout(chosen, kind, folder, cap=3) for kind in READOUTS} == found
     with pytest.raises(ValueError, match="unknown readout"): readout(chosen, "agree", folder)
+    none = folder.parent / "no data"
+    assert {kind: reading(chosen, kind, folder, none, "none", 3) for kind in READOUTS} == found and reading(chosen, "relearn_all", folder, none, "none", 4) is None
+    with pytest.raises(ValueError, match="unknown readout"): reading(chosen, "agree", folder, on="none")
+
+
+def test_nothing_at_hand_is_said():
+    assert at_hand([None, {"key": "a"}]) == [{"key": "a"}]
+    with pytest.raises(ValueError, match="none of the 2 runs that this is made from is done: do them first"): at_hand([None, None])
+
+
+@pytest.mark.parametrize("seeds", [666, "666", [], ["x"], [-1], [1.5], [True], [2**70]])
+def test_seeds_that_are_none_are_refused(seeds):
+    with pytest.raises((TypeError, ValueError), match="`seeds"): needed("table1", "quick", seeds)
 
 
 @contextmanager
@@ -264,7 +278,7 @@ def test_a_disk_that_takes_no_more_ends_in_a_sentence(on, tmp_path):
     "No file can grow beyond 200 kB, as weights must: one line and exit code 2, nothing half-written, and records made before are untouched."
     before, = complete(few("retrain"), tmp_path / "runs")
     words = ["train" if on == "inline" else "figure3", "--runs", str(tmp_path / "runs"), "--figures", str(tmp_path / "figures"), *(w for n, v in SHORT.items() if n != "fine_tune_epochs" or on == "papermill" for w in ("--set", f"{n}={v}")), "--on", on]
-    ended = subprocess.run([sys.executable, "-c", LIMITED, *words], capture_output=True, text=True)
+    ended = subprocess.run([sys.executable, "-c", LIMITED, *words], capture_output=True, text=True, encoding="utf-8")
     assert ended.returncode == 2 and ended.stderr.strip().splitlines()[-1].endswith("is the disk full?") and "cannot write" in ended.stderr, ended.stderr
     assert not list((tmp_path / "runs").rglob("*.part")) and complete(few("retrain"), tmp_path / "runs") == [before]
     assert len(list((tmp_path / "runs").glob("*/record.json"))) == 1
@@ -321,7 +335,7 @@ def test_notebooks_leave_the_records_of_this_process(on, tmp_path):
         assert timeless(a) == timeless(b)
         files = [(tmp_path / how / run_key(s) / "weights.safetensors").read_bytes() for how in ("inline", on)]
         notebook = tmp_path / on / run_key(s) / "unlearn.ipynb"
-        assert files[0] == files[1] and nbformat.read(notebook, 4).metadata.papermill.exception is None and str(tmp_path) not in notebook.read_text()
+        assert files[0] == files[1] and nbformat.read(notebook, 4).metadata.papermill.exception is None and str(tmp_path) not in notebook.read_text(encoding="utf-8")
     failed = tmp_path / on / run_key(chosen[3])
     assert state(failed)[1].startswith("training diverged") and (failed / "unlearn.partial.ipynb").exists()
     assert (tmp_path / on / f"train-{training_key(chosen[0])}" / "train.ipynb").exists() == (on == "ray")
@@ -338,7 +352,7 @@ def wanted(): return eval(GRID)
 def test_two_runners_share_one_folder(tmp_path):
     "Every training and fine-tuning epoch is printed by exactly one of them."
     env = {**os.environ, "OMP_WAIT_POLICY": "passive"}
-    runners = [subprocess.Popen([sys.executable, "-c", RUNNER, str(tmp_path), "inline"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env) for _ in range(2)]
+    runners = [subprocess.Popen([sys.executable, "-c", RUNNER, str(tmp_path), "inline"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env, encoding="utf-8") for _ in range(2)]
     texts = [r.communicate(timeout=300)[0] for r in runners]
     assert [r.returncode for r in runners] == [0, 0]
     epochs = [line for text in texts for line in text.splitlines() if line.startswith("epoch ")]
@@ -376,19 +390,19 @@ STAGES = {"train", "evaluate", "write", "written", "score", "fine-tune"}
 
 def killed(folder, on, plan):
     "Start a grid until it is done, with processes dying by plan; the stages in which they died, and how often the runner was started."
-    (path := folder.with_suffix(".kills")).write_text(plan)
+    (path := folder.with_suffix(".kills")).write_text(plan, encoding="utf-8")
     env = {**os.environ, "KILL": f"{'-c' if on == 'inline' else 'ipykernel_launcher'} {path}", "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent / "killed"), *sys.path[1:]])}
     kept, starts, ended = {}, 0, False
     while not ended:
-        done = subprocess.run([sys.executable, "-c", RUNNER, str(folder), on], capture_output=True, text=True, env=env)
+        done = subprocess.run([sys.executable, "-c", RUNNER, str(folder), on], capture_output=True, text=True, env=env, encoding="utf-8")
         assert done.returncode in (0, -signal.SIGKILL), done.stderr
         print(*[line for line in done.stdout.splitlines() if line.startswith("failed")], sep="\n")
-        for record, text in kept.items(): assert record.read_text() == text  # what is done is not done again
-        kept |= {record: record.read_text() for record in folder.glob("*/record.json") if read_record(record)}
-        starts, ended = starts + 1, done.returncode == 0 and not path.read_text()
+        for record, text in kept.items(): assert record.read_text(encoding="utf-8") == text  # what is done is not done again
+        kept |= {record: record.read_text(encoding="utf-8") for record in folder.glob("*/record.json") if read_record(record)}
+        starts, ended = starts + 1, done.returncode == 0 and not path.read_text(encoding="utf-8")
         assert starts < 60
     complete(wanted(), folder)
-    return Path(f"{path}.log").read_text().splitlines(), starts
+    return Path(f"{path}.log").read_text(encoding="utf-8").splitlines(), starts
 
 
 def same(one, other):
@@ -419,10 +433,10 @@ def test_a_killed_kernel_is_a_failure_and_the_next_start_finishes(tmp_path):
     "SIGKILL of the kernel while it trains: the runner goes on, says so, and a second start ends with the record of a run never killed."
     wanted = sweep("quick", method="mask_classifier", epochs=6, fine_tune_epochs=1, device="cpu")
     code = "import sys; from fisher_unlearn.grid import complete, sweep\nprint(complete(sweep('quick', method='mask_classifier', epochs=6, fine_tune_epochs=1, device='cpu'), sys.argv[1], on='papermill'))"
-    runner = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    runner = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8")
     progress = tmp_path / f"train-{training_key(wanted[0])}" / "progress.safetensors"
     while not progress.exists(): time.sleep(.05); assert runner.poll() is None
-    children = subprocess.run(["ps", "--ppid", str(runner.pid), "-o", "pid=,args="], capture_output=True, text=True).stdout.splitlines()
+    children = subprocess.run(["ps", "--ppid", str(runner.pid), "-o", "pid=,args="], capture_output=True, text=True, encoding="utf-8").stdout.splitlines()
     for line in children:
         if "ipykernel" in line: os.kill(int(line.split()[0]), signal.SIGKILL)
     out, _ = runner.communicate(timeout=300)

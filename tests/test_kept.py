@@ -10,8 +10,7 @@ import fisher_unlearn
 from fisher_unlearn.cli import app
 
 FIGURES = Path(fisher_unlearn.__file__).parent.parent / "figures"
-READ_FROM_WEIGHTS = ("figure2", "recommended", "what_the_mask_removes")  # these look for readouts, and so for the images
-NAMES = sorted(str(path.relative_to(FIGURES).with_suffix("")) for path in FIGURES.glob("*/*.parquet") if path.stem not in READ_FROM_WEIGHTS)
+NAMES = sorted(str(path.relative_to(FIGURES).with_suffix("")) for path in FIGURES.glob("*/*.parquet"))
 
 
 def command(*words):
@@ -36,7 +35,7 @@ def test_kept_records_give_the_kept_table(name, tmp_path):
 def test_a_run_that_is_not_done_is_named_as_missing_and_not_as_failed(tmp_path):
     command("restore", str(FIGURES / "cpu" / "table1.parquet"), "--runs", str(tmp_path / "runs"))
     command("table1", "--profile", "cpu", "--set", "seeds=[666, 888]", "--on", "none", "--runs", str(tmp_path / "runs"), "--figures", str(tmp_path))
-    text = (tmp_path / "cpu" / "table1.md").read_text()
+    text = (tmp_path / "cpu" / "table1.md").read_text(encoding="utf-8")
     assert "* missing: cifar10 resnet20 888: fisher_mask, paper, R 0.02\n" in text and "* missing: cifar10 resnet20 666" not in text and "failed" not in text
 
 
@@ -44,7 +43,7 @@ def test_a_run_that_is_not_done_is_named_as_missing_and_not_as_failed(tmp_path):
 def test_a_missing_run_is_no_evidence(tmp_path):
     command("restore", str(FIGURES / "cpu" / "figure1.parquet"), "--runs", str(tmp_path / "runs"))
     command("figure1", "--profile", "cpu", "--set", "seeds=[666]", "--set", "lissa_scale=20", "--on", "none", "--runs", str(tmp_path / "runs"), "--figures", str(tmp_path))
-    text = (tmp_path / "cpu" / "figure1.md").read_text()
+    text = (tmp_path / "cpu" / "figure1.md").read_text(encoding="utf-8")
     verdicts = [line for line in text.splitlines() if line.startswith("* ")]
     without = [line for line in verdicts if "A run that it needs is missing. Numbers that it needs are missing" in line]
     assert "3 of 5 runs are done." in text and "nan" not in text and len(verdicts) == 7 and len(without) == 4 and all("influence function" in line for line in without)

@@ -32,7 +32,7 @@ def test_every_notebook_is_valid_small_and_names_no_place(path):
     nb = nbformat.read(path, 4)
     nbformat.validate(nb)
     assert path.stat().st_size < 300_000 and len(nb.cells) <= 60
-    assert not re.search(r"/(home|root|tmp|work|Users)/", path.read_text())
+    assert not re.search(r"/(home|root|tmp|work|Users)/", path.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("path", CHAPTERS, **by_name)
@@ -45,7 +45,7 @@ def test_a_chapter_opens_with_its_question_and_closes_with_what_we_know(path):
 def test_a_chapter_imports_only_chapters_before_it(path):
     order = [re.sub(r"^\w+?_", "", p.stem) for p in CHAPTERS]
     name = re.sub(r"^\w+?_", "", path.stem)
-    tree = ast.parse((ROOT / "fisher_unlearn" / f"{name}.py").read_text())
+    tree = ast.parse((ROOT / "fisher_unlearn" / f"{name}.py").read_text(encoding="utf-8"))
     imported = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module]
     assert imported or name in ("arguments", "data", "schedule", "fused", "noise", "start")  # those that stand alone
     for module in imported: assert order.index(module) < order.index(name), module
@@ -54,7 +54,7 @@ def test_a_chapter_imports_only_chapters_before_it(path):
 @pytest.mark.parametrize("path", CHAPTERS, **by_name)
 def test_public_functions_say_what_they_do_and_take(path):
     name = re.sub(r"^\w+?_", "", path.stem)
-    tree = ast.parse((ROOT / "fisher_unlearn" / f"{name}.py").read_text())
+    tree = ast.parse((ROOT / "fisher_unlearn" / f"{name}.py").read_text(encoding="utf-8"))
     for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"): assert ast.get_docstring(node), node.name
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"): assert all(a.annotation for a in node.args.args), node.name
@@ -69,9 +69,28 @@ def test_an_experiment_has_one_parameters_cell_and_only_known_names(path):
     assert known["profile"]["default"] == '"quick"' and {p["default"] for n, p in known.items() if n != "profile"} == {"None"}
 
 
+# Where each experiment is executed: `make notebooks` leaves them out.
+EXECUTED = {
+    "costs": "experiments_tables", "figure1": "experiments_figures", "figure2": "experiments_figures",
+    "figure3": "experiments_figures", "figure4": "experiments_figures", "proposition1": "experiments_facts",
+    "quickstart": "notebooks", "recommended": "experiments_masks", "table1": "experiments_tables",
+    "table2": "experiments_tables", "table3": "experiments_tasks", "table4": "experiments_tasks",
+    "table5": "experiments_tasks", "table6": "experiments_facts", "table7": "experiments_facts",
+    "train": "cluster", "unlearn": "grid", "what_the_mask_removes": "experiments_masks",
+}
+
+
+def test_every_experiment_is_executed_by_a_test():
+    assert set(EXECUTED) == {path.stem for path in EXPERIMENTS}
+    for name, place in EXECUTED.items():
+        text = Path(__file__).with_name(f"test_{place}.py").read_text(encoding="utf-8")
+        runs_notebooks = re.search(r"execute_notebook\(|\bexecute\(|\bcomplete\(|app, ", text)
+        assert runs_notebooks and (f'"{name}"' in text or place in ("grid", "cluster")), name
+
+
 def test_the_package_carries_its_version_and_types():
     assert (ROOT / "fisher_unlearn" / "py.typed").exists()
-    text = (ROOT / "settings.ini").read_text() + (ROOT / "CITATION.cff").read_text()
+    text = (ROOT / "settings.ini").read_text(encoding="utf-8") + (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert text.count(fisher_unlearn.__version__) >= 2
 
 
@@ -97,7 +116,7 @@ def test_quickstart_leaves_table_figure_records_and_a_clean_notebook(quickstart)
 def test_quickstarts_table_says_what_its_records_say(quickstart):
     folder = quickstart[0] / "figures" / "quick"
     table = pd.read_csv(folder / "quickstart_digits_resnet20.csv", index_col="method")
-    records = [json.loads(p.read_text()) for p in (folder / "records").glob("[!t]*.json")]
+    records = [json.loads(p.read_text(encoding="utf-8")) for p in (folder / "records").glob("[!t]*.json")]
     named = {(r["settings"]["method"], r["settings"]["preset"]): r["history"] for r in records}
     for row, case in {"Finetune": ("finetune", "paper"), "FisherMask (authors_code)": ("fisher_mask", "authors_code")}.items():
         history = named[case]
@@ -120,7 +139,7 @@ def test_a_notebook_that_fails_ends_in_one_line_and_is_kept_apart(tmp_path):
     "A damaged record stops the first run inside the notebook."
     damaged = tmp_path / "runs" / run_key(resolve("quick", method="retrain")) / "record.json"
     damaged.parent.mkdir(parents=True)
-    damaged.write_text("{")
+    damaged.write_text("{", encoding="utf-8")
     done = CliRunner().invoke(app, ["quickstart", "--runs", str(tmp_path / "runs"), "--figures", str(tmp_path / "figures")])
     last = done.output.strip().splitlines()[-1]
     assert done.exit_code == 2 and last.startswith("fisher-unlearn: ") and "is not a record" in last and "Traceback" not in done.output
@@ -139,10 +158,10 @@ def test_a_wheel_runs_the_quickstart_outside_a_checkout(tmp_path):
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path / "site"), str(wheel)], check=True)
     code = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); import fisher_unlearn; from fisher_unlearn.cli import app; assert 'site' in fisher_unlearn.__file__; app()"
     done = subprocess.run([sys.executable, "-c", code, "quickstart", "--epochs", "2", "--fine-tune-epochs", "1"], cwd=tmp_path, capture_output=True, text=True,
-                          env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)})
+                          env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}, encoding="utf-8")
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "figures" / "quick" / "quickstart_digits_resnet20.ipynb").exists() and (tmp_path / "runs").is_dir()
     done = subprocess.run([sys.executable, "-c", code, "table1", "--set", "epochs=2", "--set", "fine_tune_epochs=2"], cwd=tmp_path, capture_output=True, text=True,
-                          env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)})
+                          env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}, encoding="utf-8")
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "FisherMask" in (tmp_path / "figures" / "quick" / "table1.md").read_text()
+    assert "FisherMask" in (tmp_path / "figures" / "quick" / "table1.md").read_text(encoding="utf-8")

@@ -164,16 +164,49 @@ def test_provenance_says_what_is_needed_and_names_no_place():
 def test_a_tree_is_clean_whatever_its_figures(monkeypatch, tmp_path):
     def git(*args): subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *args], cwd=tmp_path, check=True, capture_output=True)
     package, table = tmp_path / "fisher_unlearn" / "__init__.py", tmp_path / "figures" / "table.csv"
-    for path in (package, table, other := tmp_path / "Makefile"):
+    index = tmp_path / "nbs" / "index.ipynb"
+    for path in (package, table, index, other := tmp_path / "Makefile"):
         path.parent.mkdir(exist_ok=True)
-        path.write_text("old")
+        path.write_text("old", encoding="utf-8")
     git("init"); git("add", "."); git("commit", "-m", "all")
     monkeypatch.setattr(fisher_unlearn, "__file__", str(package))
     assert provenance()["clean"]
-    table.write_text("new")
+    table.write_text("new", encoding="utf-8")
     assert provenance()["clean"] and provenance()["commit"]
-    other.write_text("new")
+    other.write_text("new", encoding="utf-8")
     assert provenance()["clean"] is False
+
+
+def repository(folder, *files):
+    "A repository with one commit of these files."
+    for file in files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text("", encoding="utf-8")
+    for words in (["init"], ["add", "."], ["commit", "-m", "all"]):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *who, *words], cwd=folder, check=True, capture_output=True)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, check=True, capture_output=True)
+    return head.stdout.decode().strip()
+
+
+def test_another_repository_that_the_environment_names_is_not_ours(monkeypatch, tmp_path):
+    ours = repository(tmp_path / "ours", "fisher_unlearn/__init__.py", "nbs/index.ipynb")
+    theirs = repository(tmp_path / "theirs", "fisher_unlearn/__init__.py", "nbs/index.ipynb", "more")
+    package = tmp_path / "ours" / "fisher_unlearn" / "__init__.py"
+    monkeypatch.setattr(fisher_unlearn, "__file__", str(package))
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "theirs" / ".git"))
+    assert ours != theirs and provenance()["commit"] == ours
+    monkeypatch.setenv("GIT_WORK_TREE", str(tmp_path / "theirs"))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "theirs" / ".git" / "index"))
+    assert provenance()["commit"] == ours and provenance()["clean"]
+
+
+@pytest.mark.parametrize("place", [".venv/lib/fisher_unlearn", "fisher_unlearn", "vendor/fisher_unlearn"])
+def test_a_package_that_lies_in_another_repository_claims_no_commit_of_it(place, monkeypatch, tmp_path):
+    "Tracked there or not."
+    repository(tmp_path, f"{place}/__init__.py", "README.md")
+    monkeypatch.setattr(fisher_unlearn, "__file__", str(tmp_path / place / "__init__.py"))
+    assert provenance()["commit"] is None and provenance()["clean"] is None
 
 
 def test_a_machine_without_git_is_no_obstacle(monkeypatch):
@@ -185,7 +218,7 @@ def test_committed_records_are_those_of_their_settings_and_their_weights_are_sma
     root = Path(fisher_unlearn.__file__).parent.parent
     kept = list((root / "data" / "checkpoints").glob("*.json"))
     assert sum(p.stat().st_size for p in (root / "data" / "checkpoints").iterdir()) <= 20e6
-    records = [json.loads(p.read_text()) for p in [*(root / "figures").glob("*/records/*.json"), *kept]]
+    records = [json.loads(p.read_text(encoding="utf-8")) for p in [*(root / "figures").glob("*/records/*.json"), *kept]]
     assert kept and all(p.with_suffix(".safetensors").exists() for p in kept)
     assert records
     for record in records:
@@ -200,7 +233,7 @@ COMMITTED = sorted([*(ROOT / "figures").glob("**/records/*.json"), *(ROOT / "dat
 def test_record_files_are_whole_or_refused(tmp_path):
     path = tmp_path / "record.json"
     assert read_record(path) is None
-    whole = json.loads(COMMITTED[0].read_text())
+    whole = json.loads(COMMITTED[0].read_text(encoding="utf-8"))
     assert write_record(path, whole) == read_record(path)
     for junk in ("{", "[]", "{}", '"x"', "\x00", "", "\xff\xfe", "[" * 100_000, '{"key":' * 50_000, '{"key": NaN}', "9" * 10_000):
         path.write_text(junk)
@@ -234,7 +267,7 @@ def changed(record, place, value):
     return copy
 
 
-RUN = next(record for path in COMMITTED if "request" in (record := json.loads(path.read_text())) and record["settings"]["method"] == "fisher_mask")
+RUN = next(record for path in COMMITTED if "request" in (record := json.loads(path.read_text(encoding="utf-8"))) and record["settings"]["method"] == "fisher_mask")
 WRONG_PARTS = [(place, value) for places, values in [
     ([("history", 0, "remain_acc"), ("history", 0, "unlearn_score")], (float("nan"), float("inf"), -1, 100.5, "50", [50.0], True)),
     ([("key",)], ("0" * 16, "../outside", "", 5, None)), ([("settings", "seed")], (5, "x", -1, 1.5, 2**70)), ([("settings", "sed")], (5,)), ([("training",)], ("0" * 16, None)),
@@ -255,13 +288,13 @@ def test_a_record_with_a_part_that_makes_no_sense_is_refused_in_one_sentence(pla
 def test_a_changed_accuracy_is_seen(tmp_path):
     path = tmp_path / "record.json"
     write_record(path, RUN)
-    path.write_text(path.read_text().replace(str(RUN["history"][0]["remain_acc"]), "12.5"))
+    path.write_text(path.read_text(encoding="utf-8").replace(str(RUN["history"][0]["remain_acc"]), "12.5"))
     with pytest.raises(ValueError, match="its digest is not that of its content"): read_record(path)
 
 
 def test_a_record_in_anothers_place_is_refused(tmp_path):
     "Under another key, or of another kind."
-    training = next(r for path in COMMITTED if "request" not in (r := json.loads(path.read_text())))
+    training = next(r for path in COMMITTED if "request" not in (r := json.loads(path.read_text(encoding="utf-8"))))
     failure = {"key": RUN["key"], "settings": RUN["settings"], "error": "E", "reason": "r"}
     readout_ = {"key": RUN["key"], "readout": "agreement", "provenance": RUN["provenance"], **{n: {"images": 5, "same_top1": 50.0, "divergence": .1} for n in ("forget", "remain")}}
     for place, record in {f"{'0' * 16}/record.json": RUN, f"{RUN['key']}/record.json": training, f"train-{RUN['key']}/record.json": RUN, f"{'0' * 16}.json": RUN, f"{RUN['key']}/failure.json": RUN,
@@ -408,10 +441,10 @@ def test_a_record_of_other_images_is_refused(tmp_path):
     run(chosen, tmp_path, progress="none")
     for folder, again in ((f"train-{training_key(chosen)}", quick(method="finetune", epochs=2, fine_tune_epochs=0)), (run_key(chosen), chosen)):
         path = tmp_path / folder / "record.json"
-        whole = path.read_text()
+        whole = path.read_text(encoding="utf-8")
         write_record(path, json.loads(whole) | {"data": json.loads(whole)["data"] | {"digest": "0" * 64}})
         with pytest.raises(ValueError, match="made from other digits images"): run(again, tmp_path, progress="none")
-        path.write_text(whole)
+        path.write_text(whole, encoding="utf-8")
 
 
 def test_a_diverging_run_leaves_no_record(tmp_path):
@@ -467,7 +500,7 @@ def test_a_killed_command_goes_on_and_ends_like_one_never_killed(tmp_path):
     assert subprocess.run([*start, str(tmp_path / "whole")], capture_output=True).returncode == 0
     kills, wait = 0, random.Random(0)
     for _ in range(30):
-        process = subprocess.Popen([*start, str(tmp_path / "killed")], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True)
+        process = subprocess.Popen([*start, str(tmp_path / "killed")], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True, encoding="utf-8")
         if not re.match(r"epoch \d+/", process.stdout.readline()):  # it is done: a pipe that is closed before it has said so would fail it
             process.communicate()
             break
@@ -521,7 +554,7 @@ def test_what_a_gpu_did_is_read_out_on_the_cpu_where_there_is_none(without_gpu, 
     found = {kind: readout(done("cpu", "finetune"), kind, tmp_path, progress="none", cap=2) for kind in READOUTS}
     for here, there in pairs:
         shutil.copytree(here, there, ignore=lambda *_: [f"{name}.json" for name in ("agreement", "relearn_all_2", "relearn_classifier_2")])
-        record = json.loads((there / "record.json").read_text())
+        record = json.loads((there / "record.json").read_text(encoding="utf-8"))
         key, made = there.name.removeprefix("train-"), record["settings"] | {"device": "cuda"}
         trained = {"training": pairs[2][1].name.removeprefix("train-") if record["training"] else None} if "training" in record else {}
         write_record(there / "record.json", record | {"key": key, "settings": made} | trained)

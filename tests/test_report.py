@@ -64,7 +64,7 @@ def pick(table, **where):
 
 
 def test_the_papers_numbers_are_those_of_the_file():
-    with (ROOT / "paper_numbers.csv").open() as file: printed = list(csv.DictReader(file))
+    with (ROOT / "paper_numbers.csv").open(encoding="utf-8") as file: printed = list(csv.DictReader(file))
     assert len(printed) == len(paper_numbers()) == 232
     for t, count in {1: 138, 2: 18, 3: 30, 4: 13, 5: 33}.items():
         ours = paper_numbers(t)
@@ -358,7 +358,7 @@ def test_departures_in_data_and_request_are_named():
 
 
 def test_committed_records_depart_as_they_say():
-    found = {path.parent.parent.name: json.loads(path.read_text()) for path in sorted((ROOT.parent / "figures").glob("*/records/*.json"))}
+    found = {path.parent.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in sorted((ROOT.parent / "figures").glob("*/records/*.json"))}
     assert any("digits is not among" in text for text in departures(found["quick"]))
     assert {"`epochs` is 3 (paper: 30)"} <= set(departures(found["cpu"]))
 
@@ -422,7 +422,7 @@ def test_what_is_kept_comes_back_bit_for_bit(tmp_path, figure):
     folder = tmp_path / "new" / "folder"
     assert sorted(names) == sorted(p.name for p in folder.iterdir()) == ["table1.csv", "table1.md", "table1.parquet", "table1.png"]
     assert read_kept(folder / "table1.parquet") == records and [list(r) for r in read_kept(folder / "table1.parquet")][2] == list(record())
-    assert (folder / "table1.md").read_text() == "words ±\n" and (folder / "table1.png").read_bytes()[:4] == b"\x89PNG"
+    assert (folder / "table1.md").read_text(encoding="utf-8") == "words ±\n" and (folder / "table1.png").read_bytes()[:4] == b"\x89PNG"
     back = pd.read_csv(folder / "table1.csv")
     pd.testing.assert_frame_equal(back, table, check_dtype=False)
     assert not any(str(tmp_path).encode() in p.read_bytes() for p in folder.iterdir())
@@ -441,7 +441,7 @@ def test_what_is_kept_replaces_what_was_there_only_when_it_is_whole(tmp_path, fi
     with pytest.raises(RuntimeError, match="no more"): keep("t", tmp_path, table, Broken(), "old", [record()])
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
     with pytest.raises(ValueError, match="are None"): keep("t", tmp_path, table, figure, "new", [None])
-    assert (tmp_path / "t.md").read_text() == "old\n"
+    assert (tmp_path / "t.md").read_text(encoding="utf-8") == "old\n"
 
 
 def test_a_folder_that_cant_be_written_is_named(tmp_path, figure):

@@ -1,6 +1,5 @@
 """The sums of squared per-sample gradients: rules and paths against autograd, one sample at a time."""
 import copy
-import math
 from collections import Counter
 
 import pytest
@@ -8,14 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
+import foreign
 import torchvision
 from fisher_unlearn import fused, squares
 from fisher_unlearn.fisher import diag_fisher
 from fisher_unlearn.models import build_model
 from fisher_unlearn.squares import RULES, gradient_paths
+from foreign import Recipe, batches, build
 
 
 def one_at_a_time(model, inputs, labels):
@@ -47,40 +47,14 @@ def agree(model, inputs, classes, tol=1e-10, float32=1e-3):
     return gradient_paths(model, inputs)
 
 
-class Over(nn.Module):
-    "A layer, something smooth, the mean over all but the first two dimensions, and a linear classifier."
-    def __init__(self, layer, width, classes=3):
-        super().__init__()
-        self.layer, self.head = layer, nn.Linear(width, classes)
-
-    def forward(self, x):
-        x = torch.tanh(self.layer(x))
-        return self.head(x.flatten(2).square().mean(2) if x.dim() > 2 else x)
-
-
-convolutions = st.fixed_dictionaries({
-    "dims": st.integers(1, 3), "groups": st.sampled_from([1, 1, 2, 4]), "inside": st.sampled_from([1, 2, 17, 40]), "outside": st.integers(1, 3), "kernel": st.integers(1, 3),
-    "stride": st.integers(1, 2), "padding": st.sampled_from([0, 1, 2, "same"]), "dilation": st.integers(1, 2), "mode": st.sampled_from(["zeros", "zeros", "reflect", "replicate", "circular"]),
-    "bias": st.booleans(), "size": st.integers(1, 7), "n": st.integers(1, 9), "last": st.booleans(), "loop": st.booleans(), "seed": st.integers(0, 99)})
-
-
-@given(convolutions)
+@given(foreign.convolutions(), st.booleans())
 @settings(max_examples=120)
-def test_convolutions_of_any_geometry(c):
-    if c["padding"] == "same": c["stride"] = 1
-    if c["mode"] == "reflect" and c["padding"] == "same": c["mode"] = "circular"
-    pad = c["dilation"] * (c["kernel"] - 1) // 2 + 1 if c["padding"] == "same" else c["padding"]
-    size = max(c["size"], c["dilation"] * (c["kernel"] - 1) + 1 - 2 * (0 if c["padding"] == "same" else c["padding"]), pad + 1 if c["mode"] != "zeros" else 1)
-    with torch.random.fork_rng():
-        torch.manual_seed(c["seed"])
-        kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[c["dims"] - 1]
-        conv = kind(c["groups"] * c["inside"], c["groups"] * c["outside"], c["kernel"], c["stride"], c["padding"], c["dilation"], c["groups"], c["bias"], c["mode"])
-        model = Over(conv, c["groups"] * c["outside"])
-        x = torch.randn(c["n"], c["groups"] * c["inside"], *[size + k for k in range(c["dims"])])
-        if c["last"] and c["dims"] == 2: x, model = x.contiguous(memory_format=torch.channels_last), model.to(memory_format=torch.channels_last)
-        with pytest.MonkeyPatch.context() as patch:
-            if not c["loop"]: patch.setattr(squares, "_loop_fits", lambda *_: False)
-            assert set(agree(model, x, 3).values()) == {"rule"}
+def test_convolutions_of_any_geometry(drawn, loop):
+    model, x = drawn
+    with pytest.MonkeyPatch.context() as patch:
+        if not loop:
+            patch.setattr(squares, "_loop_fits", lambda *_: False)
+        assert set(agree(model, x, 3).values()) == {"rule"}
 
 
 @pytest.mark.parametrize("layer, shape, fits", [
@@ -122,30 +96,15 @@ def test_a_default_device_is_not_where_the_loop_reads(layer, shape):
     assert torch.equal(found, rule(layer, x, [g]))
 
 
-@given(st.sampled_from(["linear", "batch", "group", "layer"]), st.lists(st.integers(1, 4), max_size=3), st.integers(1, 9), st.booleans(), st.booleans(), st.integers(0, 99))
+@given(foreign.other_layers())
 @settings(max_examples=100)
-def test_other_rules_on_any_shape(kind, middle, n, bias, last, seed):
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        if kind == "linear": layer, x = nn.Linear(5, 4, bias), torch.randn(n, *middle, 5)
-        if kind == "layer": layer, x = nn.LayerNorm([4], bias=bias), torch.randn(n, *middle, 4)
-        if kind == "batch":
-            layer, x = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[len(middle)](4), torch.randn(n, 4, *middle)
-            layer(torch.randn(9, 4, *middle) + 1)
-            if last and len(middle) == 2: x = x.contiguous(memory_format=torch.channels_last)
-        if kind == "group": layer, x = nn.GroupNorm(2, 4), torch.randn(n, 4, *middle, 2)
-        width = 4 if x.dim() == 2 else x.shape[1]
-        if kind in ("linear", "layer") and x.dim() > 2: model = nn.Sequential(layer, nn.Tanh(), nn.Flatten(), nn.Linear(4 * math.prod(middle), 3))
-        else: model = Over(layer, width)
-        assert set(agree(model, x, 3).values()) == {"rule"}
+def test_other_rules_on_any_shape(drawn):
+    assert set(agree(*drawn, 3).values()) == {"rule"}
 
 
-@given(st.lists(st.lists(st.integers(0, 4), min_size=6, max_size=6), min_size=1, max_size=8), st.sampled_from([None, 0, 3]))
-def test_embeddings_whose_rows_repeat(tokens, padding):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Embedding(5, 3, padding_idx=padding), nn.Flatten(), nn.Tanh(), nn.Linear(18, 3))
-        assert set(agree(model, torch.tensor(tokens), 3).values()) == {"rule"}
+@given(foreign.embeddings())
+def test_embeddings_whose_rows_repeat(drawn):
+    assert set(agree(*drawn, 3).values()) == {"rule"}
 
 
 @pytest.mark.parametrize("loop", [True, False])
@@ -167,7 +126,7 @@ def test_chunks_of_any_size_give_the_same(monkeypatch, entries, loop):
 def test_expanded_and_direct_products_are_the_same(monkeypatch, pays, shape):
     monkeypatch.setattr(squares, "_loop_fits", lambda *_: False)
     monkeypatch.setattr(squares, "_expansion_pays", lambda *_: pays)
-    agree(Over(nn.Conv2d(5, 4, 3, padding=1), 4), torch.randn(shape), 3)
+    agree(foreign.Over(nn.Conv2d(5, 4, 3, padding=1), 4), torch.randn(shape), 3)
     agree(nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Flatten(), nn.Linear(24, 3)), torch.randn(3, 6, 5), 3)
 
 
@@ -241,51 +200,6 @@ def test_tied_weights_and_repeated_calls():
     assert paths == {"tokens.weight": "vmap", "inner.weight": "vmap", "inner.bias": "vmap", "out.bias": "rule"}
 
 
-class Outside(nn.Module):
-    "A linear layer whose weight is also a penalty-like input of the head."
-    def __init__(self):
-        super().__init__()
-        self.inner, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
-
-    def forward(self, x):
-        return self.head(torch.tanh(self.inner(x)) + x @ self.inner.weight)
-
-
-class Folded(nn.Module):
-    "Positions become samples: the first dimension is not the batch."
-    def __init__(self):
-        super().__init__()
-        self.inner, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
-
-    def forward(self, x):
-        return self.head(torch.tanh(self.inner(x.reshape(-1, 4))).view(len(x), -1, 4).sum(1))
-
-
-class Doubling(nn.Linear):
-    "A class of its own that computes something else."
-    def forward(self, x):
-        return 2 * super().forward(x)
-
-
-class Branch(nn.Module):
-    "A decision that depends on a value."
-    def __init__(self):
-        super().__init__()
-        self.a, self.b, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
-
-    def forward(self, x):
-        return self.head(torch.stack([torch.tanh(self.a(one) if one.sum() > 0 else self.b(one)) for one in x]))
-
-
-class Recurrent(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.lstm, self.head = nn.LSTM(4, 5, batch_first=True), nn.Linear(5, 3)
-
-    def forward(self, x):
-        return self.head(self.lstm(x)[0][:, -1])
-
-
 class Checkpointed(nn.Module):
     "Activation checkpointing that hides its parameters from the graph, behind a layer that does not."
     def __init__(self, hides):
@@ -296,33 +210,33 @@ class Checkpointed(nn.Module):
         return self.head(checkpoint(lambda x: torch.tanh(self.inner(x)), self.first(x), use_reentrant=self.hides))
 
 
-class General(nn.Module):
-    "The first thing has no rule, and what follows has."
-    def __init__(self):
-        super().__init__()
-        self.scale, self.inner, self.head = nn.Parameter(torch.randn(4)), nn.Linear(4, 4), nn.Linear(4, 3)
-
-    def forward(self, x):
-        return self.head(torch.tanh(self.inner(input=x * self.scale)))
-
-
-@pytest.mark.parametrize("model, shape, wanted", [
-    (Outside, (5, 4), {"inner.weight": "vmap", "inner.bias": "rule", "head.weight": "rule"}),
-    (Folded, (5, 6, 4), {"inner.weight": "vmap", "head.weight": "rule"}),
-    (lambda: nn.Sequential(Doubling(4, 4), nn.Tanh(), nn.Linear(4, 3)), (5, 4), {"0.weight": "vmap", "2.weight": "rule"}),
-    (Branch, (5, 4), {"a.weight": "loop", "head.weight": "rule"}),
-    (Recurrent, (5, 3, 4), {"lstm.weight_hh_l0": "vmap", "head.weight": "rule"}),
-    (lambda: Checkpointed(False), (5, 4), {"head.weight": "rule"}),
-    (General, (5, 4), {"scale": "vmap", "inner.weight": "rule", "head.bias": "rule"}),
-    (lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 4)), nn.Tanh(), nn.Linear(4, 3)), (5, 4), {"0.bias": "vmap", "2.weight": "rule"}),
-    (lambda: nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.PReLU(), nn.Linear(4, 3)), (5, 4), {"2.weight": "vmap", "0.weight": "rule"}),
-    (lambda: nn.Sequential(nn.ConvTranspose1d(2, 3, 3), nn.Tanh(), nn.InstanceNorm1d(3, affine=True), nn.Flatten(), nn.Linear(18, 3)), (5, 2, 4), {"0.weight": "vmap", "4.weight": "rule"}),
-])
-def test_what_has_no_rule_takes_a_general_path(model, shape, wanted):
-    x = torch.randn(shape)
-    x[1] = -x[0]  # so that a decision between two branches takes both
-    paths = agree(model(), x, 3)
-    assert wanted.items() <= paths.items()
+@pytest.mark.parametrize("recipe, wanted", [
+    (Recipe(images=("CalledAndRead",)), {"1.conv.weight": "vmap", "1.conv.bias": "rule"}),
+    (Recipe(images=("SharedTwice",)), {"1.conv.weight": "vmap", "1.conv.bias": "vmap"}),
+    (Recipe(images=("TiedConvs",)), {"1.a.weight": "vmap", "1.b.bias": "rule"}),
+    (Recipe(images=("Standardised",)), {"1.weight": "vmap"}),
+    (Recipe(images=("Checkpointed",)), {"1.conv.weight": "rule"}),
+    (Recipe(images=("conv_weight_norm",)), {"1.0.bias": "vmap", "0.conv.weight": "rule"}),
+    (Recipe(images=("prelu",)), {"1.weight": "vmap", "0.conv.weight": "rule"}),
+    (Recipe(images=("conv_transposed", "instance_norm")), {"1.0.weight": "vmap", "2.bias": "vmap"}),
+    (Recipe(images=("conv_tanh",), edits=(("masked_forward", 1),)), {"1.0.weight": "vmap"}),
+    (Recipe(images=("conv_tanh",), edits=(("no_padding", 1),)), {"1.0.weight": "rule"}),
+    (Recipe(start="series", series=("Folded",)), {"1.linear.weight": "vmap", "3.weight": "rule"}),
+    (Recipe(start="series", series=("Mingled",)), {"1.linear.weight": "vmap"}),
+    (Recipe(start="series", series=("Recurrent",)), {"1.rnn.weight_hh_l0": "vmap"}),
+    (Recipe(start="tokens", series=("SequenceFirst",)), {
+        "0.tokens.weight": "rule", "1.layer.linear1.weight": "vmap", "1.layer.norm2.bias": "vmap"}),
+    (Recipe(start="tokens", series=("attention_layer",)), {
+        "1.self_attn.in_proj_weight": "vmap", "1.linear1.weight": "rule", "1.norm2.bias": "rule"}),
+    (Recipe(start="vectors", vectors=("Branch",)), {"1.a.weight": "loop", "2.weight": "rule"}),
+    (Recipe(start="vectors", vectors=("Scaled", "Keyword")), {
+        "1.scale": "vmap", "2.linear.weight": "rule"}),
+    (Recipe(images=("Detached",)), {"1.scale": "unused", "1.spare": "unused"}),
+], ids=repr)
+def test_the_path_of_each_parameter(recipe, wanted):
+    "That the scores are right in each is shown in test_foreign."
+    paths = gradient_paths(build(recipe), batches(recipe)[0][0])
+    assert wanted.items() <= paths.items() and paths[list(paths)[-1]] == "rule"
 
 
 def test_hidden_parameters_are_not_taken_for_unused():

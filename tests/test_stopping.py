@@ -73,7 +73,7 @@ def test_what_a_killed_command_left_is_removed_by_the_next_start(tmp_path):
 def test_what_nobody_reads_is_no_error(tmp_path):
     "As with `| head -1`: the work is done all the same, and nothing is complained of."
     words = ["unlearn", "--epochs", "1", "--fine-tune-epochs", "1", "--subset", "50", "--runs", str(tmp_path)]
-    process = subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=QUIET)
+    process = subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=QUIET, encoding="utf-8")
     assert process.stdout.readline().startswith("--- digits")
     process.stdout.close()
     assert process.stderr.read() == "" and process.wait(120) == 0

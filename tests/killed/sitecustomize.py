@@ -11,7 +11,7 @@ import threading
 
 def _take(path):
     "The first line of a file, which is removed from it."
-    with open(path, "r+") as file:
+    with open(path, "r+", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         first, *rest = file.read().splitlines() or [""]
         file.seek(0)
@@ -25,7 +25,7 @@ def _watch(path, stage, call, delay):
     inside, seen = ["start"], []
 
     def die():
-        with open(f"{path}.log", "a") as log: log.write(f"{inside[-1]}\n")
+        with open(f"{path}.log", "a", encoding="utf-8") as log: log.write(f"{inside[-1]}\n")
         os.kill(os.getpid(), signal.SIGKILL)
 
     def watched(name, function):
