@@ -16,7 +16,7 @@ from fisher_unlearn.records import resolve, run_key
 from fisher_unlearn.report import METHOD_NAMES, PAPER_IMAGES, paper_numbers, read_kept
 from fisher_unlearn.run import run
 
-pytestmark = pytest.mark.slow  # `make notebooks` executes the notebooks on the quick profile
+pytestmark = pytest.mark.slow
 
 NOTEBOOKS = Path(fisher_unlearn.__file__).parent.parent / "nbs" / "experiments"
 NAMES = ("table1", "table2", "costs")

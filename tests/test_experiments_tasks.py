@@ -10,7 +10,7 @@ import pytest
 
 from fisher_unlearn.grid import execute, find_notebook, label, needed
 
-pytestmark = pytest.mark.slow  # `make notebooks` executes the notebooks on the quick profile
+pytestmark = pytest.mark.slow
 
 SHORT = {"epochs": 3, "fine_tune_epochs": 2, "subset": 128}
 CLAIMS = {"table3": 13, "table4": 8, "table5": 16}

@@ -69,6 +69,25 @@ def test_an_experiment_has_one_parameters_cell_and_only_known_names(path):
     assert known["profile"]["default"] == '"quick"' and {p["default"] for n, p in known.items() if n != "profile"} == {"None"}
 
 
+# Where each experiment is executed: `make notebooks` leaves them out.
+EXECUTED = {
+    "costs": "experiments_tables", "figure1": "experiments_figures", "figure2": "experiments_figures",
+    "figure3": "experiments_figures", "figure4": "experiments_figures", "proposition1": "experiments_facts",
+    "quickstart": "notebooks", "recommended": "experiments_masks", "table1": "experiments_tables",
+    "table2": "experiments_tables", "table3": "experiments_tasks", "table4": "experiments_tasks",
+    "table5": "experiments_tasks", "table6": "experiments_facts", "table7": "experiments_facts",
+    "train": "cluster", "unlearn": "grid", "what_the_mask_removes": "experiments_masks",
+}
+
+
+def test_every_experiment_is_executed_by_a_test():
+    assert set(EXECUTED) == {path.stem for path in EXPERIMENTS}
+    for name, place in EXECUTED.items():
+        text = Path(__file__).with_name(f"test_{place}.py").read_text(encoding="utf-8")
+        runs_notebooks = re.search(r"execute_notebook\(|\bexecute\(|\bcomplete\(|app, ", text)
+        assert runs_notebooks and (f'"{name}"' in text or place in ("grid", "cluster")), name
+
+
 def test_the_package_carries_its_version_and_types():
     assert (ROOT / "fisher_unlearn" / "py.typed").exists()
     text = (ROOT / "settings.ini").read_text(encoding="utf-8") + (ROOT / "CITATION.cff").read_text(encoding="utf-8")
