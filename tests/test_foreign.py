@@ -384,8 +384,9 @@ OTHERS = {
 def expected(recipe, name):
     "What a function should return, computed otherwise; None if nothing is known."
     fused = {"attention_layer", "SequenceFirst"} & set(recipe.blocks)
-    if name not in ("evaluate", "mean_loss", "gradient") or (fused and (recipe.around or recipe.edits)):
-        return None  # torch's fused attention passes over what was changed in its layers
+    passed_over = fused and (recipe.around or recipe.edits)  # torch's fused kernels don't see it
+    if name not in ("evaluate", "mean_loss", "gradient") or passed_over:
+        return None
     right, loss, total, number = 0, 0, {}, 0
     for x, y in batches(recipe):
         p, grads = slopes(recipe, x, y[:, None])
@@ -405,8 +406,6 @@ def hold_other(recipe, name):
         recipe = replace(recipe, caller="no_grad")
     if recipe.carried == "loader":  # whose reading draws from torch's generator
         recipe = replace(recipe, carried="pairs")
-    if recipe.carried == "numpy":  # read in the default precision
-        recipe = replace(recipe, double=False)
     why = may_be_refused(recipe, "true", "batch")
     if name not in ("evaluate", "mean_loss", "check_batches", "gradient"):
         why = why or "these need more of a network"
@@ -431,10 +430,11 @@ def masked_twin(recipe, mask):
 
 
 def hold_unlearning(recipe, method):
-    """What comes back is a copy whose logits are those of a network with the masked entries at zero.
+    """What comes back is a copy with the logits of a network with the masked entries at zero.
 
     A forward that is a closure over its own network is left out: no copy of it can be made."""
-    if recipe.raises or recipe.root == "replaced" or "masked_linear_forward" in dict(recipe.edits):
+    closures = recipe.root == "replaced" or "masked_linear_forward" in dict(recipe.edits)
+    if recipe.raises or closures:
         return
     if recipe.caller == "inference":  # a copy made in it could not be trained
         recipe = replace(recipe, caller="no_grad")
