@@ -30,6 +30,7 @@ Per = Literal["sample", "batch"]
 Reduction = Literal["sum", "mean"]
 
 # %% ../nbs/10_fisher.ipynb #770508da
+@checked
 def naive_diag_fisher(model: nn.Module,
                       batches: Loader,               # normalised (inputs, labels)
                       labels: Labels = "true",       # "true" or "expected"
@@ -38,6 +39,7 @@ def naive_diag_fisher(model: nn.Module,
                       ) -> dict[str, Tensor]:        # {parameter name: float64 tensor of its shape}
     "The diagonal Fisher by loops in float64: the oracle of `diag_fisher`."
     if labels == "sampled": raise ValueError("the loops know no random labels: draw them first, and pass them as true ones.")
+    check_batches(model, batches, "batches")
     model = copy.deepcopy(model).double().eval()
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     total, terms = {n: torch.zeros_like(p) for n, p in parameters.items()}, 0
@@ -114,6 +116,7 @@ def _world() -> tuple[int, int]:
     if not (distributed.is_available() and distributed.is_initialized()): return 0, 1
     return distributed.get_rank(), distributed.get_world_size()
 
+@checked
 def rank_batches(batches: Loader,  # the same on all ranks
                  ) -> Iterable[tuple[int, Tensor, Tensor]]:  # (number of the batch, inputs, labels) of those that are this rank's
     "Whole batches rank, rank + world, …; all of them outside of `torch.distributed`. `ValueError` for a DataLoader that shuffles or splits."
@@ -122,6 +125,7 @@ def rank_batches(batches: Loader,  # the same on all ranks
         raise ValueError(f"every rank must get the same batches in the same order, and {type(batches.sampler).__name__} may give each its own: pass a DataLoader with shuffle=False and without a sampler.")
     return ((k, inputs, labels) for k, (inputs, labels) in enumerate(pairs(batches)) if k % world == rank)
 
+@checked
 def sum_over_ranks(tensors: Iterable[Tensor]) -> None:
     "Add up tensors over all ranks, in place; nothing outside of `torch.distributed`."
     if _world()[1] > 1:

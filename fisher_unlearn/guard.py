@@ -23,6 +23,8 @@ from torch.nn import Module, modules
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from .arguments import checked
+
 # %% ../nbs/01a_guard.ipynb #af302d1e
 class _Items:
     "The items of a dictionary, by identity and in their order; one may change meanwhile."
@@ -454,6 +456,7 @@ class Snapshot:
                 state.put_back()
 
 # %% ../nbs/01a_guard.ipynb #fe113266
+@checked
 @contextmanager
 def untouched(model: Module,
               mode: Literal["eval", "train"] | None = None,  # that modules are put in meanwhile

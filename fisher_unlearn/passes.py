@@ -78,7 +78,8 @@ def few_of(inputs: Tensor, count: int = 4) -> Tensor:
 def _replacements(rows: Tensor) -> Iterator[Tensor]:
     "Other inputs in place of each: its neighbour scaled, or as it is for networks that don't take that."
     other = rows.roll(1, 0)
-    scaled = other / 2 if rows.is_floating_point() else other
+    factors = torch.tensor([.5, 2, .5, 2], device=rows.device).view(-1, *[1] * (rows.dim() - 1))
+    scaled = other * factors.to(rows.dtype) if rows.is_floating_point() else other
     for found in (scaled, other):
         same = (found == rows).reshape(len(rows), -1).all(1)
         blank = (rows == 0).to(rows.dtype)
@@ -104,10 +105,11 @@ def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
 _REPLACED = ([0, 1], [2, 3], [0, 2])
 
 def check_independent(passes: Passes,
-                      rows: Tensor,  # 4 samples
-                      ) -> Tensor:   # their logits
+                      rows: Tensor,                  # 4 samples
+                      logits: Tensor | None = None,  # theirs, if they are known
+                      ) -> Tensor:                   # their logits
     "Raise `ValueError` if logits are drawn at random, or those of a sample depend on the others."
-    logits = passes(rows).detach()
+    logits = passes(rows).detach() if logits is None else logits
     if not all(_stay(passes, rows, logits, replaced) for replaced in _REPLACED):
         check_repeats(passes, rows)
         raise ValueError(DEPENDENT)
@@ -221,7 +223,7 @@ def squares_by_loop(passes: Passes, free: Mapping[str, Tensor], inputs: Tensor, 
 # %% ../nbs/08b_passes.ipynb #6d2810a1
 WAYS = [(squares_by_vmap, 1), (squares_by_vmap, 2), (squares_by_loop, 1), (squares_by_loop, 2)]
 
-def try_directions(logits: Tensor, samples: int = 3) -> Tensor:
+def try_directions(logits: Tensor, samples: int = 2) -> Tensor:
     "Some directions (samples, C) for a trial, always the same."
     generator = torch.Generator("cpu").manual_seed(0)
     drawn = torch.randn(samples, logits.shape[1], generator=generator, dtype=torch.float64, device="cpu")
@@ -252,6 +254,8 @@ def find_way(passes: Passes,
              first: int = 0,              # in `WAYS`
              ) -> int:                    # in `WAYS`
     "The fastest way to the squares that agrees with the definition; `ValueError` if there is none."
+    if any(isinstance(m, nn.Embedding) and m.scale_grad_by_freq for m in passes.inner.modules()):
+        return 2  # by definition, a row's slopes are divided by its count in the sample
     rows = few_of(inputs)
     logits = passes(rows)
     s = try_directions(logits)
@@ -270,12 +274,10 @@ def find_way(passes: Passes,
         if off <= bound:
             return k
         best = min(best, (off, k))
-    return _nearest(passes.inner, *best)
+    return _nearest(*best)
 
-def _nearest(model: nn.Module, off: float, way: int) -> int:
+def _nearest(off: float, way: int) -> int:
     "What to do if no way agrees: rounding is forgiven, a dependence is not."
-    if any(isinstance(m, nn.Embedding) and m.scale_grad_by_freq for m in model.modules()):
-        return 2  # by definition, a row's slopes are divided by its count in the sample
     if off > .05:
         raise ValueError("the gradient of a sample depends on the other samples in its batch, though its "
                          "logits don't (a hook on gradients or a custom backward pass may do that): "

@@ -268,6 +268,7 @@ def printable(table: pd.DataFrame,  # from `beside`
 # %% ../nbs/52_report.ipynb #52a64ee9
 _MARKS = re.compile(r"[\\`*\[\]<>|#~]|(?<!\w)_|_(?!\w)")
 
+@checked
 def plain(text: Any) -> str:
     "Text of a record in one line of Markdown, which takes none of it for a mark."
     return _MARKS.sub(r"\\\g<0>", " ".join(str(text).split()))

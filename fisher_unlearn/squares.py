@@ -22,6 +22,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.nn.modules import module as every_module
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .arguments import checked
 from .fused import Plan, Tile, Windows, plan, squared_products, summed_products
 from .guard import Snapshot, untouched
 from .passes import DEPENDENT, WAYS, Passes, check_independent, close, distance
@@ -352,6 +353,7 @@ class _Call:
             self.total[name].fill_(torch.inf)
 
 # %% ../nbs/09_squares.ipynb #1ed33c0b
+@checked
 @contextmanager
 def scoring(model: nn.Module) -> Iterator[Snapshot]:
     "Evaluation mode without gradients; afterwards, model and torch are as before."
@@ -366,9 +368,10 @@ _TRIALS = 3    # shapes of inputs with which rules are tried out
 class _Known:
     "What was found out about inputs of a shape."
     rows: Tensor                    # four of them
-    logits: Tensor | None           # theirs; None once they have been compared with those of a part
+    logits: Tensor                  # theirs
     shapes: dict[str, Any]          # per sample, of the modules whose first dimension is the batch
     alone: bool | None = None       # does a batch of one give the same? None: not asked yet
+    compared: bool = False          # have they been compared with those of a part?
 
 @dataclass
 class GradientSquares:
@@ -409,7 +412,7 @@ def _parts_of(squares: GradientSquares, n: int, known: _Known) -> list[slice]:
 def _alone(squares: GradientSquares, known: _Known) -> bool:
     "Does a batch of one give what the batch gives?"
     if known.alone is None:
-        known.alone = stands_alone(squares.passes, known.rows, squares.passes(known.rows).detach())
+        known.alone = stands_alone(squares.passes, known.rows, known.logits)
     return known.alone
 
 # %% ../nbs/09_squares.ipynb #814f5899
@@ -438,26 +441,27 @@ def _look(squares: GradientSquares, inputs: Tensor) -> _Known:
     kind = inputs.shape[1:], inputs.dtype
     if kind not in squares._known:
         rows = few_of(inputs)
-        logits = check_independent(squares.passes, rows)
-        three, fewer, _ = _forward(squares, rows[:3], {})
-        if not close(three, logits[:3], loose(logits)):
-            raise ValueError(DEPENDENT)
-        del three
-        known = squares._known[kind] = _Known(rows, logits, {call.name: call.per_sample(3) for call in fewer})
+        four, calls, _ = _forward(squares, rows, {})
+        known = _Known(rows, four.detach(), {call.name: call.per_sample(4) for call in calls})
+        del four, calls
+        check_independent(squares.passes, rows, known.logits)
         _try_rules(squares, known)
+        squares._known[kind] = known
     return squares._known[kind]
 
 def _try_rules(squares: GradientSquares, known: _Known) -> None:
-    "Keep the shapes that four samples have too, and distrust each rule whose squares are not those by the definition."
+    "Keep the shapes that three samples have too, and distrust each rule whose squares are not those by the definition."
     total = {n: torch.zeros_like(t) for n, t in squares.total.items()}
-    logits, calls, zero = _forward(squares, known.rows, total)
-    shapes = {call.name: call.per_sample(4) for call in calls}
+    logits, calls, zero = _forward(squares, known.rows[:3], total)
+    if not close(logits, known.logits[:3], loose(logits)):
+        raise ValueError(DEPENDENT)
+    shapes = {call.name: call.per_sample(3) for call in calls}
     known.shapes = {name: shape for name, shape in known.shapes.items() if shape and shape == shapes.get(name)}
-    if len(squares._known) > _TRIALS:
+    if len(squares._known) >= _TRIALS:
         return
     s, uses = try_directions(logits), _uses(logits.grad_fn)[0]
     wanted = squares_in_batch(logits, squares.parameters, [s])
-    ruled = _assign_rules(squares, calls, uses, 4, known.shapes)
+    ruled = _assign_rules(squares, calls, uses, 3, known.shapes)
     for call in calls:
         call.trial = True
     others = {n: p for n, p in squares.parameters.items() if n not in ruled}
@@ -484,6 +488,7 @@ def _add_part(squares: GradientSquares, known: _Known, batch: Tensor, where: sli
     inputs = batch[where]
     n = len(inputs)
     twice = n == 1 and not _alone(squares, known)
+    _rows_of(squares, known, inputs)
     logits, calls, zero = _forward(squares, torch.cat([inputs, inputs]) if twice else inputs, squares.total)
     _compare_once(known, logits.detach())
     (uses, hidden), wanted = _uses(logits.grad_fn), [s.to(logits.dtype) for s in directions(logits.detach()[:n], where)]
@@ -508,13 +513,21 @@ def _run_backward(logits: Tensor, calls: list[_Call], zero: Tensor, others: dict
             call.expects, call.last = min(together, last), k == len(directions) - 1
         torch.autograd.grad(logits, [zero, *others.values()], s, retain_graph=k < len(directions) - 1, allow_unused=True)
 
+def _rows_of(squares: GradientSquares, known: _Known, inputs: Tensor) -> None:
+    "Let the rows to compare with be of this batch, where the first one held a single sample."
+    n = min(4, len(inputs))
+    if known.compared or n < 2 or torch.equal(inputs[:n], known.rows[:n]):
+        return
+    known.rows = few_of(inputs)
+    known.logits = squares.passes(known.rows).detach()
+
 def _compare_once(known: _Known, logits: Tensor) -> None:
     "Refuse a model that gives a sample other logits in a larger batch."
-    if known.logits is not None and len(logits) > 1:
+    if not known.compared and len(logits) > 1:
         n = min(4, len(logits))
         if not close(logits[:n], known.logits[:n], loose(logits)):
             raise ValueError(DEPENDENT)
-        known.logits = None
+        known.compared = True
 
 def _add_others(squares: GradientSquares, others: dict[str, Tensor], inputs: Tensor, directions: list[Tensor]) -> None:
     "Add the squares of the parameters without a rule, by the fastest way that is right."
@@ -534,6 +547,7 @@ def _add_others(squares: GradientSquares, others: dict[str, Tensor], inputs: Ten
         squares.total[name] += square
 
 # %% ../nbs/09_squares.ipynb #82f15053
+@checked
 def gradient_paths(model: nn.Module,
                    inputs: Tensor,       # some normalised inputs (n, …)
                    ) -> dict[str, str]:  # {parameter name: "rule", "vmap", "loop" or "unused"}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Progress', 'TrainSettings', 'Joined', 'joined', 'trainable_batches', 'epoch_seed', 'epoch_batches', 'train_epoch',
-           'content_digest', 'save_tensors', 'read_tensors', 'save_weights', 'load_weights', 'train_model',
+           'tensors_digest', 'save_tensors', 'read_tensors', 'save_weights', 'load_weights', 'train_model',
            'check_extras', 'samples_digest', 'seeded_draws', 'shows_bar', 'keep_freed_memory']
 
 # %% ../nbs/05_train.ipynb #16361c62
@@ -208,7 +208,7 @@ def _check_finite(model: nn.Module, loss: float, epoch: int, settings: TrainSett
 
 # %% ../nbs/05_train.ipynb #b2585330
 @checked
-def content_digest(tensors: Mapping[str, Tensor],
+def tensors_digest(tensors: Mapping[str, Tensor],
                    metadata: Mapping[str, str],
                    ) -> str:  # 64 hexadecimal digits
     "SHA-256 of all that a safetensors file says: names, types, shapes and bytes, and the metadata."
@@ -225,7 +225,7 @@ def save_tensors(path: str | Path,
     writable_folder(Path(path).parent)
     plain = torch.contiguous_format
     kept = {k: v.detach().cpu().clone(memory_format=plain) for k, v in tensors.items()}
-    found = content_digest(kept, metadata)
+    found = tensors_digest(kept, metadata)
     content = save(kept, {**metadata, "digest": found})
     write_whole(path, lambda part: part.write_bytes(content))
     return found
@@ -266,7 +266,7 @@ def read_tensors(path: str | Path,
     held = metadata.pop("digest", None)
     if held is None and signed:
         raise ValueError(f"{path} is damaged: it holds no digest of its content.")
-    found = content_digest(tensors, metadata)
+    found = tensors_digest(tensors, metadata)
     if held not in (None, found):
         raise ValueError(f"{path} is damaged: its content has the digest {found[:12]}…, and it says {held[:12]}….")
     if expected not in (None, found):
@@ -311,6 +311,7 @@ class _Progress:
     groups: dict[str, dict[str, Tensor]]  # "model", "momentum" and "best"
     rows: list[dict[str, Any]]
     way: Way
+    extras: dict[str, Any]  # what "model" and "best" have in their state that is no tensor
 
     @classmethod
     def read(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> "_Progress":
@@ -320,7 +321,8 @@ class _Progress:
             for name, tensor in tensors.items():
                 group, _, rest = name.partition(":")
                 groups[group][rest] = tensor
-            return cls(groups, json.loads(meta["rows"]), Way(**json.loads(meta["way"])))
+            extras = dict(json.loads(meta.get("extras", "{}")))
+            return cls(groups, json.loads(meta["rows"]), Way(**json.loads(meta["way"])), extras)
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"the file of progress is damaged ({type(error).__name__}: {error}).") from error
 
@@ -329,7 +331,7 @@ class _Progress:
         state = tensors_of(model)
         parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         allowed = allowed_ways(settings.compile, settings.precision)
-        alike = [(self.groups["model"], state), (self.groups["best"], state), (self.groups["momentum"], parameters)]
+        alike: list[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]] = [(self.groups["model"], state), (self.groups["best"], state), (self.groups["momentum"], parameters)]
         tests = {
             "its tensors are not those of the network": all(_fits(part, whole) for part, whole in alike),
             "its momentum is missing": bool(self.groups["momentum"]) == (settings.momentum > 0),
@@ -386,13 +388,12 @@ class _State:
         if odd := found.odd(self.model, settings):
             print(f"{path} is damaged: {odd}. The training starts anew.", flush=True)
             return
-        extras = json.loads(meta.get("extras", "{}"))
-        put_state_(self.model, found.groups["model"], extras.get("model"))
+        put_state_(self.model, found.groups["model"], found.extras.get("model"))
         for name, p in self.model.named_parameters():
             if name in (momentum := found.groups["momentum"]):
                 self.optimizer.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(momentum[name])
         self.best, self.rows, self.way = found.groups["best"], found.rows, found.way
-        self.extras = extras.get("best", {})
+        self.extras = found.extras.get("best", {})
 
 # %% ../nbs/05_train.ipynb #25e3f213
 Progress = Literal["auto", "bar", "lines", "none"]

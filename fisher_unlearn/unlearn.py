@@ -133,7 +133,8 @@ def method_options(method: str, preset: str = "paper", **given: Any) -> MethodOp
     if method in _CHANNELS and options.unit != "channel": raise ValueError(f'`{method}` scores whole channels: leave `unit` out, or say "channel" instead of {options.unit!r}.')
     if options.hard and method not in MASKING: raise ValueError(f"`hard` holds masked weights at zero, but `{method}` masks none: choose {', '.join(MASKING)}.")
     for name in given:
-        _check_read(method, name)
+        if name != "hard" or options.hard:
+            _check_read(method, name)
     return options
 
 def _check_read(method: str, name: str) -> None:

@@ -1770,7 +1770,7 @@ class Recipe:
 
     @property
     def unsure(self):
-        return any(b in UNSURE for b in self.blocks)
+        return any(b in UNSURE for b in self.blocks) or self.start == "tokens_by_count"
 
     @property
     def drawn(self):

@@ -32,7 +32,7 @@ from fisher_unlearn.schedule import Schedule
 from fisher_unlearn.train import TrainSettings
 
 ELSEWHERE = {"arguments": "the check itself, which has tests of its own", "cli": "typer checks its arguments, and their values are those of `resolve`",
-             "terminal": "what the command line prints"}
+             "terminal": "what the command line prints", "start": "the command itself", "passes": "steps of the engine, on what `diag_fisher` has checked"}
 INNER = {  # parts of networks and loops, called for each batch by their owners
          "Inception", "DenseLayer", "squared_products", "summed_products", "plan", "Plan", "Windows", "Tile", "GradientSquares",
          "train_epoch", "epoch_batches", "hessian_product", "KeptScores",
@@ -123,7 +123,7 @@ OWN: dict[str, dict[str, Callable[[], Any]]] = {  # where a name means something
     "train.shows_bar": {"progress": lambda: "none"}, "step.allowed_ways": {"compile": lambda: False, "precision": lambda: "float32"}, "train.load_weights": {}, "run.write_failure": {"error": lambda: ValueError("x")}, "run.with_readouts": {},
     "grid.in_notebook": {"wait": lambda: False}, "parameters.by_first_name": {"marks": lambda: {"0.bias": torch.zeros(4, dtype=torch.bool)}},
     "batches.read_pair": {"batch": lambda: batches()[0]}, "parameters.place_of": {"tensor": lambda: torch.ones(2)}, "records.strangers": {"request": lambda: "class"}, "notebook.check_parameters": {"namespace": dict},
-    "train.seeded_draws": {"generators": torch.Generator}, "train.content_digest": {"metadata": dict}, "train.keep_freed_memory": {}, "atomic.write_whole": {"write": lambda: (lambda path: None)},
+    "train.seeded_draws": {"generators": torch.Generator}, "train.tensors_digest": {"metadata": dict}, "train.keep_freed_memory": {}, "atomic.write_whole": {"write": lambda: (lambda path: None)},
     "notebook.failures": {"executed": lambda: Path("no.ipynb")}, "grid.parameters": {}, "cluster.on_ray": {"todo": list}, "report.histories": {}, "grid.attempt": {},
 }
 
@@ -320,6 +320,7 @@ ACCEPTED: list[tuple[str, str, str]] = [
     (r"train\.(trainable_batches|samples_digest)", "batches", r"\["),  # they are checked before, by `check_batches`
     (r"unlearn\.(\w+_mask|mask_\w+|finetune|retrain|fisher_noise|influence)", "forget|remain", r"\["),  # what a method reads, `unlearn` has checked
     (r"unlearn\.MethodOptions", "reference", r"\["),  # likewise
+    (r"fisher\.(rebatch|rank_batches)", "batches", r"\["),  # streams: they are read later, by whoever checks them
     (r"grid\.needed|grid\.sweep", ".*_", "None"),  # None means that a parameter was not given
 ]
 

@@ -12,6 +12,7 @@ from test_grid import RUNNER, same, wanted
 from fisher_unlearn.cluster import _room, gpu_share, on_ray, training_parameters
 from fisher_unlearn.grid import NEEDS, complete, label, needed
 from fisher_unlearn.records import profiles, resolve, training_key, write_record
+from made import run_record
 
 
 @pytest.fixture
@@ -27,8 +28,9 @@ def test_the_notebook_train_gives_the_w_star_of_every_run(profile):
 def test_a_share_of_a_gpu_is_given_or_measured_or_one(on_gpu, tmp_path, monkeypatch):
     assert gpu_share(on_gpu, tmp_path, total=80_000) == 1 and gpu_share(resolve("quick", device="cpu"), tmp_path) == 0
     for k, peak in enumerate((900., 2_000.)):
-        (tmp_path / str(k)).mkdir()
-        write_record(tmp_path / str(k) / "record.json", {"key": str(k), "settings": on_gpu.model_dump(), "history": [{"seconds": 1.}], "memory": {"device": peak}})
+        record = run_record(on_gpu.model_copy(update={"seed": k}), memory={"device": peak})
+        (tmp_path / record["key"]).mkdir()
+        write_record(tmp_path / record["key"] / "record.json", record)
     assert gpu_share(on_gpu, tmp_path, total=8_000) == 1 / 2 and gpu_share(on_gpu, tmp_path, total=80_000) == 1 / 22  # 80 000 / (1.25 * 2000 + 1000)
     assert gpu_share(on_gpu.model_copy(update={"network": "vgg16"}), tmp_path, total=80_000) == 1
     monkeypatch.setenv("FISHER_UNLEARN_GPU_SHARE", ".25")

@@ -22,6 +22,7 @@ from fisher_unlearn.report import keep, restore
 from fisher_unlearn.run import READOUTS, locked, readout, run, with_readouts
 from fisher_unlearn.run import keep as keep_run
 from fisher_unlearn.train import read_tensors
+from made import run_record
 
 SHORT = {"epochs": 2, "fine_tune_epochs": 1, "device": "cpu"}
 
@@ -111,7 +112,7 @@ def test_what_was_done_where_w_star_comes_from_is_not_done_again(tmp_path):
     there = [s.model_copy(update={"device": "cuda"}) for s in wanted]
     for s in there[:3]:
         (tmp_path / run_key(s)).mkdir()
-        write_record(tmp_path / run_key(s) / "record.json", {"key": run_key(s)})
+        write_record(tmp_path / run_key(s) / "record.json", run_record(s))
     assert as_done(wanted, tmp_path, tmp_path) == there[:3] + wanted[3:]
     assert as_done(few("finetune"), tmp_path, tmp_path) == few("finetune")  # which have no other device
 

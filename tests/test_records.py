@@ -23,13 +23,13 @@ import fisher_unlearn
 from fisher_unlearn.cli import app
 from fisher_unlearn.data import DATASETS, load_images
 from fisher_unlearn.models import build_model
-from fisher_unlearn.records import PARAMETERS, OptionSettings, RequestSettings, RunSettings, profiles, provenance, read_record, resolve, run_key, training_key, training_settings, write_record
+from fisher_unlearn.records import PARAMETERS, OptionSettings, RequestSettings, RunSettings, profiles, provenance, record_digest, read_record, resolve, run_key, training_key, training_settings, write_record
 from fisher_unlearn.metrics import accuracy
 from fisher_unlearn.forget import random_subset
 from fisher_unlearn.report import read_kept
 from fisher_unlearn.readouts import agreement
 from fisher_unlearn.run import READOUTS, KeptScores, images_of, keep, model_of, readout, repeatable, request_of, run
-from fisher_unlearn.train import load_weights, read_tensors, train_model
+from fisher_unlearn.train import load_weights, read_tensors, tensors_digest, train_model
 
 SHORT = {"epochs": 2, "fine_tune_epochs": 1}
 
@@ -226,13 +226,86 @@ def test_committed_records_are_those_of_their_settings_and_their_weights_are_sma
         assert record["key"] == (run_key(chosen) if "request" in record else training_key(chosen)), record["key"]
 
 
+ROOT = Path(fisher_unlearn.__file__).parent.parent
+COMMITTED = sorted([*(ROOT / "figures").glob("**/records/*.json"), *(ROOT / "data" / "checkpoints").glob("*.json")])
+
+
 def test_record_files_are_whole_or_refused(tmp_path):
     path = tmp_path / "record.json"
     assert read_record(path) is None
-    assert write_record(path, {"key": "a", "rows": (1, 2)}) == read_record(path) == {"key": "a", "rows": [1, 2]}
-    for junk in ("{", "[]", "{}", '"x"', "\x00"):
-        path.write_text(junk, encoding="utf-8")
+    whole = json.loads(COMMITTED[0].read_text(encoding="utf-8"))
+    assert write_record(path, whole) == read_record(path)
+    for junk in ("{", "[]", "{}", '"x"', "\x00", "", "\xff\xfe", "[" * 100_000, '{"key":' * 50_000, '{"key": NaN}', "9" * 10_000):
+        path.write_text(junk)
+        with pytest.raises(ValueError, match="is not a record") as error: read_record(path)
+        assert "\n" not in str(error.value) and str(path) in str(error.value)
+    path.write_bytes(b"\xff\xfe\x80")
+    with pytest.raises(ValueError, match="is not a record"): read_record(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ValueError, match="is not a record"): read_record(path)
+
+
+def test_every_committed_record_fits_the_schema_and_is_that_of_its_settings():
+    assert len(COMMITTED) >= 25
+    for path in COMMITTED: assert read_record(path)
+    for path in (ROOT / "data" / "checkpoints").glob("*.json"):
+        record = read_record(path)
+        assert record["weights"] == tensors_digest(*read_tensors(path.with_suffix(".safetensors")))
+        assert record["digest"]
+
+
+def changed(record, place, value):
+    "A copy of a record with a part changed, or left out if the value is `...`; signed anew."
+    copy = json.loads(json.dumps(record))
+    *parents, last = place
+    part = copy
+    for name in parents: part = part[name]
+    if value is ...: del part[last]
+    else: part[last] = value
+    copy["digest"] = record_digest(copy)
+    return copy
+
+
+RUN = next(record for path in COMMITTED if "request" in (record := json.loads(path.read_text(encoding="utf-8"))) and record["settings"]["method"] == "fisher_mask")
+WRONG_PARTS = [(place, value) for places, values in [
+    ([("history", 0, "remain_acc"), ("history", 0, "unlearn_score")], (float("nan"), float("inf"), -1, 100.5, "50", [50.0], True)),
+    ([("key",)], ("0" * 16, "../outside", "", 5, None)), ([("settings", "seed")], (5, "x", -1, 1.5, 2**70)), ([("settings", "sed")], (5,)), ([("training",)], ("0" * 16, None)),
+    ([("data", "digest")], ("x", 5, "0" * 63)), ([("history", 0, "epoch")], (1, -1, "0")), ([("history",)], ([], {}, "x")), ([("note",)], (5, None, ["x"])), ([("more",)], (5,)),
+    ([("masked_rows", 0)], (-1, 1.5)), ([("seconds", "method")], (-1.0, "x")), ([("request", "kind")], ("all",)), ([("readouts",)], ({"../x": {}}, {"agreement": {}}, [])),
+    ([(name,) for name in ("settings", "data", "provenance", "training", "request", "changed", "note", "masked_rows", "history", "seconds")] + [("data", "digest"), ("request", "forget"), ("provenance", "torch")], (...,))]
+    for place in places for value in values]
+
+
+@pytest.mark.parametrize("place, value", WRONG_PARTS, ids=lambda x: str(x)[:40])
+def test_a_record_with_a_part_that_makes_no_sense_is_refused_in_one_sentence(place, value, tmp_path):
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps(changed(RUN, place, value)))
+    with pytest.raises(ValueError, match="is not a record") as error: read_record(path)
+    assert "\n" not in str(error.value) and str(path) in str(error.value) and "delete it" in str(error.value)
+
+
+def test_a_changed_accuracy_is_seen(tmp_path):
+    path = tmp_path / "record.json"
+    write_record(path, RUN)
+    path.write_text(path.read_text(encoding="utf-8").replace(str(RUN["history"][0]["remain_acc"]), "12.5"))
+    with pytest.raises(ValueError, match="its digest is not that of its content"): read_record(path)
+
+
+def test_a_record_in_anothers_place_is_refused(tmp_path):
+    "Under another key, or of another kind."
+    training = next(r for path in COMMITTED if "request" not in (r := json.loads(path.read_text(encoding="utf-8"))))
+    failure = {"key": RUN["key"], "settings": RUN["settings"], "error": "E", "reason": "r"}
+    readout_ = {"key": RUN["key"], "readout": "agreement", "provenance": RUN["provenance"], **{n: {"images": 5, "same_top1": 50.0, "divergence": .1} for n in ("forget", "remain")}}
+    for place, record in {f"{'0' * 16}/record.json": RUN, f"{RUN['key']}/record.json": training, f"train-{RUN['key']}/record.json": RUN, f"{'0' * 16}.json": RUN, f"{RUN['key']}/failure.json": RUN,
+                          f"{RUN['key']}/agreement.json": RUN, "a/record.json": failure, "b/record.json": readout_, f"{RUN['key']}/relearn_all_5.json": readout_, f"{'1' * 16}/agreement.json": readout_}.items():
+        path = tmp_path / place
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(record))
         with pytest.raises(ValueError, match="is not a record"): read_record(path)
+        with pytest.raises(ValueError): write_record(path, record)
+    for place, record in {f"{RUN['key']}/record.json": RUN, f"{RUN['key']}/failure.json": failure, f"{RUN['key']}/agreement.json": readout_, f"train-{training['key']}.json": training}.items():
+        write_record(tmp_path / place, record)
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +316,7 @@ def runs(tmp_path_factory):
 def test_a_run_leaves_a_whole_record_and_is_not_done_twice(runs):
     chosen = quick(method="fisher_mask", preset="authors_code", **SHORT)
     record = run(chosen, runs, progress="none")
-    assert {"key", "settings", "data", "provenance", "training", "request", "changed", "note", "masked_rows", "history", "steps", "seconds", "spared", "memory"} == set(record)
+    assert {"key", "settings", "data", "provenance", "training", "request", "changed", "note", "masked_rows", "history", "steps", "seconds", "spared", "memory", "weights", "digest"} == set(record)
     assert [row["epoch"] for row in record["history"]] == [0, 1] and record["request"]["forget"] == 128
     assert sum(record["masked_rows"]) + sum(r["masked"] for r in record["changed"] if "classifier" not in r["name"]) == sum(r["masked"] for r in record["changed"])
     stamp = (runs / record["key"] / "record.json").stat().st_mtime_ns
@@ -255,7 +328,7 @@ def test_methods_share_one_original_and_a_record_repeats_exactly(runs, tmp_path)
     records = [run(quick(method=m, **SHORT), runs, progress="none") for m in ("finetune", "mask_classifier")]
     assert len({r["training"] for r in records}) == 1 and len(list(runs.glob("train-*"))) == 1
     again = run(quick(method="mask_classifier", **SHORT), tmp_path, progress="none")
-    timeless = lambda r: {k: v if k != "history" else [{c: x for c, x in row.items() if c != "seconds"} for row in v] for k, v in r.items() if k not in ("seconds", "spared", "memory")}
+    timeless = lambda r: {k: v if k != "history" else [{c: x for c, x in row.items() if c != "seconds"} for row in v] for k, v in r.items() if k not in ("seconds", "spared", "memory", "digest")}
     assert timeless(again) == timeless(records[1])
     weights = [(folder / again["key"] / "weights.safetensors").read_bytes() for folder in (runs, tmp_path)]
     assert weights[0] == weights[1]
@@ -369,7 +442,7 @@ def test_a_record_of_other_images_is_refused(tmp_path):
     for folder, again in ((f"train-{training_key(chosen)}", quick(method="finetune", epochs=2, fine_tune_epochs=0)), (run_key(chosen), chosen)):
         path = tmp_path / folder / "record.json"
         whole = path.read_text(encoding="utf-8")
-        path.write_text(json.dumps(json.loads(whole) | {"data": json.loads(whole)["data"] | {"digest": "0" * 64}}), encoding="utf-8")
+        write_record(path, json.loads(whole) | {"data": json.loads(whole)["data"] | {"digest": "0" * 64}})
         with pytest.raises(ValueError, match="made from other digits images"): run(again, tmp_path, progress="none")
         path.write_text(whole, encoding="utf-8")
 
@@ -385,7 +458,7 @@ def command(*words):
 
 
 @pytest.mark.parametrize("words, message", [
-    (["unlearn", "--dataset", "mnits"], "did you mean 'mnist'"), (["unlearn", "--ratio", "1.5"], "must be in [0, 1)"), (["unlearn", "--classes", "12", "--epochs", "1"], "class 12 does not exist"),
+    (["unlearn", "--dataset", "mnits"], "did you mean 'mnist'"), (["unlearn", "--ratio", "1.5"], "in [0, 1)"), (["unlearn", "--classes", "12", "--epochs", "1"], "class 12 does not exist"),
     (["unlearn", "--profile", "fast"], "unknown profile"), (["quickstart", "--network", "resnet18"], "did you mean 'resnet"), (["quickstart", "--dataset", "cifar10", "--root", "/proc/none"], "cannot write"),
     (["unlearn", "--runs", "/proc/none"], "cannot write in the folder"), (["quickstart", "--figures", "/proc/none"], "cannot write in the folder"),
 ])
@@ -465,7 +538,8 @@ def test_w_star_from_another_device_is_a_start_and_is_never_trained_here(without
     with pytest.raises(ValueError, match="are to be trained on cuda"): run(quick(method="retrain", trained_on="cuda", **SHORT), tmp_path, progress="none")
     done = run(here, tmp_path, progress="none")
     ours, theirs = (tmp_path / f"train-{training_key(s)}" for s in (here, mixed))
-    for file in ("record.json", "weights.safetensors"): shutil.copy(ours / file, theirs / file)
+    shutil.copy(ours / "weights.safetensors", theirs / "weights.safetensors")
+    write_record(theirs / "record.json", read_record(ours / "record.json") | {"key": training_key(mixed), "settings": training_settings(mixed)})
     found = run(mixed, tmp_path, progress="none")
     bare = lambda record: [{k: v for k, v in row.items() if k != "seconds"} for row in record["history"]]
     assert bare(found) == bare(done) and found["training"] == training_key(mixed) and found["settings"]["device"] == "cpu"
@@ -480,12 +554,15 @@ def test_what_a_gpu_did_is_read_out_on_the_cpu_where_there_is_none(without_gpu, 
     found = {kind: readout(done("cpu", "finetune"), kind, tmp_path, progress="none", cap=2) for kind in READOUTS}
     for here, there in pairs:
         shutil.copytree(here, there, ignore=lambda *_: [f"{name}.json" for name in ("agreement", "relearn_all_2", "relearn_classifier_2")])
-        write_record(there / "record.json", read_record(there / "record.json") | {"key": there.name})
+        record = json.loads((there / "record.json").read_text(encoding="utf-8"))
+        key, made = there.name.removeprefix("train-"), record["settings"] | {"device": "cuda"}
+        trained = {"training": pairs[2][1].name.removeprefix("train-") if record["training"] else None} if "training" in record else {}
+        write_record(there / "record.json", record | {"key": key, "settings": made} | trained)
     theirs = quick(method="finetune", device="cuda", trained_on=trained_on, **SHORT)
     for kind in READOUTS:
         read = readout(theirs, kind, tmp_path, progress="none", cap=2)
         assert read["key"] == run_key(theirs) and read["provenance"]["device"] == "cpu"
-        assert {k: v for k, v in read.items() if k not in ("key", "provenance")} == {k: v for k, v in found[kind].items() if k not in ("key", "provenance")}
+        assert {k: v for k, v in read.items() if k not in ("key", "provenance", "digest")} == {k: v for k, v in found[kind].items() if k not in ("key", "provenance", "digest")}
 
 
 def test_a_kept_run_is_not_done_again(tmp_path, monkeypatch):
@@ -499,7 +576,7 @@ def test_a_kept_run_is_not_done_again(tmp_path, monkeypatch):
     monkeypatch.setattr("fisher_unlearn.run._done", None)
     assert run(quick(method="mask_classifier", epochs=2, fine_tune_epochs=1), tmp_path / "other", tmp_path / "data") == done
     kept = tmp_path / "data" / "checkpoints" / f"{done['key']}.json"
-    write_record(kept, done | {"data": done["data"] | {"digest": "of other images"}})
+    write_record(kept, done | {"data": done["data"] | {"digest": "0" * 64}})
     with pytest.raises(TypeError): run(quick(method="mask_classifier", epochs=2, fine_tune_epochs=1), tmp_path / "elsewhere", tmp_path / "data")  # it would be done
     kept.unlink()
     with pytest.raises(TypeError): run(quick(method="mask_classifier", epochs=2, fine_tune_epochs=1), tmp_path / "third", tmp_path / "data")
