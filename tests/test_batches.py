@@ -35,7 +35,7 @@ def test_our_own_tensors_are_handed_on_as_they_are():
     (X, Y.tolist()), [X, tuple(Y)], Batch(X, Y), (X, Y, torch.arange(4)), (X, Y, ["a", "b", "c", "d"]), (X, Y, None, 3),
     (X, Y, torch.randn(4, 7)), {"x": X, "y": Y}, UserDict(pixel_values=X, labels=Y), {"image": X, "target": Y, "path": list("abcd")},
     {"inputs": X, "label": Y.int(), "idx": torch.arange(4)}, (X.numpy(), Y.numpy()), (X.double().numpy()[::-1][::-1], Y.numpy()[::-1][::-1]),
-], ids=str)
+])
 def test_pairs_triples_mappings_and_arrays_are_served(batch):
     inputs, labels = read_pair(batch)
     assert torch.equal(inputs, X)
