@@ -59,7 +59,7 @@ def count_correct(model: nn.Module,
                 counts = torch.zeros(2, logits.shape[1] + 1, dtype=torch.float64, device=device)
             column = torch.where((labels >= 0) & (labels < logits.shape[1]), labels, logits.shape[1])
             counts.index_add_(1, column, torch.stack([logits.argmax(1) == labels, labels == labels]).double())
-            broken += count_broken(logits)
+            broken = broken + count_broken(logits)  # it may be made in inference mode
     return _checked_counts(counts, broken)
 
 # %% ../nbs/04_metrics.ipynb #a11cf60e
@@ -121,7 +121,7 @@ def mean_loss(model: nn.Module,
             labels = labels.to(total.device)
             logits = read_logits(model(inputs.to(total.device))).double()
             check_labels(labels, logits.shape[1])
-            broken += count_broken(logits)
+            broken = broken + count_broken(logits)  # it may be made in inference mode
             total, images = total + F.cross_entropy(logits, labels, reduction="sum"), images + len(labels)
     if not images:
         raise ValueError("there are no images to evaluate.")

@@ -160,7 +160,11 @@ def copied(model: nn.Module) -> nn.Module:
         for value in _kept(vars(module).values(), set()):
             if not value.is_leaf:
                 memo[id(value)] = value.detach().clone().requires_grad_(value.requires_grad)
-    made = copy.deepcopy(model, memo)
+    try:
+        made = copy.deepcopy(model, memo)
+    except Exception as error:  # whatever an attribute of someone's network says to being copied
+        raise TypeError(f"the model can't be copied ({' '.join(str(error).split())}): take out of its "
+                        "attributes what can't be, such as generators, locks and open files.") from error
     _share_again(model, made)
     return made
 
