@@ -1288,10 +1288,10 @@ def masked_forward(layer):
     "As pruning codes do it: the forward of one instance."
     mask = torch.arange(layer.weight.numel()).view(layer.weight.shape) % 3 > 0
 
-    def forward(self, x):
+    def forward(self, input):
         if isinstance(self, nn.Linear):
-            return F.linear(x, self.weight * mask, self.bias)
-        return self._conv_forward(x, self.weight * mask, self.bias)
+            return F.linear(input, self.weight * mask, self.bias)
+        return self._conv_forward(input, self.weight * mask, self.bias)
     layer.forward = types.MethodType(forward, layer)
 
 
@@ -1301,12 +1301,12 @@ def swapping_forward(layer):
     mask = torch.arange(layer.weight.numel()).view(layer.weight.shape) % 3 > 0
     call = type(layer).forward
 
-    def forward(self, x):
+    def forward(self, input):
         kept = self.weight
         del self._parameters["weight"]
         self.weight = kept * mask
         try:
-            return call(self, x)
+            return call(self, input)
         finally:
             del self.weight
             self._parameters["weight"] = kept
@@ -1316,13 +1316,13 @@ def swapping_forward(layer):
 @edit(nn.Linear)
 def masked_linear_forward(layer):
     mask = torch.arange(layer.weight.numel()).view(layer.weight.shape) % 3 > 0
-    layer.forward = lambda x: F.linear(x, layer.weight * mask, layer.bias)
+    layer.forward = lambda input: F.linear(input, layer.weight * mask, layer.bias)
 
 
 @edit(*LAYERS)
 def doubled_forward(layer):
     call = type(layer).forward
-    layer.forward = types.MethodType(lambda self, x: 2 * call(self, x), layer)
+    layer.forward = types.MethodType(lambda self, input: 2 * call(self, input), layer)
 
 
 @edit(nn.Conv2d)
@@ -1338,7 +1338,7 @@ def subclassed(layer):
     base = type(layer)
     if base.__module__.startswith("torch.nn.modules"):
         layer.__class__ = type("Other" + base.__name__, (base,), {
-            "forward": lambda self, x: base.forward(self, x) * 1.5, "__module__": __name__})
+            "forward": lambda self, input: base.forward(self, input) * 1.5, "__module__": __name__})
 
 
 @edit(*SCALED)
@@ -1353,7 +1353,7 @@ def hooked_output_squared(layer):
 
 @edit(*SCALED)
 def hooked_input(layer):
-    layer.register_forward_pre_hook(lambda module, args: (args[0] * .7,))
+    layer.register_forward_pre_hook(lambda module, args: (args[0] * .7,) if args else None)
 
 
 @edit(*LAYERS)
@@ -1454,7 +1454,7 @@ def global_hook():
 @around
 def global_pre_hook():
     def change(module, args):
-        return (args[0] * .8,) if isinstance(module, (nn.Conv2d, nn.Linear)) else None
+        return (args[0] * .8,) if args and isinstance(module, (nn.Conv2d, nn.Linear)) else None
     handle = nn.modules.module.register_module_forward_pre_hook(change)
     try:
         yield
@@ -1481,7 +1481,7 @@ def inner_class_changed():
 
 def _replaced(kind, name, forward):
     call = getattr(kind, name)
-    setattr(kind, name, lambda self, *args: forward(call, self, *args))
+    setattr(kind, name, lambda self, *args, **named: forward(call, self, *args, *named.values()))
     try:
         yield
     finally:

@@ -383,8 +383,9 @@ OTHERS = {
 
 def expected(recipe, name):
     "What a function should return, computed otherwise; None if nothing is known."
-    if name not in ("evaluate", "mean_loss", "gradient"):
-        return None
+    fused = {"attention_layer", "SequenceFirst"} & set(recipe.blocks)
+    if name not in ("evaluate", "mean_loss", "gradient") or (fused and (recipe.around or recipe.edits)):
+        return None  # torch's fused attention passes over what was changed in its layers
     right, loss, total, number = 0, 0, {}, 0
     for x, y in batches(recipe):
         p, grads = slopes(recipe, x, y[:, None])
@@ -402,6 +403,10 @@ def hold_other(recipe, name):
         return  # torch has no second derivative of it
     if recipe.caller == "inference":
         recipe = replace(recipe, caller="no_grad")
+    if recipe.carried == "loader":  # whose reading draws from torch's generator
+        recipe = replace(recipe, carried="pairs")
+    if recipe.carried == "numpy":  # read in the default precision
+        recipe = replace(recipe, double=False)
     why = may_be_refused(recipe, "true", "batch")
     if name not in ("evaluate", "mean_loss", "check_batches", "gradient"):
         why = why or "these need more of a network"
@@ -429,7 +434,7 @@ def hold_unlearning(recipe, method):
     """What comes back is a copy whose logits are those of a network with the masked entries at zero.
 
     A forward that is a closure over its own network is left out: no copy of it can be made."""
-    if recipe.root == "replaced" or "masked_linear_forward" in dict(recipe.edits):
+    if recipe.raises or recipe.root == "replaced" or "masked_linear_forward" in dict(recipe.edits):
         return
     if recipe.caller == "inference":  # a copy made in it could not be trained
         recipe = replace(recipe, caller="no_grad")
