@@ -287,7 +287,7 @@ def check_fields(settings: Any,   # a dataclass, from its `__post_init__`
                  whose: str = "", # what it is, for the message: " of the schedule"
                  ) -> None:
     "Check the fields of a dataclass by their annotations; what `check_value` raises."
-    hints = _hints(type(settings))
+    hints = _hints(type(settings))  # type: ignore[arg-type]
     for field in fields(settings):
         value = check_value(field.name, getattr(settings, field.name), hints[field.name], whose)
         object.__setattr__(settings, field.name, value)
