@@ -200,6 +200,8 @@ def check_value(name: str,        # of the argument
                 whose: str = "",  # such as " of the schedule", for the message
                 ) -> Any:         # the value; a scalar as a number, a list as a tuple
     "Check one value; `ValueError` if it is out of range or no choice, `TypeError` if it is of another kind."
+    if annotation is Any or (annotation is str and type(value) is str):
+        return value  # most of the values of tables, which are checked again and again
     try:
         found = _adapter(annotation).validate_python(value)
     except ValidationError as error:
@@ -220,7 +222,8 @@ def _check_items(name: str, value: Any, annotation: Any, whose: str) -> None:
     elif origin in (dict, Mapping):
         for key, item in value.items():
             check_value(f"a key of {name}", key, inner[0], whose)
-            check_value(f"{name}[{shown(key)}]", item, inner[1], whose)
+            if inner[1] is not Any:
+                check_value(f"{name}[{shown(key)}]", item, inner[1], whose)
     elif origin in (list, Iterable) and isinstance(value, (list, tuple)) and get_origin(inner[0]) is not tuple:
         for place, item in enumerate(value):
             check_value(f"{name}[{place}]", item, inner[0], whose)
@@ -275,11 +278,16 @@ def _bound(function: str, signature: inspect.Signature, args: Any, kwargs: Mappi
         raise TypeError(f"`{function}` takes no `{unknown}`: {hint}It takes {', '.join(known)}.") from None
 
 # %% ../nbs/00_arguments.ipynb #7e6b643f
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    "The annotations of a dataclass, which are read once: settings are made by the thousand."
+    return get_type_hints(kind, include_extras=True)
+
 def check_fields(settings: Any,   # a dataclass, from its `__post_init__`
                  whose: str = "", # what it is, for the message: " of the schedule"
                  ) -> None:
     "Check the fields of a dataclass by their annotations; what `check_value` raises."
-    hints = get_type_hints(type(settings), include_extras=True)
+    hints = _hints(type(settings))  # type: ignore[arg-type]
     for field in fields(settings):
         value = check_value(field.name, getattr(settings, field.name), hints[field.name], whose)
         object.__setattr__(settings, field.name, value)

@@ -196,7 +196,6 @@ def quickstart(profile: Annotated[str, typer.Option(help="quick (a minute or two
         settings = resolve(profile, **given)
         results = figures_root(figures)
         folder, keep = writable_folder(results / profile), writable_folder(runs_root(runs))
-        print(f"--- images of {settings.dataset}", flush=True)
         load_images(settings.dataset, root)
         name = f"quickstart_{settings.dataset}_{settings.network}"
         places = {"runs": str(keep), "figures": str(results)} | ({"root": str(root)} if root else {})

@@ -432,7 +432,7 @@ def keep(stem: str,                          # name of the files, without an end
     with locked(place):
         return [write_whole(place / f"{stem}.{ending}", write).name for ending, write in writers.items()]
 
-# %% ../nbs/52_report.ipynb #99fc8713
+# %% ../nbs/52_report.ipynb #34ac5665
 def _write_parquet(path: Path, rows: pd.DataFrame) -> None:
     "Write records as parquet, with check sums of its pages and a digest of its rows."
     table = pa.Table.from_pandas(rows, preserve_index=False)
@@ -444,7 +444,6 @@ def _rows_digest(rows: Iterable[Record]) -> str:
     plain = [{name: text for name, text in sorted(row.items()) if isinstance(text, str)} for row in rows]
     return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 
-# %% ../nbs/52_report.ipynb #34ac5665
 _MOST = 300_000_000  # bytes of text in a file of records; ours have 15 MB at most
 
 def _rows_of(path: Path) -> tuple[list[dict[str, str]], str | None]:

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Progress', 'TrainSettings', 'Joined', 'joined', 'trainable_batches', 'epoch_seed', 'epoch_batches', 'train_epoch',
            'tensors_digest', 'save_tensors', 'read_tensors', 'save_weights', 'load_weights', 'train_model',
-           'check_extras', 'samples_digest', 'seeded_draws', 'shows_bar', 'keep_freed_memory']
+           'check_extras', 'shows_bar', 'keep_freed_memory']
 
 # %% ../nbs/05_train.ipynb #16361c62
-import copy, ctypes, hashlib, json, math, platform, random, sys, time
+import copy, ctypes, hashlib, json, math, platform, sys, time
 from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -31,6 +31,7 @@ from .arguments import Count, NotNegative, Number, Seed, Share, Whole, check_fie
 from .atomic import writable_folder, write_whole
 from .batches import first_pair, pairs
 from .data import Batches, Samples, digest
+from .draws import samples_digest
 from .guard import untouched
 from .logits import read_logits
 from .metrics import Loader, accuracy, evaluate
@@ -515,45 +516,6 @@ def _way(model: nn.Module, batches: Loader, settings: TrainSettings, steps: int)
     if len(ways) == 1: return ways[0]
     inputs, labels = first_pair(batches)
     return choose_way(model, _laid_out(inputs.to(device), settings.layout), labels.to(device), ways, steps)
-
-# %% ../nbs/05_train.ipynb #bb45a031
-@checked
-def samples_digest(batches: Loader, name: str = "samples") -> str:
-    "64 hexadecimal digits for all samples of a loader, in whatever order they come."
-    if isinstance(batches, Batches):
-        return digest(batches.pixels.cpu(), batches.labels.cpu())
-    total = 0
-    with seeded_draws(0, *_generators(batches)):
-        for inputs, labels in pairs(batches, name):
-            total += sum(int(digest(x, y), 16) for x, y in zip(inputs.cpu(), labels.cpu()))
-    return f"{total % 2**256:064x}"
-
-# %% ../nbs/05_train.ipynb #437c3431
-@checked
-@contextmanager
-def seeded_draws(seed: Seed, *generators: torch.Generator) -> Iterator[None]:
-    "Seed the global generators of torch, Python and NumPy, and some others, and put each back afterwards."
-    states = [(g, g.get_state()) for g in generators]
-    python, legacy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            for generator in generators:
-                generator.manual_seed(seed)
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(legacy)
-        for generator, state in states:
-            generator.set_state(state)
-
-def _generators(batches: Loader) -> list[torch.Generator]:
-    "The generators that a DataLoader draws from."
-    owners = [batches, *(getattr(batches, part, None) for part in ("sampler", "batch_sampler"))]
-    found = {id(g): g for g in (getattr(owner, "generator", None) for owner in owners)}
-    return [g for g in found.values() if isinstance(g, torch.Generator)]
 
 # %% ../nbs/05_train.ipynb #7c0299fb
 def _count(batches: Loader) -> int:

@@ -24,6 +24,7 @@ from .activation import activation_scores
 from .arguments import Count, NotNegative, Positive, Seed, Share, Whole, check_fields, checked
 from .batches import first_pair, pairs
 from .data import choose, writable_folder
+from .draws import seeded_draws
 from .fisher import Labels, Per, Reduction, diag_fisher, rebatch
 from .influence import count_images, forget_gradient, lissa
 from .logits import read_logits
@@ -34,7 +35,7 @@ from .noise import NoiseRule, add_noise_
 from .parameters import by_first_name, copied, extras_of, maskable, place_of, put_state_
 from .parameters import own_memory_, state_names, tensors_of, unwrapped
 from .tfidf import tfidf_scores
-from .train import Progress, TrainSettings, check_extras, seeded_draws, shows_bar, train_model
+from .train import Progress, TrainSettings, check_extras, shows_bar, train_model
 from .train import trainable_batches
 
 # %% ../nbs/30_unlearn.ipynb #f0fc4b20

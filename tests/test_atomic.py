@@ -42,27 +42,27 @@ def test_each_writer_has_a_part_of_its_own_and_what_fails_leaves_nothing(tmp_pat
     place = tmp_path / "x"
 
     def write(part):
-        part.write_text("new")
-        write_whole(place, lambda other: other.write_text("other"))
-        assert part.read_text() == "new" and place.read_text() == "other"
+        part.write_text("new", encoding="utf-8")
+        write_whole(place, lambda other: other.write_text("other", encoding="utf-8"))
+        assert part.read_text(encoding="utf-8") == "new" and place.read_text(encoding="utf-8") == "other"
     write_whole(place, write)
-    assert place.read_text() == "new" and os.listdir(tmp_path) == ["x"]
+    assert place.read_text(encoding="utf-8") == "new" and os.listdir(tmp_path) == ["x"]
 
     def full(part):
-        part.write_text("half")
+        part.write_text("half", encoding="utf-8")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with pytest.raises(OSError, match=rf"cannot write {place} \(No space left on device\)"):
         write_whole(place, full)
-    assert place.read_text() == "new" and os.listdir(tmp_path) == ["x"]
+    assert place.read_text(encoding="utf-8") == "new" and os.listdir(tmp_path) == ["x"]
 
 
 def test_what_a_living_process_writes_is_not_swept(tmp_path):
     def write(part):
         sweep(tmp_path)
-        part.write_text("mine")
+        part.write_text("mine", encoding="utf-8")
     write_whole(tmp_path / "x", write)
-    (tmp_path / "x.0123abcd.part").write_text("of a dead process")
-    (tmp_path / "y.0123abcd.part").write_text("of another file")
+    (tmp_path / "x.0123abcd.part").write_text("of a dead process", encoding="utf-8")
+    (tmp_path / "y.0123abcd.part").write_text("of another file", encoding="utf-8")
     write_whole(tmp_path / "x", write)
     assert os.listdir(tmp_path) == ["x"]
 
@@ -117,12 +117,12 @@ print(data.load_images("mnist", sys.argv[1]).digest)
 
 def test_three_processes_that_prepare_a_data_set_at_once_prepare_it_once(tmp_path):
     started = [
-        subprocess.Popen([sys.executable, "-c", PREPARE, str(tmp_path / "data"), str(tmp_path / "calls")], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen([sys.executable, "-c", PREPARE, str(tmp_path / "data"), str(tmp_path / "calls")], stdout=subprocess.PIPE, text=True, encoding="utf-8")
         for _ in range(3)
     ]
     said = [process.communicate()[0].splitlines()[-1] for process in started]
     assert [process.returncode for process in started] == [0, 0, 0] and len({*said}) == 1
-    assert (tmp_path / "calls").read_text() == "x"
+    assert (tmp_path / "calls").read_text(encoding="utf-8") == "x"
     assert os.listdir(tmp_path / "data") == ["mnist.safetensors"]
 
 
@@ -145,18 +145,18 @@ print(module.readout(s, "relearn_all", sys.argv[1], progress="none", cap=5)["los
 def test_a_readout_that_three_ask_for_at_once_is_computed_once(tmp_path):
     put(tmp_path / "runs", run_record(quick()))
     started = [
-        subprocess.Popen([sys.executable, "-c", READ_OUT, str(tmp_path / "runs"), str(tmp_path / "calls")], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen([sys.executable, "-c", READ_OUT, str(tmp_path / "runs"), str(tmp_path / "calls")], stdout=subprocess.PIPE, text=True, encoding="utf-8")
         for _ in range(3)
     ]
     said = [process.communicate()[0].splitlines()[-1] for process in started]
-    assert said == ["[1.0, 0.5]"] * 3 and (tmp_path / "calls").read_text() == "x"
+    assert said == ["[1.0, 0.5]"] * 3 and (tmp_path / "calls").read_text(encoding="utf-8") == "x"
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc", "", ".", "train-../x", "0" * 15, "0" * 17, "A" * 16, "train-", f"{'0' * 16}/..", f"{'0' * 16}\n"])
 def test_nothing_but_a_key_is_a_key(name, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
-    (outside / "record.json").write_text(json.dumps(run_record(quick())))
+    (outside / "record.json").write_text(json.dumps(run_record(quick())), encoding="utf-8")
     (outside / "weights.safetensors").write_bytes(b"\x80a pickle")
     with pytest.raises(ValueError, match="is no key of a run"):
         keep(name, tmp_path / "runs", tmp_path / "data")
@@ -263,7 +263,7 @@ def test_one_bad_folder_hides_no_other(tmp_path):
         record = run_record(s)
         record["data"] |= {"digest": load_images("digits").digest, "name": "digits"}
         put(tmp_path, record)
-    (tmp_path / run_key(chosen[0]) / "record.json").write_text('{"key":' * 50_000)
+    (tmp_path / run_key(chosen[0]) / "record.json").write_text('{"key":' * 50_000, encoding="utf-8")
     (tmp_path / run_key(chosen[1]) / "record.json").unlink()
     (tmp_path / run_key(chosen[1]) / "record.json").mkdir()
     states = [state(tmp_path / run_key(s))[0] for s in chosen]

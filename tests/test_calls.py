@@ -123,7 +123,7 @@ OWN: dict[str, dict[str, Callable[[], Any]]] = {  # where a name means something
     "train.shows_bar": {"progress": lambda: "none"}, "step.allowed_ways": {"compile": lambda: False, "precision": lambda: "float32"}, "train.load_weights": {}, "run.write_failure": {"error": lambda: ValueError("x")}, "run.with_readouts": {},
     "grid.in_notebook": {"wait": lambda: False}, "parameters.by_first_name": {"marks": lambda: {"0.bias": torch.zeros(4, dtype=torch.bool)}},
     "batches.read_pair": {"batch": lambda: batches()[0]}, "parameters.place_of": {"tensor": lambda: torch.ones(2)}, "records.strangers": {"request": lambda: "class"}, "notebook.check_parameters": {"namespace": dict},
-    "train.seeded_draws": {"generators": torch.Generator}, "train.tensors_digest": {"metadata": dict}, "train.keep_freed_memory": {}, "atomic.write_whole": {"write": lambda: (lambda path: None)},
+    "draws.seeded_draws": {"generators": torch.Generator}, "train.tensors_digest": {"metadata": dict}, "train.keep_freed_memory": {}, "atomic.write_whole": {"write": lambda: (lambda path: None)},
     "notebook.failures": {"executed": lambda: Path("no.ipynb")}, "grid.parameters": {}, "cluster.on_ray": {"todo": list}, "report.histories": {}, "grid.attempt": {},
 }
 
@@ -317,7 +317,7 @@ def fault(where: str, name: str, value: Any, what: str) -> str | None:
 ACCEPTED: list[tuple[str, str, str]] = [
     (r"records\.\w+Settings", ".*", r"'3'|'yes'|b'x'"),  # as a command line gives them
     (r"influence\.count_images|activation\.mean_activations", "batches", r"\["),  # labels aren't read, none is a number
-    (r"train\.(trainable_batches|samples_digest)", "batches", r"\["),  # they are checked before, by `check_batches`
+    (r"(train\.trainable_batches|draws\.samples_digest)", "batches", r"\["),  # they are checked before, by `check_batches`
     (r"unlearn\.(\w+_mask|mask_\w+|finetune|retrain|fisher_noise|influence)", "forget|remain", r"\["),  # what a method reads, `unlearn` has checked
     (r"unlearn\.MethodOptions", "reference", r"\["),  # likewise
     (r"fisher\.(rebatch|rank_batches)", "batches", r"\["),  # streams: they are read later, by whoever checks them

@@ -236,7 +236,7 @@ def test_record_files_are_whole_or_refused(tmp_path):
     whole = json.loads(COMMITTED[0].read_text(encoding="utf-8"))
     assert write_record(path, whole) == read_record(path)
     for junk in ("{", "[]", "{}", '"x"', "\x00", "", "\xff\xfe", "[" * 100_000, '{"key":' * 50_000, '{"key": NaN}', "9" * 10_000):
-        path.write_text(junk)
+        path.write_text(junk, encoding="utf-8")
         with pytest.raises(ValueError, match="is not a record") as error: read_record(path)
         assert "\n" not in str(error.value) and str(path) in str(error.value)
     path.write_bytes(b"\xff\xfe\x80")
@@ -280,7 +280,7 @@ WRONG_PARTS = [(place, value) for places, values in [
 @pytest.mark.parametrize("place, value", WRONG_PARTS, ids=lambda x: str(x)[:40])
 def test_a_record_with_a_part_that_makes_no_sense_is_refused_in_one_sentence(place, value, tmp_path):
     path = tmp_path / "record.json"
-    path.write_text(json.dumps(changed(RUN, place, value)))
+    path.write_text(json.dumps(changed(RUN, place, value)), encoding="utf-8")
     with pytest.raises(ValueError, match="is not a record") as error: read_record(path)
     assert "\n" not in str(error.value) and str(path) in str(error.value) and "delete it" in str(error.value)
 
@@ -288,7 +288,7 @@ def test_a_record_with_a_part_that_makes_no_sense_is_refused_in_one_sentence(pla
 def test_a_changed_accuracy_is_seen(tmp_path):
     path = tmp_path / "record.json"
     write_record(path, RUN)
-    path.write_text(path.read_text(encoding="utf-8").replace(str(RUN["history"][0]["remain_acc"]), "12.5"))
+    path.write_text(path.read_text(encoding="utf-8").replace(str(RUN["history"][0]["remain_acc"]), "12.5"), encoding="utf-8")
     with pytest.raises(ValueError, match="its digest is not that of its content"): read_record(path)
 
 
@@ -301,7 +301,7 @@ def test_a_record_in_anothers_place_is_refused(tmp_path):
                           f"{RUN['key']}/agreement.json": RUN, "a/record.json": failure, "b/record.json": readout_, f"{RUN['key']}/relearn_all_5.json": readout_, f"{'1' * 16}/agreement.json": readout_}.items():
         path = tmp_path / place
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(record))
+        path.write_text(json.dumps(record), encoding="utf-8")
         with pytest.raises(ValueError, match="is not a record"): read_record(path)
         with pytest.raises(ValueError): write_record(path, record)
     for place, record in {f"{RUN['key']}/record.json": RUN, f"{RUN['key']}/failure.json": failure, f"{RUN['key']}/agreement.json": readout_, f"train-{training['key']}.json": training}.items():

@@ -415,13 +415,16 @@ def figure():
 
 
 def test_what_is_kept_comes_back_bit_for_bit(tmp_path, figure):
-    odd = record() | {"training": None, "history": rows([(1 / 3, 2 / 7)], {"tiny": 5e-324, "deep": [{"a": [None, True, "ä"]}]}), "memory": {"host": 1.5}}
-    records = [odd, training(record()), record(seed=777)]
+    made = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((ROOT.parent / "figures" / "quick" / "records").glob("*.json"))]
+    odd, *others = [r for r in made if "request" in r]
+    odd["history"][-1] |= {"remain_acc": 100 / 3, "forget_acc": 5e-324}
+    odd |= {"memory": {"host": 1.5}, "seconds": {"method": 0.1 + 0.2}, "note": "ä | b"}
+    records = [odd, next(r for r in made if "request" not in r), *others]
     table = beside(summary(outcomes([record()])), 1)
     names = keep("table1", tmp_path / "new" / "folder", table, figure, "words ±", records)
     folder = tmp_path / "new" / "folder"
     assert sorted(names) == sorted(p.name for p in folder.iterdir()) == ["table1.csv", "table1.md", "table1.parquet", "table1.png"]
-    assert read_kept(folder / "table1.parquet") == records and [list(r) for r in read_kept(folder / "table1.parquet")][2] == list(record())
+    assert read_kept(folder / "table1.parquet") == records and [list(r) for r in read_kept(folder / "table1.parquet")][2] == list(records[2])
     assert (folder / "table1.md").read_text(encoding="utf-8") == "words ±\n" and (folder / "table1.png").read_bytes()[:4] == b"\x89PNG"
     back = pd.read_csv(folder / "table1.csv")
     pd.testing.assert_frame_equal(back, table, check_dtype=False)

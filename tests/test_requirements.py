@@ -20,7 +20,11 @@ from fisher_unlearn.cli import app
 ROOT = Path(fisher_unlearn.__file__).parent.parent
 MODULES = sorted(module.name for module in pkgutil.iter_modules(fisher_unlearn.__path__))
 OURS = {"fisher_unlearn", *sys.stdlib_module_names}
-BY_OTHERS = {"ray": "an extra, imported where it is asked for", "IPython": "ipykernel brings it"}
+BY_OTHERS = {
+    "ray": "an extra, imported where it is asked for",
+    "IPython": "ipykernel brings it",
+    "pydantic_core": "pydantic brings the only version that it works with",
+}
 
 
 def cells():

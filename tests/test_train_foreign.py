@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from fisher_unlearn.models import build_model
 from fisher_unlearn.parameters import copied
 from fisher_unlearn.schedule import Schedule
-from fisher_unlearn.train import Joined, TrainSettings, samples_digest, load_weights, save_weights, train_model, trainable_batches
+from fisher_unlearn.draws import samples_digest
+from fisher_unlearn.train import Joined, TrainSettings, load_weights, save_weights, train_model, trainable_batches
 
 SHORT = TrainSettings(Schedule(lr=.1, epochs=2, drops=(1,)), select="last", batch_size=4)
 X, Y = torch.randn(9, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(9) % 5
