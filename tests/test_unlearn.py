@@ -298,7 +298,9 @@ def test_ratio_0_changes_nothing_and_says_so(original, loaders):
 @pytest.mark.parametrize("method, preset", [("fisher_mask", "paper"), ("fisher_mask", "authors_code"), ("tfidf", "authors_code")])
 def test_ratio_0_then_fine_tuned_is_fine_tuning_alone(original, loaders, method, preset):
     tune = TrainSettings(Schedule(epochs=1, drops=()), select="last")
-    masked, alone = (unlearn(original, *loaders, m, preset, tune, ratio=0, reference=loaders[1], progress="none").model.state_dict() for m in (method, "finetune"))
+    def tuned(name, **options):
+        return unlearn(original, *loaders, name, preset, tune, reference=loaders[1], progress="none", **options).model.state_dict()
+    masked, alone = tuned(method, ratio=0), tuned("finetune")
     assert difference(original.state_dict(), alone) and not difference(alone, masked)
 
 
