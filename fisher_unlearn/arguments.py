@@ -190,9 +190,16 @@ def _kind(error: Any) -> str:
 
 def _refused(name: str, value: Any, annotation: Any, whose: str, kinds: set[str]) -> Exception:
     "What to raise for a value that pydantic finds wrong in these ways."
-    large = ", which is too large" if "too_large" in kinds else ""
-    text = f"`{name}`{whose} is {shown(value)}{large}: it must be {rule_of(annotation)}."
+    hint = ", which is too large" if "too_large" in kinds else _nearest(value, annotation)
+    text = f"`{name}`{whose} is {shown(value)}{hint}: it must be {rule_of(annotation)}."
     return ValueError(text) if kinds & _VALUES else TypeError(text)
+
+def _nearest(value: Any, annotation: Any) -> str:
+    "The nearest choice, as a question; nothing if there are no choices or none is near."
+    parts = (annotation, *get_args(annotation))
+    choices = [c for part in parts if get_origin(part) is Literal for c in get_args(part)]
+    near = difflib.get_close_matches(str(value), map(str, choices), n=1, cutoff=0.4)
+    return f" (did you mean {near[0]!r}?)" if near and isinstance(value, str) else ""
 
 def check_value(name: str,        # of the argument
                 value: Any,

@@ -140,3 +140,9 @@ def test_a_model_of_pydantic_takes_the_same_numbers():
     for bad in ({"rate": True}, {"n": True}, {"seed": False}, {"rate": math.nan}, {"rate": "inf"}, {"rate": 1e300}, {"n": 2**70}, {"n": "9" * 30}, {"seed": 2**63}):
         with pytest.raises(ValidationError):
             Model(**bad)
+
+
+def test_a_misspelt_choice_is_refused_with_the_nearest():
+    for kind in (Literal["classifier", "all"], Literal["classifier", "all"] | None):
+        with pytest.raises(ValueError, match=r"^`it` is 'clasifier' \(did you mean 'classifier'\?\): it must be 'classifier' or 'all'"): check_value("it", "clasifier", kind)
+    with pytest.raises(ValueError, match="^`it` is 'x': it must be"): check_value("it", "x", Literal["classifier", "all"])
