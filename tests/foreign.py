@@ -1892,7 +1892,9 @@ def _shape(recipe, more):
 def carried(recipe, data):
     "The batches as the user's loader yields them."
     data = [(x, y.to(recipe.labels)) for x, y in data]
-    if recipe.carried == "loader" and len({x.shape[1:] for x, _ in data}) == 1:
+    first, *_, last = (*recipe.sizes, recipe.sizes[-1])
+    regular = set(recipe.sizes[:-1]) <= {first} and last <= first  # as a loader cuts them
+    if recipe.carried == "loader" and regular and len({x.shape[1:] for x, _ in data}) == 1:
         whole = [torch.cat(parts).detach() for parts in zip(*data)]
         return DataLoader(TensorDataset(*whole), batch_size=recipe.sizes[0])
     kinds = {"lists": list, "triples": lambda b: (*b, torch.arange(len(b[1]))),
