@@ -605,7 +605,7 @@ class Branch(nn.Module):
         self.b = nn.Linear(WIDTH, WIDTH)
 
     def forward(self, x):
-        return torch.stack([torch.tanh(self.a(v) if v.sum().item() > 0 else self.b(v)) for v in x])
+        return torch.stack([torch.tanh(self.a(v) if v[0].item() > 0 else self.b(v)) for v in x])
 
 
 @block(VECTORS)
@@ -1376,7 +1376,8 @@ def watched(layer):
     "Hooks that only look."
     held = []
     layer.register_forward_hook(lambda module, args, output: held.append(output.detach()))
-    layer.weight.register_hook(lambda grad: None)
+    if layer.weight.requires_grad:
+        layer.weight.register_hook(lambda grad: None)
     layer.register_full_backward_hook(lambda module, before, after: None)
 
 
@@ -1390,7 +1391,8 @@ def hooked_gradient(layer):
 @edit(*SCALED)
 def hooked_parameter(layer):
     "The gradient of some weights is held at zero, as codes do that train a part of a layer."
-    layer.weight.register_hook(lambda g: g * (torch.arange(g.numel()).view(g.shape) % 2))
+    if layer.weight.requires_grad:
+        layer.weight.register_hook(lambda g: g * (torch.arange(g.numel()).view(g.shape) % 2))
 
 
 @edit(*SCALED)
