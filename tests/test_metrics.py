@@ -74,7 +74,7 @@ def test_a_history_without_fine_tuning_has_one_row_to_choose(window):
 
 def test_unknown_windows_and_columns_are_refused():
     history = pd.DataFrame({"epoch": range(3), "unlearn_score": [1., 2., 3.]})
-    with pytest.raises(ValueError, match="`window` is 'first': it must be 'fine_tuning' or 'authors_code' or 'last'"): best_epoch(history, window="first")
+    with pytest.raises(ValueError, match="`window` is 'first' .did you mean 'last'..: it must be 'fine_tuning' or 'authors_code' or 'last'"): best_epoch(history, window="first")
     with pytest.raises(ValueError, match="did you mean 'unlearn_score'"): best_epoch(history, "unlearn score")
     with pytest.raises(ValueError, match="`window` is 'last'"): fluctuation(history, "unlearn_score", "last")
     with pytest.raises(ValueError, match="did you mean 'unlearn_score'"): fluctuation(history, "score")
