@@ -10,6 +10,8 @@ __all__ = ['unwrapped', 'place_of', 'state_names', 'parameters_by_name', 'tensor
 import copy
 import difflib
 from collections.abc import Hashable, Iterable, Mapping
+from functools import partial
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -166,6 +168,7 @@ def copied(model: nn.Module) -> nn.Module:
         raise TypeError(f"the model can't be copied ({' '.join(str(error).split())}): take out of its "
                         "attributes what can't be, such as generators, locks and open files.") from error
     _share_again(model, made)
+    _rebind(made, memo)
     return made
 
 def _kept(values: Iterable[Any], seen: set[int]) -> Iterable[Tensor]:
@@ -176,6 +179,58 @@ def _kept(values: Iterable[Any], seen: set[int]) -> Iterable[Tensor]:
         elif isinstance(value, (list, tuple, dict)) and id(value) not in seen:
             seen.add(id(value))
             yield from _kept(value.values() if isinstance(value, dict) else value, seen)
+
+# %% ../nbs/01d_parameters.ipynb #4be01c72
+def _rebind(made: nn.Module, copies: Mapping[int, Any]) -> None:
+    "Let a copy's functions hold the copy of whatever they hold of the original; `copies` is by identity."
+    for module in made.modules():
+        held = [v for v in vars(module).values() if isinstance(v, dict)]  # hooks among them
+        for place in (vars(module), *held):
+            for key, value in list(place.items()):
+                if isinstance(value, FunctionType):
+                    place[key] = _moved(value, copies, set())
+
+def _moved(value: Any, copies: Mapping[int, Any], seen: set[int]) -> Any:
+    "The copy of a value that a function holds, or the value itself."
+    if id(value) in copies:
+        return copies[id(value)]
+    if isinstance(value, MethodType) and id(value.__self__) in copies:
+        return MethodType(value.__func__, copies[id(value.__self__)])
+    if isinstance(value, partial):
+        call, *args = (_moved(part, copies, seen) for part in (value.func, *value.args))
+        return partial(call, *args, **{n: _moved(v, copies, seen) for n, v in value.keywords.items()})
+    if isinstance(value, FunctionType) and id(value) not in seen:
+        seen.add(id(value))
+        return _moved_function(value, copies, seen)
+    return value
+
+# %% ../nbs/01d_parameters.ipynb #4be01c73
+def _moved_function(function: FunctionType, copies: Mapping[int, Any], seen: set[int]) -> FunctionType:
+    "A function with copies in its closure, defaults and globals; itself if it holds nothing of the original."
+    code = function.__code__
+    cells = [_content(cell) for cell in function.__closure__ or ()]
+    names = [n for n in code.co_names if n in function.__globals__]
+    old = [*cells, *(function.__defaults__ or ()), *(function.__globals__[n] for n in names)]
+    new = [_moved(value, copies, seen) for value in old]
+    if all(a is b for a, b in zip(old, new)):
+        return function
+    closure = tuple(CellType() if value is _EMPTY else CellType(value) for value in new[:len(cells)])
+    rest = new[len(cells):]
+    defaults = tuple(rest[:len(rest) - len(names)]) or None
+    known = {**function.__globals__, **dict(zip(names, rest[len(rest) - len(names):]))}
+    made = FunctionType(code, known, function.__name__, defaults, closure)
+    made.__kwdefaults__ = function.__kwdefaults__
+    made.__dict__.update(function.__dict__)
+    return made
+
+_EMPTY = object()  # what a cell holds before its variable is set
+
+def _content(cell: CellType) -> Any:
+    "What a cell of a closure holds."
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return _EMPTY
 
 # %% ../nbs/01d_parameters.ipynb #0fd45dcd
 def _share_again(model: nn.Module, made: nn.Module) -> None:

@@ -1,5 +1,6 @@
 """A tensor of a model's state is one thing under all of its names."""
 import copy
+import functools
 
 import pytest
 import torch
@@ -97,3 +98,53 @@ def test_a_copy_shares_memory_as_the_model_does():
     again.a.weight.data[0, 1] = 7
     assert again.d.weight[0, 1] == again.e.weight[1, 0] == 7
     assert model.a.weight[0, 1] != 7
+
+
+def by_closure(net):
+    old = net[0].forward
+    net[0].forward = lambda x: 2 * old(x)
+
+
+def by_tensor(net):
+    weight = net[0].weight
+    net[0].forward = lambda x: x @ weight.T
+
+
+def by_default(net):
+    def forward(x, layer=net[0]): return x @ layer.weight.T
+    net[0].forward = forward
+
+
+def by_nested(net):
+    def masked(x): return x @ (net[0].weight * (net[0].weight > 0)).T
+    net[0].forward = functools.partial(lambda call, x: call(x), masked)
+
+
+def by_hook(net):
+    net[0].register_forward_hook(lambda module, args, output: output + args[0] @ net[0].weight.T)
+
+
+def by_root(net):
+    first, second = net
+    net.forward = lambda x: second(first(x))
+
+
+@pytest.mark.parametrize("edit", [by_closure, by_tensor, by_default, by_nested, by_hook, by_root])
+def test_a_copy_computes_with_its_own_weights(edit):
+    net = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 2, bias=False))
+    edit(net)
+    x, before = torch.randn(4, 3), [p.clone() for p in net.parameters()]
+    wanted = net(x)
+    made = copied(net)
+    torch.testing.assert_close(made(x), wanted)
+    with torch.no_grad():
+        for p in made.parameters(): p.zero_()
+    assert torch.equal(made(x), torch.zeros(4, 2))
+    assert torch.equal(net(x), wanted) and all(torch.equal(a, b) for a, b in zip(net.parameters(), before))
+
+
+def test_a_function_that_holds_nothing_of_the_network_stays_itself():
+    net, scale = nn.Sequential(nn.Linear(3, 3)), torch.ones(3)
+    hook = lambda module, args, output: output * scale
+    net[0].register_forward_hook(hook)
+    assert list(copied(net)[0]._forward_hooks.values()) == [hook]
