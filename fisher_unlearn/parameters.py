@@ -180,6 +180,20 @@ def _kept(values: Iterable[Any], seen: set[int]) -> Iterable[Tensor]:
             seen.add(id(value))
             yield from _kept(value.values() if isinstance(value, dict) else value, seen)
 
+# %% ../nbs/01d_parameters.ipynb #0fd45dcd
+def _share_again(model: nn.Module, made: nn.Module) -> None:
+    "Let the parameters of a copy share memory as those of the model do."
+    groups: dict[int, list[tuple[nn.Parameter, nn.Parameter]]] = {}
+    for old, new in zip(model.parameters(), made.parameters()):
+        if not old.is_sparse and not old.is_meta and old.untyped_storage().data_ptr():
+            groups.setdefault(old.untyped_storage().data_ptr(), []).append((old, new))
+    for group in groups.values():
+        if len(group) > 1:
+            storage = group[0][0].untyped_storage().clone()
+            for old, new in group:
+                empty = old.detach().new_empty(0)
+                new.data = empty.set_(storage, old.storage_offset(), old.shape, old.stride())
+
 # %% ../nbs/01d_parameters.ipynb #4be01c72
 def _rebind(made: nn.Module, copies: Mapping[int, Any]) -> None:
     "Let a copy's functions hold the copy of whatever they hold of the original; `copies` is by identity."
@@ -231,17 +245,3 @@ def _content(cell: CellType) -> Any:
         return cell.cell_contents
     except ValueError:
         return _EMPTY
-
-# %% ../nbs/01d_parameters.ipynb #0fd45dcd
-def _share_again(model: nn.Module, made: nn.Module) -> None:
-    "Let the parameters of a copy share memory as those of the model do."
-    groups: dict[int, list[tuple[nn.Parameter, nn.Parameter]]] = {}
-    for old, new in zip(model.parameters(), made.parameters()):
-        if not old.is_sparse and not old.is_meta and old.untyped_storage().data_ptr():
-            groups.setdefault(old.untyped_storage().data_ptr(), []).append((old, new))
-    for group in groups.values():
-        if len(group) > 1:
-            storage = group[0][0].untyped_storage().clone()
-            for old, new in group:
-                empty = old.detach().new_empty(0)
-                new.data = empty.set_(storage, old.storage_offset(), old.shape, old.stride())
