@@ -89,14 +89,15 @@ def mean_activations(model: nn.Module,
     zeros = partial(torch.zeros, dtype=torch.float64, device=device_of(model))
     widths = find_convolutions(model)
     total = {layer: zeros(width) for layer, width in widths.items() if layer in readers}
-    terms = zeros(())
+    terms, seen = zeros(()), 0
     with reading_channels(model, readers) as read:
         for _, inputs, labels in rank_batches(batches):
             for layer, values in read(inputs).items():
                 total[layer] += values.sum(0, dtype=torch.float64)
             terms += len(labels) if per == "sample" else 1
+            seen += 1
     sum_over_ranks([terms, *total.values()])
-    if not terms:
+    if not seen and not terms:  # nor on another rank; asking the device waits for it
         raise ValueError("`batches` is empty: it yields no image.")
     return {layer: values / terms for layer, values in total.items()}
 

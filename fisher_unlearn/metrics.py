@@ -65,13 +65,21 @@ def count_correct(model: nn.Module,
 # %% ../nbs/04_metrics.ipynb #a11cf60e
 def _checked_counts(counts: Tensor | None, broken: Tensor) -> Tensor:
     "The counts of the model's classes on the CPU; an error unless there are images, all of them with a class and an answer."
-    images = 0 if counts is None else int(counts[1].sum())
-    if counts is None or not images:
+    if counts is None:
+        raise ValueError("there are no images to evaluate.")
+    together = torch.cat([counts.flatten(), broken.view(1)]).cpu()  # asked of the device at once
+    return _refuse_stray(together[:-1].view(counts.shape), together[-1])
+
+def _refuse_stray(counts: Tensor, broken: Tensor) -> Tensor:
+    "Counts without the last column, which is of labels that no class has; errors as in `_checked_counts`."
+    *known, stray = counts[1].tolist()
+    images = int(sum(known) + stray)
+    if not images:
         raise ValueError("there are no images to evaluate.")
     refuse_broken(broken, images)
-    if stray := int(counts[1, -1]):
-        raise ValueError(f"{stray} labels are outside the model's classes 0 to {counts.shape[1] - 2}.")
-    return counts[:, :-1].cpu()
+    if stray:
+        raise ValueError(f"{int(stray)} labels are outside the model's classes 0 to {len(known) - 1}.")
+    return counts[:, :-1]
 
 # %% ../nbs/04_metrics.ipynb #d08370d8
 @checked

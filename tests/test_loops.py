@@ -99,7 +99,8 @@ def test_images_in_memory_need_no_workers(model, digits, monkeypatch):
 
 
 def test_evaluation_waits_once_for_each_set(model, digits):
-    counts = [calls(lambda n=n: evaluate(model, {"test": digits.test[torch.arange(50 * n)].batches(50, "cpu")})).count[SYNC] for n in (1, 5)]
+    sets = [digits.test[torch.arange(50 * n)].batches(50, "cpu") for n in (1, 5)]
+    counts = [calls(lambda test=test: evaluate(model, {"test": test})).count[SYNC] for test in sets]
     assert counts[0] == counts[1] <= 3
 
 

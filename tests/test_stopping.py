@@ -13,11 +13,16 @@ LONG = ["--set", "epochs=4000", "--set", "subset=50", "--set", "seeds=[666]"]
 QUIET = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 
 
+def _stoppable():
+    "Ctrl-C reaches the command also where whoever runs the tests ignores it, as a shell does for what runs in its background."
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(words, folder, **more):
     "A command at work: its process, once an epoch of it is kept, and all processes that it has started."
     runs, figures = folder / "runs", folder / "figures"
     places = ["--runs", str(runs)] + ([] if words[0] == "unlearn" else ["--figures", str(figures)])
-    process = subprocess.Popen([*COMMAND, *words, *places], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=QUIET, **more)
+    process = subprocess.Popen([*COMMAND, *words, *places], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=QUIET, preexec_fn=_stoppable, **more)
     limit = time.monotonic() + 240
     while not list(runs.rglob("progress.safetensors")):
         assert process.poll() is None, process.communicate()
