@@ -345,9 +345,14 @@ def _device(device: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 # %% ../nbs/50_records.ipynb #535f1c45
+@cache
+def _plain_hints() -> dict[str, Any]:
+    "The types of all settings by name."
+    return get_type_hints(RunSettings) | get_type_hints(TrainSettings) | get_type_hints(Schedule)
+
 def _numbers_only(values: Mapping[str, Any]) -> None:
     "`ValueError` for True and False where neither is meant: they would pass for 1 and 0."
-    hints = get_type_hints(RunSettings) | get_type_hints(TrainSettings) | get_type_hints(Schedule)
+    hints = _plain_hints()
     for name, value in values.items():
         inside = value if isinstance(value, (list, tuple)) else [value]
         if any(isinstance(v, bool) for v in inside) and "bool" not in str(hints.get(name)):
