@@ -28,7 +28,7 @@ def test_kept_records_give_the_kept_table(name, tmp_path):
     command(experiment, "--profile", profile, "--set", f"seeds={seeds}", "--on", "none", "--runs", str(tmp_path / "runs"), "--figures", str(tmp_path))
     assert set(pd.read_parquet(tmp_path / f"{name}.parquet").key) == set(rows.key)
     again, kept = (pd.read_csv(place / f"{name}.csv") for place in (tmp_path, FIGURES))
-    pd.testing.assert_frame_equal(again, kept, rtol=1e-9)
+    pd.testing.assert_frame_equal(again[kept.columns], kept, rtol=1e-9)  # an older one may lack a column
 
 
 @pytest.mark.slow
