@@ -12,7 +12,7 @@ import pytest
 
 import fisher_unlearn
 from fisher_unlearn.grid import needed
-from fisher_unlearn.records import resolve, run_key
+from fisher_unlearn.records import resolve, run_key, training_key, write_record
 from fisher_unlearn.report import METHOD_NAMES, PAPER_IMAGES, paper_numbers, read_kept
 from fisher_unlearn.run import run
 
@@ -47,11 +47,15 @@ def plant(runs, settings, template, epochs):
     for s in settings:
         shift = .1 * places.index((s.dataset, s.network)) + {666: 0, 777: .3, 888: -.3}[s.seed]
         remain, forget, later, left, top = MADE_UP[s.method, s.preset]
-        rows = [(remain + shift, forget)] + [(later + shift - .2 * abs(epoch - top), left) for epoch in range(1, epochs + 1)]
+        fresh = s.method == "retrain"
+        last = s.train.length if fresh else epochs  # a network that learns anew takes the whole schedule
+        rows = [(max(0, remain + shift), forget)] + [(later + shift - .2 * abs(epoch - top), left) for epoch in range(1, last + 1)]
         names, key = ("epoch", "remain_acc", "forget_acc", "accuracy", "unlearn_score", "lr", "train_loss", "seconds"), run_key(s)
         history = [dict(zip(names, (e, r, f, r, r / (1 + f / 100), None, None, e and .1))) for e, (r, f) in enumerate(rows)]
         (runs / key).mkdir(parents=True)
-        (runs / key / "record.json").write_text(json.dumps(template(s) | {"key": key, "settings": s.model_dump(), "history": history}), encoding="utf-8")
+        whole = {name: part for name, part in template(s).items() if name not in ("digest", "weights")}
+        whole |= {"key": key, "settings": s.model_dump(), "training": None if fresh else training_key(s), "history": history}
+        write_record(runs / key / "record.json", json.loads(json.dumps(whole)))
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +162,7 @@ def paper(tmp_path_factory, quick):
     "Table 1 on planted records of which one is damaged: the folder of the results, and that of the runs."
     base = tmp_path_factory.mktemp("planted")
     some, settings = read_kept(quick[0] / "table1.parquet")[0], needed("table1", "paper", device="cpu")
-    images = lambda s: {"name": s.dataset, "remarks": {}, **dict(zip(("train", "test"), PAPER_IMAGES[s.dataset]))}
+    images = lambda s: {**some["data"], "name": s.dataset, "remarks": {}, **dict(zip(("train", "test"), PAPER_IMAGES[s.dataset]))}
     plant(base / "runs", settings, lambda s: {**some, "data": images(s)}, 5)
     damaged = resolve("paper", dataset="mnist", network="vgg16", method="fisher_mask", seed=777, device="cpu")
     (base / "runs" / run_key(damaged) / "record.json").write_text("{", encoding="utf-8")
