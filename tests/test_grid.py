@@ -31,8 +31,8 @@ def few(*methods, **more): return sweep("quick", cast(*(methods or ("finetune", 
 
 
 def timeless(record):
-    "A record without what depends on the clock, the machine's load and the commit."
-    return {k: [{c: x for c, x in row.items() if c != "seconds"} for row in v] if k == "history" else v for k, v in record.items() if k not in ("seconds", "spared", "memory", "provenance")}
+    "A record without what depends on the clock, the machine's load and the commit, and its digest, which covers them."
+    return {k: [{c: x for c, x in row.items() if c != "seconds"} for row in v] if k == "history" else v for k, v in record.items() if k not in ("seconds", "spared", "memory", "provenance", "digest")}
 
 
 def test_a_sweep_is_a_product_without_repetitions():
