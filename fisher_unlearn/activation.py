@@ -20,6 +20,7 @@ from .batches import first_pair
 from .fisher import Per, rank_batches, rebatch, sum_over_ranks
 from .graph import Reader, find_readers
 from .guard import untouched
+from .logits import logits_of
 from .metrics import Loader
 from .models import check_batches, device_of
 
@@ -52,8 +53,8 @@ def reading_channels(model: nn.Module,
     def answer(inputs: Tensor) -> dict[str, Tensor]:
         read.clear()
         with torch.no_grad():
-            model(inputs.to(device))
-        return dict(read)
+            logits_of(model, inputs.to(device))
+        return {layer: values[:len(inputs)] for layer, values in read.items()}
 
     with untouched(model, "eval"), ExitStack() as hooks:
         for layer, width in find_convolutions(model).items():

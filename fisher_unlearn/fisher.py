@@ -19,6 +19,7 @@ from tqdm import tqdm
 from .arguments import Count, Seed, checked
 from .batches import first_pair, pairs
 from .data import Batches
+from .logits import logits_of
 from .metrics import Loader
 from .models import check_batches, check_labels, device_of
 from .passes import check_repeats, few_of
@@ -171,17 +172,9 @@ def _add(squares: GradientSquares, inputs: Tensor, targets: Tensor, labels: Labe
     if per == "sample":
         squares.add(inputs, lambda logits, where: _directions(logits, targets[where], labels, generator), together=2 if labels == "expected" else 1)
         return
-    _add_batch(squares.total, squares.parameters, _pass_of_batch(squares, inputs), targets, labels, generator)
-
-def _pass_of_batch(squares: GradientSquares, inputs: Tensor) -> Tensor:
-    "The logits of a batch; `ValueError` if it has one sample, and the model can't take that."
-    try:
-        return squares.passes(inputs)
-    except Exception as error:  # whatever a network says to a batch of one
-        if len(inputs) > 1:
-            raise
-        raise ValueError(f"the model can't take a batch of one ({' '.join(str(error).split()).removesuffix('.')}): "
-                         "let `batches` leave no single sample at the end, or score per sample.") from error
+    with torch.enable_grad():
+        logits = logits_of(squares.passes, inputs)
+    _add_batch(squares.total, squares.parameters, logits, targets, labels, generator)
 
 def _check_parameters(model: nn.Module) -> None:
     "Refuse models whose scores mean nothing: `ValueError`."
@@ -213,7 +206,7 @@ def _culprit(model: nn.Module, batches: Loader, scores: dict[str, Tensor]) -> st
     try:
         with scoring(model):
             for inputs, _ in pairs(batches):
-                if not odd: model(inputs.to(device_of(model)).clone())
+                if not odd: logits_of(model, inputs.to(device_of(model)).clone())
     finally:
         for hook in hooks: hook.remove()
     if odd: return f"the output of the layer `{odd[0]}` is not finite: look for NaN or huge values in its weights."

@@ -114,7 +114,8 @@ def _from_hooks(model: nn.Module, inputs: Tensor) -> dict[str, Reader]:
     hooks = [module.register_forward_hook(look) for module in names]
     try:
         with torch.no_grad():
-            logits = model(inputs.to(device_of(model), copy=True))  # it may be changed in place
+            twice = torch.cat([inputs, inputs])  # a network that squeezes can't take one; it may be changed in place
+            logits = model(twice.to(device_of(model)))
     finally:
         for hook in hooks:
             hook.remove()

@@ -17,7 +17,7 @@ from torch.nn.utils import get_total_norm
 from .arguments import Count, Positive, Seed, Share, checked
 from .batches import pairs
 from .guard import untouched
-from .logits import read_logits
+from .logits import logits_of
 from .metrics import Loader
 from .models import check_batches, device_of
 from .train import epoch_batches, epoch_seed
@@ -46,7 +46,7 @@ def forget_gradient(model: nn.Module,
     total = {name: torch.zeros_like(p, requires_grad=False) for name, p in parameters.items()}
     with untouched(model, "eval"), torch.enable_grad():
         for inputs, labels in pairs(forget, "forget"):
-            logits = read_logits(model(inputs.to(device)))
+            logits = logits_of(model, inputs.to(device))
             loss = F.cross_entropy(logits, labels.to(device), reduction="sum")
             slopes = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
             for t, g in zip(total.values(), slopes):
@@ -70,7 +70,7 @@ def _hessian_product(model: nn.Module, inputs: Tensor, labels: Tensor,
     named = dict(model.named_parameters())
     parameters = [named[name] for name in vector]
     with torch.enable_grad():
-        loss = F.cross_entropy(read_logits(model(inputs)), labels)
+        loss = F.cross_entropy(logits_of(model, inputs), labels)
         slopes = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
         product = torch.stack([(s * v).sum() for s, v in zip(slopes, vector.values())]).sum()
         curved = torch.autograd.grad(product, parameters, materialize_grads=True)

@@ -19,7 +19,7 @@ from .arguments import Whole, checked
 from .batches import pairs
 from .data import choose
 from .guard import untouched
-from .logits import read_logits
+from .logits import logits_of
 from .models import check_labels, device_of
 
 Loader = Iterable[tuple[Tensor, Tensor]]
@@ -54,7 +54,7 @@ def count_correct(model: nn.Module,
     broken = torch.zeros((), dtype=torch.int64, device=device)
     with untouched(model, "eval"):
         for inputs, labels in pairs(batches):
-            labels, logits = labels.to(device), read_logits(model(inputs.to(device)))
+            labels, logits = labels.to(device), logits_of(model, inputs.to(device))
             if counts is None:
                 counts = torch.zeros(2, logits.shape[1] + 1, dtype=torch.float64, device=device)
             column = torch.where((labels >= 0) & (labels < logits.shape[1]), labels, logits.shape[1])
@@ -127,7 +127,7 @@ def mean_loss(model: nn.Module,
     with untouched(model, "eval"):
         for inputs, labels in pairs(batches):
             labels = labels.to(total.device)
-            logits = read_logits(model(inputs.to(total.device))).double()
+            logits = logits_of(model, inputs.to(total.device)).double()
             check_labels(labels, logits.shape[1])
             broken = broken + count_broken(logits)  # it may be made in inference mode
             total, images = total + F.cross_entropy(logits, labels, reduction="sum"), images + len(labels)

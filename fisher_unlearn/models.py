@@ -22,7 +22,7 @@ from .arguments import Count, Seed, checked
 from .batches import first_pair, read_pair
 from .data import Batches, check_repeatable, choose
 from .guard import untouched
-from .logits import read_logits, warn_of_probabilities
+from .logits import UnclearOutput, logits_of, warn_of_probabilities
 from .parameters import unwrapped, weight_of
 
 # %% ../nbs/02_models.ipynb #d56d83b5
@@ -222,11 +222,12 @@ def _answer(model: nn.Module, inputs: Tensor, name: str) -> Tensor:
     device = device_of(model)
     try:
         with untouched(model, "eval"):
-            output = model(inputs.to(device))
+            logits = logits_of(model, inputs.to(device))
+    except UnclearOutput:
+        raise
     except Exception as error:  # a foreign forward pass may raise anything
         raise ValueError(f"the model can't take the inputs of `{name}`, {tuple(inputs.shape)}: "
                          f"{_line(error).removesuffix('.')}.") from error
-    logits = read_logits(output)
     if logits.dim() != 2 or len(logits) != len(inputs) or not logits.is_floating_point():
         raise ValueError(f"the model must return logits of the shape ({len(inputs)}, classes) for "
                          f"{len(inputs)} inputs, not {logits.dtype} {tuple(logits.shape)}.")

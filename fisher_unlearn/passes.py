@@ -255,7 +255,7 @@ def find_way(passes: Passes,
              ) -> int:                    # in `WAYS`
     "The fastest way to the squares that agrees with the definition; `ValueError` if there is none."
     if any(isinstance(m, nn.Embedding) and m.scale_grad_by_freq for m in passes.inner.modules()):
-        return 2  # by definition, a row's slopes are divided by its count in the sample
+        return _alone(passes, inputs)
     rows = few_of(inputs)
     logits = passes(rows)
     s = try_directions(logits)
@@ -275,6 +275,16 @@ def find_way(passes: Passes,
             return k
         best = min(best, (off, k))
     return _nearest(*best)
+
+def _alone(passes: Passes, inputs: Tensor) -> int:
+    "The way of single samples, of which a row's slopes are divided by its count in the sample."
+    try:
+        passes(inputs[:1])
+    except Exception as error:  # whatever a network says to a batch of one
+        raise ValueError("an embedding scales its gradients by the frequency in a batch "
+                         "(`scale_grad_by_freq`), so samples are scored one at a time, and this model "
+                         f"can't take one alone ({' '.join(str(error).split()).removesuffix('.')}).") from error
+    return WAYS.index((squares_by_loop, 1))
 
 def _nearest(off: float, way: int) -> int:
     "What to do if no way agrees: rounding is forgiven, a dependence is not."

@@ -21,7 +21,7 @@ from .arguments import Count, NotNegative, Number, Whole, check_fields, checked
 from .batches import pairs
 from .data import Batches
 from .guard import untouched
-from .logits import read_logits
+from .logits import logits_of
 from .metrics import Loader, count_broken, mean_loss, refuse_broken
 from .models import check_batches, check_labels, device_of, eval_mode, find_classifier
 from .parameters import copied
@@ -71,7 +71,7 @@ def agreement(model: nn.Module,
     broken = torch.zeros(2, dtype=torch.int64)
     with untouched(model, "eval"), untouched(other, "eval"):
         for inputs, _ in pairs(batches):
-            one, two = (read_logits(m(inputs.to(device_of(m)))).cpu() for m in (model, other))
+            one, two = (logits_of(m, inputs.to(device_of(m))).cpu() for m in (model, other))
             total += torch.stack([jensen_shannon(one, two).sum(), (one.argmax(1) == two.argmax(1)).sum()])
             images += len(inputs)
             broken += torch.stack([count_broken(one), count_broken(two)])
@@ -139,7 +139,9 @@ def _read(model: nn.Module, alone: nn.Module, seen: list[Tensor], name: str, bat
     with eval_mode(model):
         for inputs, labels in pairs(batches, which):
             seen.clear()
-            logits = read_logits(model(inputs.to(device)))
+            logits = logits_of(model, inputs.to(device))
+            if len(labels) == 1:  # it may have gone in twice
+                seen[:] = [features[:1] for features in seen[-1:]]
             check_labels(labels, logits.shape[1], which)
             if len(seen) != 1 or not _same(alone(seen[0]), logits):
                 raise ValueError(f'the logits are not the output of `{name}` alone: re-learn with scope="all", or name the last layer with classifier="name".')

@@ -27,7 +27,7 @@ from .data import choose, writable_folder
 from .draws import seeded_draws
 from .fisher import Labels, Per, Reduction, diag_fisher, rebatch
 from .influence import count_images, forget_gradient, lissa
-from .logits import read_logits
+from .logits import logits_of
 from .masking import Mask, Pool, Reach, Unit, candidates, masked_whole, select_bottom, select_random, select_top, zero_
 from .metrics import Loader, evaluate, unlearn_score
 from .models import check_batches, device_of, eval_mode, find_classifier
@@ -201,7 +201,7 @@ def _knows(model: nn.Module, remain: Loader) -> bool:
     inputs, labels = first_pair(remain, "remain")
     device = device_of(model)
     with eval_mode(model):
-        logits = read_logits(model(inputs.to(device))).double()
+        logits = logits_of(model, inputs.to(device)).double()
     return bool(F.cross_entropy(logits, labels.to(device)) < 0.5 * torch.tensor(logits.shape[1]).log())
 
 # %% ../nbs/30_unlearn.ipynb #3c8762df

@@ -303,10 +303,6 @@ def may_be_refused(recipe, labels, per):
         return "not even the user can run it"
     if recipe.carried == "numpy" and recipe.double:
         return "arrays are read in the default precision"
-    if recipe.carried == "numpy" and recipe.double:
-        return "arrays are read in the default precision"
-    if 1 in recipe.sizes and recipe.neck == "squeeze" and recipe.start != "vectors":
-        return "no logits of one"
     return None
 
 
@@ -524,6 +520,17 @@ def test_a_batch_of_one_before_larger_ones():
         "conv_tanh") for start in ("images", "images_in_place")], ids=repr)
 def test_every_function_leaves_the_model(recipe, name):
     hold_other(recipe, name)
+
+
+@pytest.mark.parametrize("sizes", [(3, 1), (1,), (1, 3)])
+@pytest.mark.parametrize("recipe", [
+    Recipe(neck="squeeze"), Recipe(start="series", neck="squeeze", vectors=("linear_batch_norm",))],
+    ids=["images", "series"])
+def test_a_network_that_squeezes_takes_a_batch_of_one(recipe, sizes):
+    for per in ("sample", "batch"):
+        hold(replace(recipe, sizes=sizes), "true", per)
+    for name in OTHERS:
+        hold_other(replace(recipe, sizes=sizes), name)
 
 
 @given(recipes(), ESTIMATORS)

@@ -501,6 +501,7 @@ def test_a_killed_command_goes_on_and_ends_like_one_never_killed(tmp_path):
     kills, wait = 0, random.Random(0)
     for _ in range(30):
         process = subprocess.Popen([*start, str(tmp_path / "killed")], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True, encoding="utf-8")
+        assert process.stdout.readline().startswith("--- ")
         if not re.match(r"epoch \d+/", process.stdout.readline()):  # it is done: a pipe that is closed before it has said so would fail it
             process.communicate()
             break
