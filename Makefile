@@ -77,6 +77,7 @@ notebooks: $(READY)
 
 lint: $(READY)
 	$(BIN)/ruff check fisher_unlearn nbs tests benchmarks
+	$(BIN)/ruff format --quiet --check nbs tests benchmarks || { echo "Run .venv/bin/ruff format nbs tests benchmarks."; exit 1; }
 	$(BIN)/mypy fisher_unlearn
 
 readme: $(READY)

@@ -1,8 +1,11 @@
-"""What the squares of a convolution's weight cost, beside the forward pass of the same convolution: by the loop in registers, and by unrolled windows and products of matrices.
+"""What the squares of a convolution's weight cost, beside the forward pass of the same
+convolution: by the loop in registers, and by unrolled windows and products of matrices.
 
-The three take turns on one part of a batch, for each shape of convolution in a network. Prints a Markdown table and writes one CSV a network.
+The three take turns on one part of a batch, for each shape of convolution in a network. Prints a
+Markdown table and writes one CSV a network.
 `make bench WHAT=convolutions`, or `python benchmarks/convolutions.py --help`.
 """
+
 import argparse
 from collections.abc import Callable
 from functools import partial
@@ -21,11 +24,17 @@ def shapes(network: str) -> dict[tuple, tuple[nn.Conv2d, torch.Size]]:
     "One convolution of each shape that a network has, and the shape of its input."
     found: dict[tuple, tuple[nn.Conv2d, torch.Size]] = {}
 
-    def look(conv, args, out) -> None: found.setdefault((conv.weight.shape, conv.stride, args[0].shape[1:]), (conv, args[0].shape[1:]))
+    def look(conv, args, out) -> None:
+        found.setdefault(
+            (conv.weight.shape, conv.stride, args[0].shape[1:]), (conv, args[0].shape[1:])
+        )
+
     model = build_model(network, 10, 3, seed=0).eval()
     for m in model.modules():
-        if isinstance(m, nn.Conv2d): m.register_forward_hook(look)
-    with torch.no_grad(): model(torch.zeros(1, 3, 32, 32))
+        if isinstance(m, nn.Conv2d):
+            m.register_forward_hook(look)
+    with torch.no_grad():
+        model(torch.zeros(1, 3, 32, 32))
     return found
 
 
@@ -36,9 +45,26 @@ def measure(conv: nn.Conv2d, size: torch.Size, args: argparse.Namespace) -> dict
         x = torch.randn(args.batch, *size).to(**last)
         g = torch.randn_like(conv.to(**last)(x)).to(**last)
         taps, weight = _Taps.of(conv), conv.weight.detach()
-        ways: dict[str, Callable[[], object]] = {"forward": lambda: conv(x), "fused": lambda: _in_registers(taps, weight, x, [g]), "unrolled": lambda: _unrolled(taps, weight, x, [g])}
-        times = pd.DataFrame(in_turn({name: partial(seconds, way, "cpu") for name, way in ways.items()}, args.repeats)).median() * 1e3
-    return {"weight": "×".join(map(str, weight.shape)), "stride": conv.stride[0], "image": "×".join(map(str, size[1:])), "batch": args.batch, **times.round(3)}
+        ways: dict[str, Callable[[], object]] = {
+            "forward": lambda: conv(x),
+            "fused": lambda: _in_registers(taps, weight, x, [g]),
+            "unrolled": lambda: _unrolled(taps, weight, x, [g]),
+        }
+        times = (
+            pd.DataFrame(
+                in_turn(
+                    {name: partial(seconds, way, "cpu") for name, way in ways.items()}, args.repeats
+                )
+            ).median()
+            * 1e3
+        )
+    return {
+        "weight": "×".join(map(str, weight.shape)),
+        "stride": conv.stride[0],
+        "image": "×".join(map(str, size[1:])),
+        "batch": args.batch,
+        **times.round(3),
+    }
 
 
 def main() -> None:
@@ -51,4 +77,5 @@ def main() -> None:
         keep(table, args.out / f"convolutions_{network}_cpu.csv", "cpu", args.threads)
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

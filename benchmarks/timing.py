@@ -1,4 +1,5 @@
 "What the benchmarks share: a clock, the memory of this process, and tables."
+
 import argparse
 import json
 import multiprocessing
@@ -23,7 +24,9 @@ ABOUT = ["device", "threads", "torch", "python", "commit", "clean"]
 
 def arguments(about: str, networks: list[str], repeats: int) -> argparse.ArgumentParser:
     "The options of a benchmark of networks."
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--networks", nargs="+", default=networks)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=repeats)
@@ -37,21 +40,34 @@ def arguments(about: str, networks: list[str], repeats: int) -> argparse.Argumen
 def seconds(step: Callable[[], object], device: str) -> float:
     start = time.perf_counter()
     step()
-    if device == "cuda": torch.cuda.synchronize()
+    if device == "cuda":
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
 @contextmanager
-def processes(build: Callable[..., Callable[[], object]], asked: tuple, ways: Sequence[str], device: str, threads: int, as_they_are: Sequence[str] = ()) -> Iterator[dict[str, Callable[[], float]]]:
-    """A clock for each way: it runs the step `build(*asked, way)` once, in a process of that way's own, and returns its seconds.
+def processes(
+    build: Callable[..., Callable[[], object]],
+    asked: tuple,
+    ways: Sequence[str],
+    device: str,
+    threads: int,
+    as_they_are: Sequence[str] = (),
+) -> Iterator[dict[str, Callable[[], float]]]:
+    """A clock for each way: it runs the step `build(*asked, way)` once, in a process of that
+    way's own, and returns its seconds.
 
-    So no way uses memory that another one left, and all keep what they free as our runs do, except those that shall be `as_they_are`. What a step
+    So no way uses memory that another one left, and all keep what they free as our runs do,
+    except those that shall be `as_they_are`. What a step
     raises, its clock raises as a `RuntimeError`."""
     context, running = multiprocessing.get_context("spawn"), {}
     try:
         for way in ways:
             here, there = context.Pipe()
-            process = context.Process(target=_answer, args=(there, build, (*asked, way), device, threads, way not in as_they_are))
+            process = context.Process(
+                target=_answer,
+                args=(there, build, (*asked, way), device, threads, way not in as_they_are),
+            )
             process.start()
             running[way] = process, here
         yield {way: partial(_ask, here) for way, (_, here) in running.items()}
@@ -61,55 +77,91 @@ def processes(build: Callable[..., Callable[[], object]], asked: tuple, ways: Se
             process.join()
 
 
-def _answer(pipe: Connection, build: Callable[..., Callable[[], object]], asked: tuple, device: str, threads: int, kept: bool) -> None:
+def _answer(
+    pipe: Connection,
+    build: Callable[..., Callable[[], object]],
+    asked: tuple,
+    device: str,
+    threads: int,
+    kept: bool,
+) -> None:
     "The process of one way: a time, or a sentence, for each question."
-    multiprocessing.set_start_method(None, force=True)  # else the workers of a DataLoader would be spawned too, which is slower than what they are by default
+    multiprocessing.set_start_method(
+        None,
+        force=True,
+        # else the workers of a DataLoader would be spawned too, which is slower than what they are
+        # by
+        # default
+    )
     torch.set_num_threads(threads)
-    if kept: keep_freed_memory()
+    if kept:
+        keep_freed_memory()
     step = None
     with suppress(EOFError):  # nobody asks any more
         while pipe.recv():
             try:
                 step = step or build(*asked)
                 pipe.send(seconds(step, device))
-            except Exception as error: pipe.send(f"{type(error).__name__}: {' '.join(str(error).split())[:80]}")
+            except Exception as error:  # noqa: BLE001
+                pipe.send(f"{type(error).__name__}: {' '.join(str(error).split())[:80]}")
 
 
 def _ask(pipe: Connection) -> float:
     pipe.send(True)
-    if isinstance(said := pipe.recv(), str): raise RuntimeError(said)
+    if isinstance(said := pipe.recv(), str):
+        raise RuntimeError(said)
     return said
 
 
 def in_turn(clocks: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    "Seconds of each way in rounds in which every one takes its turn, after one round that isn't counted."
+    """Seconds of each way in rounds in which every one takes its turn, after one round that
+    isn't counted."""
     times: dict[str, list[float]] = {name: [] for name in clocks}
     for k in range(repeats + 1):
         for name, clock in clocks.items():
             spent = clock()
-            if k: times[name].append(spent)
+            if k:
+                times[name].append(spent)
     return times
 
 
 def ratios(times: dict[str, list[float]], to: str) -> list[dict[str, object]]:
-    "A row for each step: its median, the ratio to the median of another one, and the quartiles of the ratios within a round."
+    """A row for each step: its median, the ratio to the median of another one, and the quartiles
+    of the ratios within a round."""
     rows: list[dict[str, object]] = []
     for name, spent in times.items():
         within = sorted(a / b for a, b in zip(spent, times[to]))
         low, _, high = statistics.quantiles(within, n=4) if len(within) > 1 else [within[0]] * 3
         median = statistics.median(spent)
-        rows.append({"way": name, "repeats": len(spent), "milliseconds": round(1e3 * median, 1), "ratio": round(median / statistics.median(times[to]), 3), "low": round(low, 3), "high": round(high, 3)})
+        rows.append(
+            {
+                "way": name,
+                "repeats": len(spent),
+                "milliseconds": round(1e3 * median, 1),
+                "ratio": round(median / statistics.median(times[to]), 3),
+                "low": round(low, 3),
+                "high": round(high, 3),
+            }
+        )
     return rows
 
 
 def resident(what: str) -> int:
     "kB of this process's memory: VmRSS now, or VmHWM at its peak (Linux)."
-    return int(next(line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith(what)).split()[1])
+    return int(
+        next(
+            line
+            for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+            if line.startswith(what)
+        ).split()[1]
+    )
 
 
 def peak_of(step: Callable[[], object]) -> float:
     "MB that a step needs above what this process holds before it."
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the high-water mark starts again from here
+    Path("/proc/self/clear_refs").write_text(
+        "5", encoding="utf-8"
+    )  # the high-water mark starts again from here
     before = resident("VmHWM")
     step()
     return (resident("VmHWM") - before) / 1e3
@@ -118,13 +170,28 @@ def peak_of(step: Callable[[], object]) -> float:
 def peak_elsewhere(script: str, *asked: object) -> float:
     "What the script prints last if it is asked for a peak, in a process of its own."
     command = [sys.executable, script, "--peak", json.dumps(asked)]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True, encoding="utf-8").stdout.split()[-1])
+    return float(
+        subprocess.run(
+            command, capture_output=True, text=True, check=True, encoding="utf-8"
+        ).stdout.split()[-1]
+    )
 
 
 def keep(table: pd.DataFrame, path: Path, device: str, threads: int) -> None:
     "Print a table with the conditions of its numbers, and write it as CSV with them."
     about = provenance(device) | {"threads": threads}
-    about["device"] = about["device"] if device == "cuda" else f"{about['processor']} with {about['instructions']}, {about['cores']} cores"
+    about["device"] = (
+        about["device"]
+        if device == "cuda"
+        else f"{about['processor']} with {about['instructions']}, {about['cores']} cores"
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     table.assign(**{name: about[name] for name in ABOUT}).to_csv(path, index=False)
-    print(table.to_markdown(index=False), f"\n{about['device']}, {threads} threads, torch {about['torch']}, Python {about['python']}, commit {about['commit'][:7]}{'' if about['clean'] else ' with changes'}.\n", sep="\n", flush=True)
+    print(
+        table.to_markdown(index=False),
+        f"\n{about['device']}, {threads} threads, torch {about['torch']}, Python "
+        f"{about['python']}, commit "
+        f"{about['commit'][:7]}{'' if about['clean'] else ' with changes'}.\n",
+        sep="\n",
+        flush=True,
+    )

@@ -27,6 +27,7 @@ from .models import check_batches, device_of
 # %% ../nbs/11_activation.ipynb #8a798862
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
+
 @checked
 def find_convolutions(model: nn.Module) -> dict[str, int]:
     """Convolutions by name, in the order of the modules, with the numbers of their channels.
@@ -34,18 +35,24 @@ def find_convolutions(model: nn.Module) -> dict[str, int]:
     `ValueError` if there are none."""
     named = [(n, m) for n, m in model.named_modules() if isinstance(m, CONVOLUTIONS)]
     if not named:
-        raise ValueError("the model has no convolution: activations are those of convolutions; "
-                         "choose another method.")
+        raise ValueError(
+            "the model has no convolution: activations are those of convolutions; "
+            "choose another method."
+        )
     return {name: len(module.weight) for name, module in named}
 
 # %% ../nbs/11_activation.ipynb #7d12478c
-Reading = Callable[[Tensor], dict[str, Tensor]]  # from inputs (n, ...) to {convolution: (n, channels)}
+Reading = Callable[
+    [Tensor], dict[str, Tensor]
+]  # from inputs (n, ...) to {convolution: (n, channels)}
+
 
 @checked
 @contextmanager
-def reading_channels(model: nn.Module,
-                     readers: Mapping[str, Reader],  # as in `read_channels`
-                     ) -> Iterator[Reading]:
+def reading_channels(
+    model: nn.Module,
+    readers: Mapping[str, Reader],  # as in `read_channels`
+) -> Iterator[Reading]:
     "What reads the channels of one batch after the other, as `read_channels` does for one."
     read: dict[str, Tensor] = {}
     device = device_of(model)
@@ -54,7 +61,7 @@ def reading_channels(model: nn.Module,
         read.clear()
         with torch.no_grad():
             logits_of(model, inputs.to(device))
-        return {layer: values[:len(inputs)] for layer, values in read.items()}
+        return {layer: values[: len(inputs)] for layer, values in read.items()}
 
     with untouched(model, "eval"), ExitStack() as hooks:
         for layer, width in find_convolutions(model).items():
@@ -64,28 +71,38 @@ def reading_channels(model: nn.Module,
                 hooks.enter_context(place.register_forward_hook(look))
         yield answer
 
-def _look(read: dict[str, Tensor], layer: str, start: int, width: int,
-          module: nn.Module, args: Any, output: Tensor) -> None:
+
+def _look(
+    read: dict[str, Tensor],
+    layer: str,
+    start: int,
+    width: int,
+    module: nn.Module,
+    args: Any,
+    output: Tensor,
+) -> None:
     "Note the mean ReLU of some channels of an output."
-    read[layer] = output[:, start:start + width].relu().flatten(2).mean(2)
+    read[layer] = output[:, start : start + width].relu().flatten(2).mean(2)
 
 # %% ../nbs/11_activation.ipynb #91d7ce02
 @checked
-def read_channels(model: nn.Module,
-                  inputs: Tensor,                 # normalised images (n, ...)
-                  readers: Mapping[str, Reader],  # where each convolution is read; `Reader()` is its own output
-                  ) -> dict[str, Tensor]:         # {convolution: (n, channels)}
+def read_channels(
+    model: nn.Module,
+    inputs: Tensor,  # normalised images (n, ...)
+    readers: Mapping[str, Reader],  # where each convolution is read; `Reader()` is its own output
+) -> dict[str, Tensor]:  # {convolution: (n, channels)}
     "The mean over all positions of each channel's ReLU, for each image, in evaluation mode."
     with reading_channels(model, readers) as read:
         return read(inputs.clone())  # a network may normalise its input in place
 
 # %% ../nbs/11_activation.ipynb #cc46c8db
 @checked
-def mean_activations(model: nn.Module,
-                     batches: Loader,                # normalised (inputs, labels)
-                     readers: Mapping[str, Reader],
-                     per: Per = "sample",            # divide the sum over images by the number of images, or of batches
-                     ) -> dict[str, Tensor]:         # {convolution: float64 (channels,)}
+def mean_activations(
+    model: nn.Module,
+    batches: Loader,  # normalised (inputs, labels)
+    readers: Mapping[str, Reader],
+    per: Per = "sample",  # divide the sum over images by the number of images, or of batches
+) -> dict[str, Tensor]:  # {convolution: float64 (channels,)}
     "Mean activation of each channel. Under `torch.distributed` all ranks take part."
     zeros = partial(torch.zeros, dtype=torch.float64, device=device_of(model))
     widths = find_convolutions(model)
@@ -104,11 +121,14 @@ def mean_activations(model: nn.Module,
 
 # %% ../nbs/11_activation.ipynb #663d44d9
 @checked
-def activation_scores(model: nn.Module,
-                      forget: Loader,          # normalised (inputs, labels), readable again and again
-                      remain: Loader | None,   # None: the forget set alone decides
-                      per: Per = "sample",     # "sample" (the paper), or "batch" of 128 (its authors' code)
-                      ) -> dict[str, Tensor]:  # {name of a convolution's weight: float32 (channels,)}, higher is masked first
+def activation_scores(
+    model: nn.Module,
+    forget: Loader,  # normalised (inputs, labels), readable again and again
+    remain: Loader | None,  # None: the forget set alone decides
+    per: Per = "sample",  # "sample" (the paper), or "batch" of 128 (its authors' code)
+) -> dict[
+    str, Tensor
+]:  # {name of a convolution's weight: float32 (channels,)}, higher is masked first
     """Mean activation on the forget set minus that on the remain set (ActivationMask).
 
     Raises `ValueError` for a network without convolutions, or whose BatchNorms can't be found."""
@@ -119,5 +139,7 @@ def activation_scores(model: nn.Module,
     readers = find_readers(model, first_pair(forget, "forget")[0])
     cut = {n: rebatch(b, 128) if per == "batch" else b for n, b in sets.items()}
     means = {n: mean_activations(model, b, readers, per) for n, b in cut.items()}
-    return {f"{layer}.weight": (mean - means["remain"][layer] if "remain" in means else mean).float()
-            for layer, mean in means["forget"].items()}
+    return {
+        f"{layer}.weight": (mean - means["remain"][layer] if "remain" in means else mean).float()
+        for layer, mean in means["forget"].items()
+    }

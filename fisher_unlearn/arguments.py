@@ -19,7 +19,14 @@ from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args,
 from typing import get_type_hints
 
 from annotated_types import Ge, Gt, Interval, Le, Lt
-from pydantic import AfterValidator, AllowInfNan, BeforeValidator, Strict, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    AllowInfNan,
+    BeforeValidator,
+    Strict,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic_core import PydanticCustomError, core_schema
 
 P = ParamSpec("P")
@@ -30,6 +37,7 @@ def scalar(value: Any) -> Any:
     "The number in a scalar of NumPy or torch; anything else as it is."
     return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
 
+
 def _number(value: Any) -> Any:
     "A value that may be a number: a scalar as its number; truth values are refused."
     value = scalar(value)
@@ -38,6 +46,7 @@ def _number(value: Any) -> Any:
     if isinstance(value, int) and value.bit_length() > 1023:
         raise PydanticCustomError("too_large", "no float holds this number")
     return value
+
 
 def _fits(value: float) -> float:
     "A number that torch can hold: a whole one in 64 bits, another one in 32."
@@ -49,7 +58,9 @@ def _fits(value: float) -> float:
 # %% ../nbs/00_arguments.ipynb #58213b7a
 Whole = Annotated[int, BeforeValidator(_number), Ge(0), AfterValidator(_fits)]
 Count = Annotated[int, BeforeValidator(_number), Ge(1), AfterValidator(_fits)]
-Seed = Annotated[int, BeforeValidator(_number), Interval(ge=0, lt=2**63)]  # what torch's generators take
+Seed = Annotated[
+    int, BeforeValidator(_number), Interval(ge=0, lt=2**63)
+]  # what torch's generators take
 Number = Annotated[float, BeforeValidator(_number), AllowInfNan(False), AfterValidator(_fits)]
 Positive = Annotated[Number, Gt(0)]
 NotNegative = Annotated[Number, Ge(0)]
@@ -57,7 +68,8 @@ Share = Annotated[Number, Interval(ge=0, lt=1)]
 
 # %% ../nbs/00_arguments.ipynb #730d8339
 def _strict(annotation: Any) -> Any:
-    "The annotation as pydantic is to check it: nothing is converted but scalars, and lists and arrays to tuples."
+    """The annotation as pydantic is to check it: nothing is converted but scalars, and lists and
+    arrays to tuples."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if annotation in _PLAIN:
         return _PLAIN[annotation]
@@ -73,9 +85,14 @@ def _strict(annotation: Any) -> Any:
         return annotation
     return _instance(origin or annotation)
 
+
 def _listed(value: Any) -> Any:
     "A one-dimensional array as a list; anything else as it is."
-    return value.tolist() if len(getattr(value, "shape", ())) == 1 and hasattr(value, "tolist") else value
+    return (
+        value.tolist()
+        if len(getattr(value, "shape", ())) == 1 and hasattr(value, "tolist")
+        else value
+    )
 
 # %% ../nbs/00_arguments.ipynb #99f2fe17
 _NUMBER = (BeforeValidator(_number), Strict())
@@ -90,26 +107,32 @@ _PLAIN: dict[Any, Any] = {
     str: Annotated[str, Strict()],
 }
 
+
 def _instance(kind: Any) -> Any:
-    "A check that a value is an instance of a class, or can be called; anything goes where there is no class."
+    """A check that a value is an instance of a class, or can be called; anything goes where
+    there is no class."""
     if kind is Callable or kind is inspect.Parameter.empty or not isinstance(kind, type):
         return Callable if kind is Callable else Any
     check = Annotated[Any, _Is(kind)]
     return Annotated[check, BeforeValidator(_no_text)] if kind is Iterable else check
 
+
 @dataclass(frozen=True)
 class _Is:
     "That a value is an instance of a class, whatever pydantic thinks of that class."
+
     kind: type
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         return core_schema.is_instance_schema(self.kind)
+
 
 def _no_text(value: Any) -> Any:
     "A value that may be iterated over, which text and bytes are not meant to be."
     if isinstance(value, (str, bytes)):
         raise PydanticCustomError("text", "text is no collection")
     return value
+
 
 @cache
 def _adapter(annotation: Any) -> TypeAdapter:
@@ -143,6 +166,7 @@ _WORDS: dict[Any, str] = {
     Callable: "a function",
 }
 
+
 def rule_of(annotation: Any) -> str:
     "What a value must be, in words."
     origin, inner = get_origin(annotation), get_args(annotation)
@@ -163,6 +187,7 @@ def rule_of(annotation: Any) -> str:
     kind = origin or annotation
     return _WORDS.get(kind, _article(str(getattr(kind, "__name__", kind))))
 
+
 def _article(name: str) -> str:
     "A name with its article."
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
@@ -173,7 +198,11 @@ def shown(value: Any) -> str:
     try:
         text = repr(value)
     except ValueError:  # more digits than Python writes
-        return f"a whole number of {value.bit_length():,} bits" if isinstance(value, int) else _article(type(value).__name__)
+        return (
+            f"a whole number of {value.bit_length():,} bits"
+            if isinstance(value, int)
+            else _article(type(value).__name__)
+        )
     if len(text) <= 60 and "\n" not in text and " at 0x" not in text:
         return text
     shape = getattr(value, "shape", None)
@@ -181,18 +210,34 @@ def shown(value: Any) -> str:
     return f"{_article(type(value).__name__)}{of_shape}"
 
 # %% ../nbs/00_arguments.ipynb #1ea2bd32
-_VALUES = {"greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number", "literal_error",
-           "too_large", "fraction"}
+_VALUES = {
+    "greater_than",
+    "greater_than_equal",
+    "less_than",
+    "less_than_equal",
+    "finite_number",
+    "literal_error",
+    "too_large",
+    "fraction",
+}
+
 
 def _kind(error: Any) -> str:
-    "The kind of one of pydantic's errors; a fraction in place of a whole number is a number out of range."
-    return "fraction" if error["type"] == "int_type" and isinstance(error["input"], float) else error["type"]
+    """The kind of one of pydantic's errors; a fraction in place of a whole number is a number
+    out of range."""
+    return (
+        "fraction"
+        if error["type"] == "int_type" and isinstance(error["input"], float)
+        else error["type"]
+    )
+
 
 def _refused(name: str, value: Any, annotation: Any, whose: str, kinds: set[str]) -> Exception:
     "What to raise for a value that pydantic finds wrong in these ways."
     hint = ", which is too large" if "too_large" in kinds else _nearest(value, annotation)
     text = f"`{name}`{whose} is {shown(value)}{hint}: it must be {rule_of(annotation)}."
     return ValueError(text) if kinds & _VALUES else TypeError(text)
+
 
 def _nearest(value: Any, annotation: Any) -> str:
     "The nearest choice, as a question; nothing if there are no choices or none is near."
@@ -201,12 +246,15 @@ def _nearest(value: Any, annotation: Any) -> str:
     near = difflib.get_close_matches(str(value), map(str, choices), n=1, cutoff=0.4)
     return f" (did you mean {near[0]!r}?)" if near and isinstance(value, str) else ""
 
-def check_value(name: str,        # of the argument
-                value: Any,
-                annotation: Any,  # what it may be
-                whose: str = "",  # such as " of the schedule", for the message
-                ) -> Any:         # the value; a scalar as a number, a list as a tuple
-    "Check one value; `ValueError` if it is out of range or no choice, `TypeError` if it is of another kind."
+
+def check_value(
+    name: str,  # of the argument
+    value: Any,
+    annotation: Any,  # what it may be
+    whose: str = "",  # such as " of the schedule", for the message
+) -> Any:  # the value; a scalar as a number, a list as a tuple
+    """Check one value; `ValueError` if it is out of range or no choice, `TypeError` if it is of
+    another kind."""
     if annotation is Any or (annotation is str and type(value) is str):
         return value  # most of the values of tables, which are checked again and again
     try:
@@ -220,10 +268,13 @@ def check_value(name: str,        # of the argument
 
 # %% ../nbs/00_arguments.ipynb #516b2fb0
 def _check_items(name: str, value: Any, annotation: Any, whose: str) -> None:
-    "Check what a mapping or a list holds, batches apart; the errors of `check_value`, with the place in the name."
+    """Check what a mapping or a list holds, batches apart; the errors of `check_value`, with the
+    place in the name."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
-        inner_kinds = [a for a in inner if isinstance(get_origin(a), type) and isinstance(value, get_origin(a))]
+        inner_kinds = [
+            a for a in inner if isinstance(get_origin(a), type) and isinstance(value, get_origin(a))
+        ]
         if inner_kinds:
             _check_items(name, value, inner_kinds[0], whose)
     elif origin in (dict, Mapping):
@@ -231,7 +282,11 @@ def _check_items(name: str, value: Any, annotation: Any, whose: str) -> None:
             check_value(f"a key of {name}", key, inner[0], whose)
             if inner[1] is not Any:
                 check_value(f"{name}[{shown(key)}]", item, inner[1], whose)
-    elif origin in (list, Iterable) and isinstance(value, (list, tuple)) and get_origin(inner[0]) is not tuple:
+    elif (
+        origin in (list, Iterable)
+        and isinstance(value, (list, tuple))
+        and get_origin(inner[0]) is not tuple
+    ):
         for place, item in enumerate(value):
             check_value(f"{name}[{place}]", item, inner[0], whose)
 
@@ -239,12 +294,14 @@ def _check_items(name: str, value: Any, annotation: Any, whose: str) -> None:
 def checked(function: Callable[P, R]) -> Callable[P, R]:
     """Check the names and values of a function's arguments at each call, by its annotations.
 
-    Of a dataclass only the names: the values are for `check_fields`, which also sees those that don't come by a call."""
+    Of a dataclass only the names: the values are for `check_fields`, which also sees those that
+    don't come by a call."""
     if isinstance(function, type):
         function.__init__ = _checked(function.__init__, function.__name__, values=False)  # type: ignore[misc]
         return function
     name = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
     return _checked(function, name, values=True)
+
 
 def _checked(function: Callable[P, R], title: str, values: bool) -> Callable[P, R]:
     "A function that checks its arguments before it does anything."
@@ -257,22 +314,31 @@ def _checked(function: Callable[P, R], title: str, values: bool) -> Callable[P, 
         if values:
             hints.update({} if hints else get_type_hints(function, include_extras=True))
             for name, value in bound.arguments.items():
-                bound.arguments[name] = _check_parameter(signature.parameters[name], value, hints.get(name, Any))
+                bound.arguments[name] = _check_parameter(
+                    signature.parameters[name], value, hints.get(name, Any)
+                )
         return function(*bound.args, **bound.kwargs)
+
     return call
+
 
 def _check_parameter(parameter: inspect.Parameter, value: Any, annotation: Any) -> Any:
     "The checked value of a parameter; of one with a star, of each that it collects."
     name = parameter.name
     if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-        return tuple(check_value(f"{name}[{place}]", item, annotation) for place, item in enumerate(value))
+        return tuple(
+            check_value(f"{name}[{place}]", item, annotation) for place, item in enumerate(value)
+        )
     if parameter.kind is inspect.Parameter.VAR_KEYWORD:
         return {key: check_value(key, item, annotation) for key, item in value.items()}
     return check_value(name, value, annotation)
 
 # %% ../nbs/00_arguments.ipynb #49eb733c
-def _bound(function: str, signature: inspect.Signature, args: Any, kwargs: Mapping[str, Any]) -> inspect.BoundArguments:
-    "The arguments by name; `TypeError` in one sentence if there is one too many, unknown or missing."
+def _bound(
+    function: str, signature: inspect.Signature, args: Any, kwargs: Mapping[str, Any]
+) -> inspect.BoundArguments:
+    """The arguments by name; `TypeError` in one sentence if there is one too many, unknown or
+    missing."""
     try:
         return signature.bind(*args, **kwargs)
     except TypeError as error:
@@ -282,7 +348,9 @@ def _bound(function: str, signature: inspect.Signature, args: Any, kwargs: Mappi
             raise TypeError(f"`{function}` takes {', '.join(known)}: {error}.") from None
         near = difflib.get_close_matches(unknown, known, n=1, cutoff=0.4)
         hint = f"did you mean `{near[0]}`? " if near else ""
-        raise TypeError(f"`{function}` takes no `{unknown}`: {hint}It takes {', '.join(known)}.") from None
+        raise TypeError(
+            f"`{function}` takes no `{unknown}`: {hint}It takes {', '.join(known)}."
+        ) from None
 
 # %% ../nbs/00_arguments.ipynb #7e6b643f
 @cache
@@ -290,9 +358,11 @@ def _hints(kind: type) -> dict[str, Any]:
     "The annotations of a dataclass, which are read once: settings are made by the thousand."
     return get_type_hints(kind, include_extras=True)
 
-def check_fields(settings: Any,   # a dataclass, from its `__post_init__`
-                 whose: str = "", # what it is, for the message: " of the schedule"
-                 ) -> None:
+
+def check_fields(
+    settings: Any,  # a dataclass, from its `__post_init__`
+    whose: str = "",  # what it is, for the message: " of the schedule"
+) -> None:
     "Check the fields of a dataclass by their annotations; what `check_value` raises."
     hints = _hints(type(settings))  # type: ignore[arg-type]
     for field in fields(settings):

@@ -21,8 +21,9 @@ from .arguments import checked
 
 # %% ../nbs/00_atomic.ipynb #91b6914d
 @checked
-def writable_folder(path: str | Path,  # made if it is not there
-                    ) -> Path:         # the same folder
+def writable_folder(
+    path: str | Path,  # made if it is not there
+) -> Path:  # the same folder
     "Make a folder and prove that a file can be written in it; `OSError` in one sentence otherwise."
     path = Path(path)
     try:
@@ -49,14 +50,16 @@ def _part_of(path: Path) -> tuple[Path, int]:
 
 # %% ../nbs/00_atomic.ipynb #b2d2e3c1
 @checked
-def sweep(folder: str | Path,
-          name: str = "*",  # of the files whose parts are meant; "*": all
-          ) -> None:
+def sweep(
+    folder: str | Path,
+    name: str = "*",  # of the files whose parts are meant; "*": all
+) -> None:
     "Remove the parts of files that processes left which were killed while they wrote them."
     pattern = "*.part" if name == "*" else f"{glob.escape(name)}.*.part"
     for part in Path(folder).glob(pattern):
         with suppress(OSError):  # it is held, already gone, or not ours to remove
             _remove_unheld(part)
+
 
 def _remove_unheld(part: Path) -> None:
     "Remove a part; `OSError` if a process holds it."
@@ -75,10 +78,12 @@ def _unwritten(path: Path, error: OSError) -> OSError:
     remedy = "is the disk full? Make room" if full else "make room or the folder writable"
     return OSError(f"cannot write {path} ({why}): {remedy}, or choose another folder.")
 
+
 @checked
-def write_whole(path: str | Path,
-                write: Callable[[Path], Any],  # writes the content to the path that it is given
-                ) -> Path:                     # the file in its place
+def write_whole(
+    path: str | Path,
+    write: Callable[[Path], Any],  # writes the content to the path that it is given
+) -> Path:  # the file in its place
     "Write a file at once or not at all; `OSError` in one sentence that names it if that fails."
     path = Path(path)
     try:
@@ -99,8 +104,10 @@ def write_whole(path: str | Path,
 # %% ../nbs/00_atomic.ipynb #989f6c4e
 _NO_LOCKS = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
+
 def _locked_handle(folder: Path, how: int) -> int:
-    "A handle that holds the lock of a folder, or of a file in it; `BlockingIOError` if another does."
+    """A handle that holds the lock of a folder, or of a file in it; `BlockingIOError` if another
+    does."""
     for place, mode in ((folder, os.O_RDONLY), (folder / ".lock", os.O_RDWR | os.O_CREAT)):
         handle = None
         try:
@@ -121,9 +128,10 @@ def _locked_handle(folder: Path, how: int) -> int:
 # %% ../nbs/00_atomic.ipynb #d29b577e
 @checked
 @contextmanager
-def locked(folder: Path,
-           wait: bool = True,  # for another process; False: `BlockingIOError` if there is one
-           ) -> Iterator[None]:
+def locked(
+    folder: Path,
+    wait: bool = True,  # for another process; False: `BlockingIOError` if there is one
+) -> Iterator[None]:
     "Hold the lock of a folder; `OSError` in one sentence where its file system has none."
     try:
         handle = _locked_handle(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)

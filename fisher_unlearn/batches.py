@@ -20,36 +20,64 @@ from .data import Batches
 def _from_tuple(batch: tuple[Any, ...] | list[Any], name: str) -> tuple[Any, Any]:
     "The first two items, if what follows them changes nothing."
     if len(batch) < 2:
-        raise TypeError(f"`{name}` yields {len(batch)} item a batch: it must yield (inputs, labels).")
+        raise TypeError(
+            f"`{name}` yields {len(batch)} item a batch: it must yield (inputs, labels)."
+        )
     for item in batch[2:]:
-        if isinstance(item, (Tensor, np.ndarray)) and _is_real(item) and item.shape == (len(batch[1]),):
-            raise TypeError(f"`{name}` yields real numbers behind the labels, as weights of samples "
-                            "would be, which are not read: let it yield (inputs, labels) only.")
+        if (
+            isinstance(item, (Tensor, np.ndarray))
+            and _is_real(item)
+            and item.shape == (len(batch[1]),)
+        ):
+            raise TypeError(
+                f"`{name}` yields real numbers behind the labels, as weights of samples "
+                "would be, which are not read: let it yield (inputs, labels) only."
+            )
     return batch[0], batch[1]
+
 
 def _is_real(array: Any) -> bool:
     "Does a tensor or an array hold floating-point numbers?"
     return array.is_floating_point() if isinstance(array, Tensor) else array.dtype.kind == "f"
 
 # %% ../nbs/01b_batches.ipynb #8e3788bd
-INPUT_KEYS = ("inputs", "input", "x", "X", "image", "images", "img", "data", "features",
-              "pixel_values", "input_ids", "input_values", "input_features")
+INPUT_KEYS = (
+    "inputs",
+    "input",
+    "x",
+    "X",
+    "image",
+    "images",
+    "img",
+    "data",
+    "features",
+    "pixel_values",
+    "input_ids",
+    "input_values",
+    "input_features",
+)
 LABEL_KEYS = ("labels", "label", "y", "target", "targets")
 INDEX_KEYS = ("index", "indices", "idx", "id", "ids")  # which a model is never given
+
 
 def _from_mapping(batch: Mapping[str, Any], name: str) -> tuple[Any, Any]:
     "The inputs and the labels by their keys; `TypeError` if that isn't clear."
     found = [[key for key in batch if key in keys] for keys in (INPUT_KEYS, LABEL_KEYS)]
     for keys, what, known in zip(found, ("inputs", "labels"), (INPUT_KEYS, LABEL_KEYS)):
         if len(keys) != 1:
-            raise TypeError(f"`{name}` yields a mapping with {_listed(batch)}, and which are the {what} "
-                            f"isn't clear: use one of {', '.join(known)}, or yield (inputs, labels).")
+            raise TypeError(
+                f"`{name}` yields a mapping with {_listed(batch)}, and which are the {what} "
+                f"isn't clear: use one of {', '.join(known)}, or yield (inputs, labels)."
+            )
     for key in batch:
         odd = isinstance(batch[key], (Tensor, np.ndarray)) and key not in INDEX_KEYS
         if odd and [key] not in found:
-            raise TypeError(f"`{name}` yields {key!r} beside inputs and labels, and the model gets "
-                            "the inputs alone: wrap the model so that it takes one tensor.")
+            raise TypeError(
+                f"`{name}` yields {key!r} beside inputs and labels, and the model gets "
+                "the inputs alone: wrap the model so that it takes one tensor."
+            )
     return batch[found[0][0]], batch[found[1][0]]
+
 
 def _listed(batch: Mapping[str, Any]) -> str:
     "The keys of a mapping, for a message."
@@ -62,13 +90,17 @@ def _labels(labels: Any, count: int, name: str) -> Tensor:
     if labels.shape == (count, 1):
         labels = labels[:, 0]
     if labels.shape != (count,) or labels.is_complex():
-        raise ValueError(f"`{name}` must yield {count} integer labels with {count} inputs, not "
-                         f"{labels.dtype} {tuple(labels.shape)}.")
+        raise ValueError(
+            f"`{name}` must yield {count} integer labels with {count} inputs, not "
+            f"{labels.dtype} {tuple(labels.shape)}."
+        )
     if labels.is_floating_point():
         odd = labels[(labels != labels.round()) | ~labels.isfinite()]
         if len(odd):
-            raise ValueError(f"`{name}` yields the label {odd[0].item():g}: it must yield integer "
-                             "labels, whole numbers from 0 on.")
+            raise ValueError(
+                f"`{name}` yields the label {odd[0].item():g}: it must yield integer "
+                "labels, whole numbers from 0 on."
+            )
     return labels if labels.dtype == torch.int64 else labels.to(torch.int64)
 
 # %% ../nbs/01b_batches.ipynb #afedae9d
@@ -84,14 +116,16 @@ def _tensor(value: Any, what: str, kinds: tuple[type, ...] = ()) -> Tensor:
         raise TypeError(f"the {what} can't be made one tensor ({_line(error)}).") from error
     return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
 
+
 def _line(error: Exception) -> str:
     "What an exception says, in one line."
     return " ".join(str(error).split())
 
 # %% ../nbs/01b_batches.ipynb #1be55cd1
-def read_pair(batch: Any,               # what a loader yields
-              name: str = "batches",    # the argument that the loader came in, for messages
-              ) -> tuple[Tensor, Tensor]:  # inputs (n, …) as they are, labels int64 (n,)
+def read_pair(
+    batch: Any,  # what a loader yields
+    name: str = "batches",  # the argument that the loader came in, for messages
+) -> tuple[Tensor, Tensor]:  # inputs (n, …) as they are, labels int64 (n,)
     """Inputs and labels of a batch: of a tuple the first two items, of a mapping by key.
 
     `TypeError` or `ValueError` in one sentence for what is no batch, or not clearly one."""
@@ -100,17 +134,22 @@ def read_pair(batch: Any,               # what a loader yields
     elif isinstance(batch, (tuple, list)):
         inputs, labels = _from_tuple(batch, name)
     else:
-        raise TypeError(f"`{name}` yields a {type(batch).__name__}: it must yield (inputs, labels).")
+        raise TypeError(
+            f"`{name}` yields a {type(batch).__name__}: it must yield (inputs, labels)."
+        )
     inputs = _tensor(inputs, f"inputs of `{name}`")
     if inputs.dim() == 0:
-        raise ValueError(f"`{name}` yields a single number as inputs: they need a dimension of samples.")
+        raise ValueError(
+            f"`{name}` yields a single number as inputs: they need a dimension of samples."
+        )
     return inputs, _labels(labels, len(inputs), name)
 
 # %% ../nbs/01b_batches.ipynb #97251950
 @checked
-def pairs(batches: Iterable[Any],       # anyone's loader, or ours
-          name: str = "batches",        # as in `read_pair`
-          ) -> Iterator[tuple[Tensor, Tensor]]:
+def pairs(
+    batches: Iterable[Any],  # anyone's loader, or ours
+    name: str = "batches",  # as in `read_pair`
+) -> Iterator[tuple[Tensor, Tensor]]:
     "Inputs and labels of each batch that isn't empty, as `read_pair` reads them."
     if isinstance(batches, Batches):
         yield from batches
@@ -119,6 +158,7 @@ def pairs(batches: Iterable[Any],       # anyone's loader, or ours
         inputs, labels = read_pair(batch, name)
         if len(labels):
             yield inputs.clone(), labels  # a network may normalise its input in place
+
 
 @checked
 def first_pair(batches: Iterable[Any], name: str = "batches") -> tuple[Tensor, Tensor]:

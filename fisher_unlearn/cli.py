@@ -38,6 +38,7 @@ class _Command(typer.Typer):
         with screens():
             return super().__call__(*args, **more)
 
+
 class _Parts(TyperGroup):
     "The parts of the command; one that is stopped ends in one line."
 
@@ -49,15 +50,32 @@ class _Parts(TyperGroup):
             typer.echo(farewell(sys.argv[1:]), err=True)
             raise typer.Exit(STOPPED) from None
 
-app = _Command(cls=_Parts, help="Make an image classifier forget, and see what was forgotten.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+app = _Command(
+    cls=_Parts,
+    help="Make an image classifier forget, and see what was forgotten.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
 
 def _version(wanted: bool) -> None:
-    if not wanted: return
+    if not wanted:
+        return
     print(f"fisher-unlearn {fisher_unlearn.__version__}")
     raise typer.Exit
 
+
 @app.callback()
-def main(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")] = False) -> None:
+def main(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version and stop."
+        ),
+    ] = False,
+) -> None:
     "Make an image classifier forget, and see what was forgotten."
 
 # %% ../nbs/60_cli.ipynb #799a2d7b
@@ -65,14 +83,24 @@ def _say(text: str) -> None:
     "One line to whoever started the command."
     typer.echo(f"fisher-unlearn: {' '.join(text.split())}", err=True)
 
+
 @contextmanager
 def _one_line() -> Iterator[None]:
-    "Turn errors of the kinds that this package raises on purpose into one line and the exit code 2."
+    """Turn errors of the kinds that this package raises on purpose into one line and the exit
+    code 2."""
     try:
         yield
-    except (ValueError, TypeError, OSError, FloatingPointError, KernelDied, PapermillExecutionError) as error:
+    except (
+        ValueError,
+        TypeError,
+        OSError,
+        FloatingPointError,
+        KernelDied,
+        PapermillExecutionError,
+    ) as error:
         _say(str(error.evalue if isinstance(error, PapermillExecutionError) else error))
         raise typer.Exit(2) from error
+
 
 def _path(text: str) -> Path:
     "A path that was given; an empty one is refused, which would mean the working folder."
@@ -84,15 +112,28 @@ def _path(text: str) -> Path:
 # %% ../nbs/60_cli.ipynb #9d2bdfec
 def _place(text: str, default: str) -> Any:
     "An option that is a path."
-    return typer.Option(help=f"{text} [default: {default}]", show_default=False, parser=_path, metavar="PATH")
+    return typer.Option(
+        help=f"{text} [default: {default}]", show_default=False, parser=_path, metavar="PATH"
+    )
+
 
 Root = Annotated[Path | None, _place("Folder of the data sets.", "$FISHER_UNLEARN_DATA, else data")]
-Runs = Annotated[Path | None, _place("Folder of records and checkpoints.", "$FISHER_UNLEARN_RUNS, else runs")]
-Figures = Annotated[Path | None, _place("Folder of the results; a folder for the profile is made in it.", "$FISHER_UNLEARN_FIGURES, else figures")]
+Runs = Annotated[
+    Path | None, _place("Folder of records and checkpoints.", "$FISHER_UNLEARN_RUNS, else runs")
+]
+Figures = Annotated[
+    Path | None,
+    _place(
+        "Folder of the results; a folder for the profile is made in it.",
+        "$FISHER_UNLEARN_FIGURES, else figures",
+    ),
+]
+
 
 def figures_root(figures: Path | None) -> Path:
     "The folder of results: the option, else `$FISHER_UNLEARN_FIGURES`, else `figures`."
     return Path(figures or os.environ.get("FISHER_UNLEARN_FIGURES") or "figures")
+
 
 @app.command()
 def data(root: Root = None) -> None:
@@ -101,73 +142,155 @@ def data(root: Root = None) -> None:
 
 # %% ../nbs/60_cli.ipynb #8a3e0fcd
 @app.command("keep")
-def keep_(keys: Annotated[list[str], typer.Argument(help="Names of folders in the folder of runs.", show_default=False)], runs: Runs = None, root: Root = None) -> None:
+def keep_(
+    keys: Annotated[
+        list[str],
+        typer.Argument(help="Names of folders in the folder of runs.", show_default=False),
+    ],
+    runs: Runs = None,
+    root: Root = None,
+) -> None:
     "Keep finished runs beside the data, where whoever asks for them finds them done."
     with _one_line():
-        for key in keys: print(keep(key, runs, root))
+        for key in keys:
+            print(keep(key, runs, root))
 
 # %% ../nbs/60_cli.ipynb #7e10af36
 @app.command("restore")
-def restore_(files: Annotated[list[Path], typer.Argument(help="Parquet files of results.", show_default=False, parser=_path, metavar="FILES")], runs: Runs = None, root: Root = None) -> None:
+def restore_(
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Parquet files of results.", show_default=False, parser=_path, metavar="FILES"
+        ),
+    ],
+    runs: Runs = None,
+    root: Root = None,
+) -> None:
     "Take the kept records of runs as done."
     from fisher_unlearn.report import restore  # with matplotlib, which other commands don't need
+
     with _one_line():
-        for file in files: print(f"{len(restore(file, runs, root))} runs of {file}")
+        for file in files:
+            print(f"{len(restore(file, runs, root))} runs of {file}")
 
 # %% ../nbs/60_cli.ipynb #de2cf22a
 def _option(text: str, *names: str) -> Any:
     return typer.Option(*names, help=text, show_default=False)
 
+
 def _pair(text: str) -> tuple[str, Any]:
     "NAME=VALUE, with the value as YAML reads it; `ValueError` for anything else."
     name, sign, value = text.partition("=")
-    if not (name and sign): raise ValueError(f"`--set` takes NAME=VALUE, such as lissa_epochs=5, not {text!r}.")
-    try: return name, yaml.safe_load(value)
-    except yaml.YAMLError as error: raise ValueError(f"`--set {text}`: the value can't be read.") from error
+    if not (name and sign):
+        raise ValueError(f"`--set` takes NAME=VALUE, such as lissa_epochs=5, not {text!r}.")
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"`--set {text}`: the value can't be read.") from error
 
-_OPTIONS = ("profile", "on", "address", "gpu_share", "runs", "root", "figures")  # which have no other way in
 
-def _further(texts: list[str] | None, given: Mapping[str, Any], known: Iterable[str], what: str) -> dict[str, Any]:
-    "What `--set` gives; `ValueError` for an unknown name, and for a name that is given twice with two values."
+_OPTIONS = (
+    "profile",
+    "on",
+    "address",
+    "gpu_share",
+    "runs",
+    "root",
+    "figures",
+)  # which have no other way in
+
+
+def _further(
+    texts: list[str] | None, given: Mapping[str, Any], known: Iterable[str], what: str
+) -> dict[str, Any]:
+    """What `--set` gives; `ValueError` for an unknown name, and for a name that is given twice
+    with two values."""
     found: dict[str, Any] = {}
     for name, value in map(_pair, texts or ()):
         if name in _OPTIONS:
-            raise ValueError(f"`{name}` has an option of its own: give --{name.replace('_', '-')} {value} in place of --set {name}={value}.")
+            raise ValueError(
+                f"`{name}` has an option of its own: give --{name.replace('_', '-')} "
+                f"{value} in place of --set {name}={value}."
+            )
         choose(name, known, what)
         before = found.get(name, given.get(name))
         if before not in (None, value):
-            raise ValueError(f"`{name}` is given twice, as {before!r} and as {value!r}: give it once.")
+            raise ValueError(
+                f"`{name}` is given twice, as {before!r} and as {value!r}: give it once."
+            )
         found[name] = value
     return found
 
 # %% ../nbs/60_cli.ipynb #ae6bcb14
 @app.command()
-def unlearn(profile: Annotated[str, typer.Option(help="quick (a minute or two), cpu (an hour or more on two cores), paper (a GPU) or paper_bfloat16 (that in bfloat16, from a kept w*).")] = "quick",
-            dataset: Annotated[str | None, _option("digits, mnist, cifar10, cifar100 or tinyimagenet.")] = None,
-            subset: Annotated[int | None, _option("Training images to draw by seed.")] = None,
-            network: Annotated[str | None, _option("resnet20, resnet50 (6n+2), vgg16, googlenet or densenet.")] = None,
-            seed: Annotated[int | None, _option("Seed of weights and order of images.")] = None,
-            epochs: Annotated[int | None, _option("Epochs of training; the schedule is scaled to them.")] = None,
-            classes: Annotated[str | None, _option("Classes to forget, by index or name, with commas between.")] = None,
-            samples: Annotated[str | None, _option("Training images to forget instead of classes, by position, with commas between.")] = None,
-            request: Annotated[str | None, _option("class, samples, random, poison or mislabel.")] = None,
-            count: Annotated[int | None, _option("Training images to forget at random, or to poison.")] = None,
-            mislabel_ratio: Annotated[float | None, _option("Share of the training images with a wrong label.")] = None,
-            remain_limit: Annotated[int | None, _option("Images of the remain set that may be used; 0 for none.")] = None,
-            method: Annotated[str | None, _option(f"{', '.join(METHODS)}.")] = None,
-            preset: Annotated[str | None, _option("paper (its text) or authors_code.")] = None,
-            ratio: Annotated[float | None, _option("Share of the units to mask, from 0 to below 1.")] = None,
-            unit: Annotated[str | None, _option("weight, kernel or channel.")] = None,
-            fisher_labels: Annotated[str | None, _option("true, sampled or expected.")] = None,
-            fisher_per: Annotated[str | None, _option("sample or batch.")] = None,
-            remain_weight: Annotated[float | None, _option("Weight of the remain set's mean Fisher.")] = None,
-            fine_tune_epochs: Annotated[int | None, _option("Epochs in which the schedule is replayed; 0 for none.")] = None,
-            device: Annotated[str | None, _option("auto, cpu or cuda.")] = None,
-            hard: Annotated[bool | None, _option("Hold masked weights at zero in fine-tuning.")] = None,
-            more: Annotated[list[str] | None, _option("Any other parameter, such as lissa_epochs=5; may be given several times.", "--set")] = None,
-            runs: Runs = None, root: Root = None) -> None:
+def unlearn(
+    profile: Annotated[
+        str,
+        typer.Option(
+            help="quick (a minute or two), cpu (an hour or more on two cores), paper (a "
+            "GPU) or paper_bfloat16 (that in bfloat16, from a kept w*)."
+        ),
+    ] = "quick",
+    dataset: Annotated[
+        str | None, _option("digits, mnist, cifar10, cifar100 or tinyimagenet.")
+    ] = None,
+    subset: Annotated[int | None, _option("Training images to draw by seed.")] = None,
+    network: Annotated[
+        str | None, _option("resnet20, resnet50 (6n+2), vgg16, googlenet or densenet.")
+    ] = None,
+    seed: Annotated[int | None, _option("Seed of weights and order of images.")] = None,
+    epochs: Annotated[
+        int | None, _option("Epochs of training; the schedule is scaled to them.")
+    ] = None,
+    classes: Annotated[
+        str | None, _option("Classes to forget, by index or name, with commas between.")
+    ] = None,
+    samples: Annotated[
+        str | None,
+        _option("Training images to forget instead of classes, by position, with commas between."),
+    ] = None,
+    request: Annotated[str | None, _option("class, samples, random, poison or mislabel.")] = None,
+    count: Annotated[
+        int | None, _option("Training images to forget at random, or to poison.")
+    ] = None,
+    mislabel_ratio: Annotated[
+        float | None, _option("Share of the training images with a wrong label.")
+    ] = None,
+    remain_limit: Annotated[
+        int | None, _option("Images of the remain set that may be used; 0 for none.")
+    ] = None,
+    method: Annotated[str | None, _option(f"{', '.join(METHODS)}.")] = None,
+    preset: Annotated[str | None, _option("paper (its text) or authors_code.")] = None,
+    ratio: Annotated[
+        float | None, _option("Share of the units to mask, from 0 to below 1.")
+    ] = None,
+    unit: Annotated[str | None, _option("weight, kernel or channel.")] = None,
+    fisher_labels: Annotated[str | None, _option("true, sampled or expected.")] = None,
+    fisher_per: Annotated[str | None, _option("sample or batch.")] = None,
+    remain_weight: Annotated[
+        float | None, _option("Weight of the remain set's mean Fisher.")
+    ] = None,
+    fine_tune_epochs: Annotated[
+        int | None, _option("Epochs in which the schedule is replayed; 0 for none.")
+    ] = None,
+    device: Annotated[str | None, _option("auto, cpu or cuda.")] = None,
+    hard: Annotated[bool | None, _option("Hold masked weights at zero in fine-tuning.")] = None,
+    more: Annotated[
+        list[str] | None,
+        _option(
+            "Any other parameter, such as lissa_epochs=5; may be given several times.", "--set"
+        ),
+    ] = None,
+    runs: Runs = None,
+    root: Root = None,
+) -> None:
     "Train a model (or find it trained), make it forget, and record what happened."
-    given = {name: value for name, value in locals().items() if name not in ("profile", "runs", "root", "more")}
+    given = {
+        name: value
+        for name, value in locals().items()
+        if name not in ("profile", "runs", "root", "more")
+    }
     given |= {name: given[name] and given[name].split(",") for name in ("classes", "samples")}
     given["request"] = request or ("samples" if samples else None)
     with _one_line():
@@ -175,59 +298,137 @@ def unlearn(profile: Annotated[str, typer.Option(help="quick (a minute or two), 
         writable_folder(runs_root(runs))
         print(f"--- {label(settings)}", flush=True)
         record = run(settings, runs, root, "auto")
-    print(pd.DataFrame(record["history"]).drop(columns="seconds", errors="ignore").round(2).to_string(index=False))
+    print(
+        pd.DataFrame(record["history"])
+        .drop(columns="seconds", errors="ignore")
+        .round(2)
+        .to_string(index=False)
+    )
     print(record["note"], f"Record, weights: {runs_root(runs) / record['key']}", sep="\n")
 
 # %% ../nbs/60_cli.ipynb #ed83b412
 @app.command()
-def quickstart(profile: Annotated[str, typer.Option(help="quick (a minute or two), cpu (an hour or more on two cores), paper (a GPU) or paper_bfloat16 (that in bfloat16, from a kept w*).")] = "quick",
-               dataset: Annotated[str | None, _option("digits, mnist, cifar10, cifar100 or tinyimagenet.")] = None,
-               network: Annotated[str | None, _option("resnet20, resnet50 (6n+2), vgg16, googlenet or densenet.")] = None,
-               seed: Annotated[int | None, _option("Seed of weights and order of images.")] = None,
-               epochs: Annotated[int | None, _option("Epochs of training; the schedule is scaled to them.")] = None,
-               ratio: Annotated[float | None, _option("Share of the units to mask, from 0 to below 1.")] = None,
-               fine_tune_epochs: Annotated[int | None, _option("Epochs in which the schedule is replayed.")] = None,
-               device: Annotated[str | None, _option("auto, cpu or cuda.")] = None,
-               runs: Runs = None, root: Root = None,
-               figures: Figures = None) -> None:
-    "Train, retrain, and compare the ways to forget a class: a table, a figure, the records and the executed notebook."
-    given = {name: value for name, value in locals().items() if name not in ("profile", "runs", "root", "figures") and value is not None}
+def quickstart(
+    profile: Annotated[
+        str,
+        typer.Option(
+            help="quick (a minute or two), cpu (an hour or more on two cores), paper (a "
+            "GPU) or paper_bfloat16 (that in bfloat16, from a kept w*)."
+        ),
+    ] = "quick",
+    dataset: Annotated[
+        str | None, _option("digits, mnist, cifar10, cifar100 or tinyimagenet.")
+    ] = None,
+    network: Annotated[
+        str | None, _option("resnet20, resnet50 (6n+2), vgg16, googlenet or densenet.")
+    ] = None,
+    seed: Annotated[int | None, _option("Seed of weights and order of images.")] = None,
+    epochs: Annotated[
+        int | None, _option("Epochs of training; the schedule is scaled to them.")
+    ] = None,
+    ratio: Annotated[
+        float | None, _option("Share of the units to mask, from 0 to below 1.")
+    ] = None,
+    fine_tune_epochs: Annotated[
+        int | None, _option("Epochs in which the schedule is replayed.")
+    ] = None,
+    device: Annotated[str | None, _option("auto, cpu or cuda.")] = None,
+    runs: Runs = None,
+    root: Root = None,
+    figures: Figures = None,
+) -> None:
+    """Train, retrain, and compare the ways to forget a class: a table, a figure, the records and
+    the executed notebook."""
+    given = {
+        name: value
+        for name, value in locals().items()
+        if name not in ("profile", "runs", "root", "figures") and value is not None
+    }
     with _one_line():
         settings = resolve(profile, **given)
         results = figures_root(figures)
         folder, keep = writable_folder(results / profile), writable_folder(runs_root(runs))
         load_images(settings.dataset, root)
         name = f"quickstart_{settings.dataset}_{settings.network}"
-        places = {"runs": str(keep), "figures": str(results)} | ({"root": str(root)} if root else {})
-        execute(find_notebook("quickstart"), folder / f"{name}.ipynb", {"profile": profile, **given, **places})
+        places = {"runs": str(keep), "figures": str(results)} | (
+            {"root": str(root)} if root else {}
+        )
+        execute(
+            find_notebook("quickstart"),
+            folder / f"{name}.ipynb",
+            {"profile": profile, **given, **places},
+        )
     print(f"\n{(folder / f'{name}.md').read_text(encoding='utf-8')}")
-    for what, file in {"table": f"{name}.csv", "figure": f"{name}.png", "records": "records", "executed notebook": f"{name}.ipynb"}.items():
+    for what, file in {
+        "table": f"{name}.csv",
+        "figure": f"{name}.png",
+        "records": "records",
+        "executed notebook": f"{name}.ipynb",
+    }.items():
         print(f"{what + ':':19}{folder / file}")
 
 # %% ../nbs/60_cli.ipynb #5b4991cc
-_PROFILE = Annotated[str, typer.Option(help="quick (minutes on two cores), cpu (hours on two cores), paper (a GPU) or paper_bfloat16 (that in bfloat16, from a kept w*).")]
-_MORE = Annotated[list[str] | None, typer.Option("--set", help="A parameter of the notebook, such as epochs=4; may be given several times.", show_default=False)]
+_PROFILE = Annotated[
+    str,
+    typer.Option(
+        help="quick (minutes on two cores), cpu (hours on two cores), paper (a GPU) or "
+        "paper_bfloat16 (that in bfloat16, from a kept w*)."
+    ),
+]
+_MORE = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="A parameter of the notebook, such as epochs=4; may be given several times.",
+        show_default=False,
+    ),
+]
 _ON = Annotated[str, typer.Option(help=f"Who does the missing runs: {', '.join(EXECUTORS)}.")]
-_ADDRESS = Annotated[str | None, typer.Option(help="Of the Ray cluster, for --on ray. [default: $RAY_ADDRESS, else the one on this machine, else a new one]", show_default=False)]
-_SHARE = Annotated[str | None, typer.Option(help="Share of a GPU for each run, for --on ray. [default: $FISHER_UNLEARN_GPU_SHARE, else as measured, else 1]", show_default=False)]
+_ADDRESS = Annotated[
+    str | None,
+    typer.Option(
+        help="Of the Ray cluster, for --on ray. [default: $RAY_ADDRESS, else the one on "
+        "this machine, else a new one]",
+        show_default=False,
+    ),
+]
+_SHARE = Annotated[
+    str | None,
+    typer.Option(
+        help="Share of a GPU for each run, for --on ray. [default: "
+        "$FISHER_UNLEARN_GPU_SHARE, else as measured, else 1]",
+        show_default=False,
+    ),
+]
+
 
 def _title(notebook: Path) -> str:
     "The first line of a notebook, without its mark, as a sentence."
-    title = "".join(json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]["source"]).splitlines()[0].lstrip("# ")
+    title = (
+        "".join(json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]["source"])
+        .splitlines()[0]
+        .lstrip("# ")
+    )
     return title if title.endswith("?") else f"{title}."
 
 # %% ../nbs/60_cli.ipynb #1d54a1fe
-def _given(name: str, on: str, address: str | None, share: str | None, more: list[str] | None) -> dict[str, Any]:
+def _given(
+    name: str, on: str, address: str | None, share: str | None, more: list[str] | None
+) -> dict[str, Any]:
     "The parameters of a notebook that `--set` gives, after a look at the options."
     known = papermill.inspect_notebook(str(find_notebook(name)))
     found = _further(more, {}, known, f"parameter of {name}")
     if choose(on, EXECUTORS, "executor") != "ray" and (address or share):
-        raise ValueError(f"`--{'address' if address else 'gpu-share'}` is for runs on a Ray cluster: give --on ray with it, or leave it out.")
+        raise ValueError(
+            f"`--{'address' if address else 'gpu-share'}` is for runs on a Ray "
+            "cluster: give --on ray with it, or leave it out."
+        )
     if address:
         os.environ["RAY_ADDRESS"] = address
     if share:
         os.environ["FISHER_UNLEARN_GPU_SHARE"] = str(given_share(share))
     return found | ({"on": on} if "on" in known else {})
+
 
 def _places(name: str, runs: Path, root: Path | None, figures: Path) -> dict[str, str]:
     "Those of the places that a notebook asks for, as its parameters."
@@ -235,52 +436,111 @@ def _places(name: str, runs: Path, root: Path | None, figures: Path) -> dict[str
     found = {"runs": str(runs), "figures": str(figures)} | ({"root": str(root)} if root else {})
     return {place: path for place, path in found.items() if place in known}
 
+
 def _add(name: str) -> None:
     "Make a command of an experiment notebook."
-    def command(profile: _PROFILE = "quick", on: _ON = "inline", address: _ADDRESS = None, gpu_share: _SHARE = None, more: _MORE = None, runs: Runs = None, root: Root = None,
-                figures: Figures = None) -> None:
+
+    def command(
+        profile: _PROFILE = "quick",
+        on: _ON = "inline",
+        address: _ADDRESS = None,
+        gpu_share: _SHARE = None,
+        more: _MORE = None,
+        runs: Runs = None,
+        root: Root = None,
+        figures: Figures = None,
+    ) -> None:
         with _one_line():
             given = _given(name, on, address, gpu_share, more)
             results, done = figures_root(figures), runs_root(runs)
-            output = writable_folder(results / choose(profile, profiles(), "profile")) / f"{name}.ipynb"
+            output = (
+                writable_folder(results / choose(profile, profiles(), "profile")) / f"{name}.ipynb"
+            )
             if on != "none":  # who only looks may have nothing to write there
                 writable_folder(done)
-            execute(find_notebook(name), output, {"profile": profile, **_places(name, done, root, results), **given})
+            execute(
+                find_notebook(name),
+                output,
+                {"profile": profile, **_places(name, done, root, results), **given},
+            )
             failed = failures(output)
         print(f"executed notebook: {output}")
         if failed:
-            _say(f"{len(failed)} run{'s' * (len(failed) > 1)} failed, as the lines above say; the same command tries again.")
+            _say(
+                f"{len(failed)} run{'s' * (len(failed) > 1)} failed, as the lines "
+                "above say; the same command tries again."
+            )
             raise typer.Exit(1)
+
     app.command(name, help=_title(notebooks()[name]))(command)
 
+
 for _name in notebooks():
-    if _name not in ("quickstart", "unlearn"): _add(_name)
+    if _name not in ("quickstart", "unlearn"):
+        _add(_name)
 
 # %% ../nbs/60_cli.ipynb #d0688100
-_EXPERIMENTS = Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(sorted(NEEDS))}; none: all.", show_default=False)]
+_EXPERIMENTS = Annotated[
+    list[str] | None,
+    typer.Argument(help=f"Of {', '.join(sorted(NEEDS))}; none: all.", show_default=False),
+]
 
-def _planned(experiments: list[str] | None, profile: str, more: list[str] | None, runs: Path | None, root: Path | None) -> pd.DataFrame:
+
+def _planned(
+    experiments: list[str] | None,
+    profile: str,
+    more: list[str] | None,
+    runs: Path | None,
+    root: Path | None,
+) -> pd.DataFrame:
     "The runs of some experiments, each once."
     given = _further(more, {}, [*PARAMETERS, "seeds"], "parameter")
-    chosen = {run_key(s): s for name in experiments or sorted(NEEDS) for s in needed(name, profile, **given)}
+    chosen = {
+        run_key(s): s
+        for name in experiments or sorted(NEEDS)
+        for s in needed(name, profile, **given)
+    }
     return plan(as_done(chosen.values(), runs, root), runs, root)
 
+
 @app.command("plan")
-def plan_(experiments: _EXPERIMENTS = None, profile: _PROFILE = "quick", more: _MORE = None, runs: Runs = None, root: Root = None) -> None:
+def plan_(
+    experiments: _EXPERIMENTS = None,
+    profile: _PROFILE = "quick",
+    more: _MORE = None,
+    runs: Runs = None,
+    root: Root = None,
+) -> None:
     "What an experiment would run, and how long that may take, without running it."
-    with _one_line(): table = _planned(experiments, profile, more, runs, root)
+    with _one_line():
+        table = _planned(experiments, profile, more, runs, root)
     print(table.drop(columns="key").round(0).to_string(index=False))
     _summary(table)
 
+
 @app.command()
-def status(experiments: _EXPERIMENTS = None, profile: _PROFILE = "quick", more: _MORE = None, runs: Runs = None, root: Root = None) -> None:
-    "How many runs of an experiment are done, running, kept, failed and missing, and why those failed."
-    with _one_line(): table = _planned(experiments, profile, more, runs, root)
-    for _, row in table[table.state == "failed"].iterrows(): print(f"failed: {row.what}: {row.reason}")
+def status(
+    experiments: _EXPERIMENTS = None,
+    profile: _PROFILE = "quick",
+    more: _MORE = None,
+    runs: Runs = None,
+    root: Root = None,
+) -> None:
+    """How many runs of an experiment are done, running, kept, failed and missing, and why those
+    failed."""
+    with _one_line():
+        table = _planned(experiments, profile, more, runs, root)
+    for _, row in table[table.state == "failed"].iterrows():
+        print(f"failed: {row.what}: {row.reason}")
     _summary(table)
+
 
 def _summary(table: pd.DataFrame) -> None:
     "Counts, and the time that is left as far as it can be told."
     rest = table[table.state != "done"]
     print(", ".join(f"{count} {state}" for state, count in table.state.value_counts().items()))
-    if len(rest): print(f"About {rest.seconds.sum() / 60:.0f} minutes are left, not counting {rest.seconds.isna().sum()} runs of which nothing like them was done yet.")
+    if len(rest):
+        print(
+            f"About {rest.seconds.sum() / 60:.0f} minutes are left, not counting "
+            f"{rest.seconds.isna().sum()} runs of which nothing like them was done yet."
+        )

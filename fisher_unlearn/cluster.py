@@ -29,20 +29,37 @@ from .run import write_failure
 @checked
 def given_share(text: str) -> float:
     "A share of a GPU that was given; `ValueError` unless it is above 0 and at most 1."
-    try: share = float(text)
-    except ValueError: share = math.nan
-    if not 0 < share <= 1: raise ValueError(f"the share of a GPU is {text!r}: it must be a number above 0 and at most 1, such as 0.25.")
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 < share <= 1:
+        raise ValueError(
+            f"the share of a GPU is {text!r}: it must be a number above 0 and at most "
+            "1, such as 0.25."
+        )
     return share
 
+
 @checked
-def gpu_share(settings: RunSettings,
-              runs: str | Path | None = None,  # folder of runs, whose records say how much memory was used
-              total: Positive | None = None,   # memory of a GPU, in MB; None: that of the first one here, if there is one
-              ) -> float:                      # 0 on the CPU
-    "The share of a GPU that a run is given; `ValueError` if `$FISHER_UNLEARN_GPU_SHARE` is not one."
-    if settings.device != "cuda": return 0
-    if given := os.environ.get("FISHER_UNLEARN_GPU_SHARE"): return given_share(given)
-    if total is None: total = torch.cuda.get_device_properties(0).total_memory / 1e6 if torch.cuda.is_available() else 0
+def gpu_share(
+    settings: RunSettings,
+    runs: str | Path | None = None,  # folder of runs, whose records say how much memory was used
+    total: Positive
+    | None = None,  # memory of a GPU, in MB; None: that of the first one here, if there is one
+) -> float:  # 0 on the CPU
+    """The share of a GPU that a run is given; `ValueError` if `$FISHER_UNLEARN_GPU_SHARE` is not
+    one."""
+    if settings.device != "cuda":
+        return 0
+    if given := os.environ.get("FISHER_UNLEARN_GPU_SHARE"):
+        return given_share(given)
+    if total is None:
+        total = (
+            torch.cuda.get_device_properties(0).total_memory / 1e6
+            if torch.cuda.is_available()
+            else 0
+        )
     peak = seen(runs, settings).memory.max()
     return 1 if math.isnan(peak) else 1 / max(1, int(total / (1.25 * peak + 1000)))
 
@@ -53,58 +70,96 @@ def training_parameters(settings: RunSettings) -> dict[str, Any]:
     known = papermill.inspect_notebook(str(find_notebook("train")))
     return {name: value for name, value in parameters(settings).items() if name in known}
 
+
 def _train(settings: RunSettings, runs: Path, root: Path) -> None:
     "Train w* in a notebook of its own."
     folder = runs / f"train-{training_key(settings)}"
     folder.mkdir(parents=True, exist_ok=True)
-    with suppress(Exception): execute(find_notebook("train"), folder / "train.ipynb", training_parameters(settings) | {"runs": str(runs), "root": str(root)}, echo=False)
+    with suppress(Exception):
+        execute(
+            find_notebook("train"),
+            folder / "train.ipynb",
+            training_parameters(settings) | {"runs": str(runs), "root": str(root)},
+            echo=False,
+        )
+
 
 def _unlearn(settings: RunSettings, runs: Path, root: Path, trained: None) -> None:
-    "Do a run in a notebook of its own, after w* was trained; wait for another process that does it."
+    """Do a run in a notebook of its own, after w* was trained; wait for another process that
+    does it."""
     in_notebook(settings, runs, root, wait=True)
 
 # %% ../nbs/51a_cluster.ipynb #d7f8dfaf
 @contextmanager
 def _joined() -> Iterator[ModuleType]:
-    "Ray, in a cluster; `ImportError` if it isn't installed, `OSError` if the cluster can't be reached."
-    try: import ray
-    except ImportError as error: raise ImportError("Ray is not installed: pip install 'fisher_unlearn[ray]'.") from error
+    """Ray, in a cluster; `ImportError` if it isn't installed, `OSError` if the cluster can't be
+    reached."""
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError("Ray is not installed: pip install 'fisher_unlearn[ray]'.") from error
     if ray.is_initialized():
         yield ray
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    try: yield ray
-    finally: ray.shutdown()
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
 
 def _place(settings: RunSettings) -> tuple[Any, ...]:
     "What the room that a run asks for depends on."
     return settings.dataset, settings.subset, settings.network, settings.device, settings.threads
 
+
 def _room(ray: ModuleType, settings: RunSettings, runs: Path) -> dict[str, float]:
     "The cores and the share of a GPU that a run asks for; `ValueError` if no node can give them."
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if (share := gpu_share(settings, runs)) and not any(node.get("GPU") for node in nodes):
-        raise ValueError(f"{label(settings)} needs a GPU, and no node of the Ray cluster has one: take device=cpu, or another cluster.")
-    return {"num_cpus": min(settings.threads, max(node.get("CPU", 0) for node in nodes)), "num_gpus": share}
+        raise ValueError(
+            f"{label(settings)} needs a GPU, and no node of the Ray cluster has one: "
+            "take device=cpu, or another cluster."
+        )
+    return {
+        "num_cpus": min(settings.threads, max(node.get("CPU", 0) for node in nodes)),
+        "num_gpus": share,
+    }
 
 # %% ../nbs/51a_cluster.ipynb #28c941a7
 @checked
-def on_ray(todo: list[RunSettings],
-           runs: str | Path | None = None,  # folder of runs, the same on all nodes
-           root: str | Path | None = None,  # folder of data sets, the same on all nodes
-           ) -> None:
-    "Do runs on a Ray cluster, each w* once and before the runs that start from it. Raises as `complete` does, and `ValueError` for a run that no node has room for."
-    if not todo: return
+def on_ray(
+    todo: list[RunSettings],
+    runs: str | Path | None = None,  # folder of runs, the same on all nodes
+    root: str | Path | None = None,  # folder of data sets, the same on all nodes
+) -> None:
+    """Do runs on a Ray cluster, each w* once and before the runs that start from it. Raises as
+    `complete` does, and `ValueError` for a run that no node has room for."""
+    if not todo:
+        return
     folder, data = runs_root(runs).resolve(), data_root(root).resolve()
     with _joined() as ray:
         rooms = {_place(s): _room(ray, s, folder) for s in {_place(s): s for s in todo}.values()}
         training, unlearning, started = ray.remote(_train), ray.remote(_unlearn), {}
         for s in todo:
-            if s.method != "retrain" and not (folder / (key := f"train-{training_key(s)}") / "record.json").exists() and key not in started:
+            if (
+                s.method != "retrain"
+                and not (folder / (key := f"train-{training_key(s)}") / "record.json").exists()
+                and key not in started
+            ):
                 started[key] = training.options(**rooms[_place(s)]).remote(s, folder, data)
-        refs = {unlearning.options(**rooms[_place(s)]).remote(s, folder, data, started.get(f"train-{training_key(s)}") if s.method != "retrain" else None): s for s in todo}
+        refs = {
+            unlearning.options(**rooms[_place(s)]).remote(
+                s,
+                folder,
+                data,
+                started.get(f"train-{training_key(s)}") if s.method != "retrain" else None,
+            ): s
+            for s in todo
+        }
         _collect(ray, refs, folder)
+
 
 def _collect(ray: ModuleType, refs: dict[Any, RunSettings], folder: Path) -> None:
     "Wait for runs, tell which failed, and call off the rest if it can't go on."
@@ -116,14 +171,20 @@ def _collect(ray: ModuleType, refs: dict[Any, RunSettings], folder: Path) -> Non
                 attempt(refs[ready], partial(_result, ray, ready, refs[ready], folder))
                 bar.update()
     finally:
-        for ref in left: ray.cancel(ref, force=True)
+        for ref in left:
+            ray.cancel(ref, force=True)
+
 
 def _result(ray: ModuleType, ref: Any, settings: RunSettings, folder: Path) -> None:
     "The end of a run; raises what its notebook raised, or `RuntimeError` if the worker died."
-    try: ray.get(ref)
-    except ray.exceptions.RayTaskError as error: raise error.cause from None
+    try:
+        ray.get(ref)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
     except ray.exceptions.RayError as error:
-        lost = RuntimeError(f"its worker died every time that it was started ({type(error).__name__}).")
+        lost = RuntimeError(
+            f"its worker died every time that it was started ({type(error).__name__})."
+        )
         write_failure(folder / run_key(settings), settings, lost)
         raise lost from None
     print(f"done: {label(settings)}", flush=True)

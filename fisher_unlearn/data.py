@@ -33,10 +33,11 @@ from .atomic import locked, writable_folder, write_whole
 
 # %% ../nbs/00_data.ipynb #b798858f
 @checked
-def choose(name: Any,             # what was asked for
-           table: Iterable[str],  # the valid names
-           what: str,             # what they are names of, for the message
-           ) -> str:              # `name`, if it is valid
+def choose(
+    name: Any,  # what was asked for
+    table: Iterable[str],  # the valid names
+    what: str,  # what they are names of, for the message
+) -> str:  # `name`, if it is valid
     "Return a valid name, or raise `ValueError` that offers the nearest valid one."
     names = [str(n) for n in table]
     if name in names:
@@ -50,18 +51,24 @@ def choose(name: Any,             # what was asked for
 @dataclass(frozen=True, eq=False)
 class Samples:
     "Images as bytes, their labels, and how they become the input of a network."
-    images: Tensor              # uint8 (N, C, H, W)
-    labels: Tensor              # int64 (N,), 0 or more
-    mean: tuple[Number, ...]    # of each channel, as a fraction of full scale (pixel / 255)
-    std: tuple[Positive, ...]   # of each channel, in the same unit
-    size: Count                 # side of the square input in pixels: smaller images are padded, larger ones resized
+
+    images: Tensor  # uint8 (N, C, H, W)
+    labels: Tensor  # int64 (N,), 0 or more
+    mean: tuple[Number, ...]  # of each channel, as a fraction of full scale (pixel / 255)
+    std: tuple[Positive, ...]  # of each channel, in the same unit
+    size: (
+        Count  # side of the square input in pixels: smaller images are padded, larger ones resized
+    )
 
     def __post_init__(self):
         check_fields(self, " of the samples")
         check_images(self.images, self.labels)
         if not len(self.mean) == len(self.std) == self.images.shape[1]:
-            raise ValueError(f"`mean` and `std` have {len(self.mean)} and {len(self.std)} values: they need one for each of "
-                             f"{self.images.shape[1]} channels.")
+            raise ValueError(
+                f"`mean` and `std` have {len(self.mean)} and {len(self.std)} values: "
+                "they need one for each of "
+                f"{self.images.shape[1]} channels."
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -72,10 +79,11 @@ class Samples:
         return replace(self, images=self.images[kept], labels=self.labels[kept])
 
     @checked
-    def batches(self,
-                size: Count = 128,                  # images in a batch; the last one may be shorter
-                device: str | torch.device = "cpu"  # where the bytes are kept and normalised
-                ) -> "Batches":
+    def batches(
+        self,
+        size: Count = 128,  # images in a batch; the last one may be shorter
+        device: str | torch.device = "cpu",  # where the bytes are kept and normalised
+    ) -> "Batches":
         "These samples as normalised batches that can be read again and again."
         return Batches(self, size, device)
 
@@ -87,70 +95,96 @@ def check_images(images: Tensor, labels: Tensor) -> None:
     if images.dim() != 4:
         raise ValueError(f"images must have the shape (N, C, H, W), not {tuple(images.shape)}.")
     if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-        raise ValueError(f"labels must be int64 of the shape ({len(images)},), not {labels.dtype} {tuple(labels.shape)}.")
+        raise ValueError(
+            f"labels must be int64 of the shape ({len(images)},), not {labels.dtype} "
+            f"{tuple(labels.shape)}."
+        )
     if len(labels) and labels.min() < 0:
         raise ValueError(f"labels must be classes, numbers from 0 on, not {labels.min()}.")
+
 
 def _check_pixels(images: Tensor) -> None:
     "Raise `TypeError` unless these are bytes."
     if images.dtype != torch.uint8:
-        raise TypeError(f"images must be uint8 from 0 to 255, not {images.dtype}: convert them, and leave normalising to `batches`.")
+        raise TypeError(
+            f"images must be uint8 from 0 to 255, not {images.dtype}: convert them, "
+            "and leave normalising to `batches`."
+        )
 
 # %% ../nbs/00_data.ipynb #f9524d7b
 def _selection(index: Tensor | Sequence[int], n: int) -> Tensor:
-    "Positions, or a Boolean selection, of n samples; `TypeError` or `ValueError` for what is neither."
+    """Positions, or a Boolean selection, of n samples; `TypeError` or `ValueError` for what is
+    neither."""
     try:
         kept = torch.as_tensor(index)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"samples are chosen by their positions, not by a {type(index).__name__} of anything else.") from error
+        raise TypeError(
+            f"samples are chosen by their positions, not by a {type(index).__name__} "
+            "of anything else."
+        ) from error
     if kept.dtype == torch.bool and kept.shape == (n,) or not kept.numel():
         return kept if kept.dtype == torch.bool else kept.reshape(-1).long()
     if kept.dtype not in _WHOLE or kept.dim() != 1:
-        raise TypeError(f"samples are chosen by a list of positions, or by {n} truth values, not by {kept.dtype} of the shape "
-                        f"{tuple(kept.shape)}: use a slice or a list.")
+        raise TypeError(
+            f"samples are chosen by a list of positions, or by {n} truth values, not "
+            f"by {kept.dtype} of the shape "
+            f"{tuple(kept.shape)}: use a slice or a list."
+        )
     if not -n <= kept.min() <= kept.max() < n:
-        raise ValueError(f"there are no samples {kept.min()} to {kept.max()}: the positions are 0 to {n - 1}.")
+        raise ValueError(
+            f"there are no samples {kept.min()} to {kept.max()}: the positions are 0 to {n - 1}."
+        )
     return kept.long()
+
 
 _WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 # %% ../nbs/00_data.ipynb #680b1252
 @checked
-def pad_or_resize(images: Tensor,  # uint8 (N, C, H, W)
-                  size: Count,       # side of the result in pixels
-                  ) -> Tensor:     # uint8 (N, C, size, size)
+def pad_or_resize(
+    images: Tensor,  # uint8 (N, C, H, W)
+    size: Count,  # side of the result in pixels
+) -> Tensor:  # uint8 (N, C, size, size)
     "Pad smaller images with zeros all round, resize larger ones (bilinear, antialiased)."
     _check_pixels(images)
     if images.dim() != 4:
         raise ValueError(f"images must have the shape (N, C, H, W), not {tuple(images.shape)}.")
     height, width = images.shape[-2:]
     if max(height, width) > size:
-        return torch.cat([vision.resize(part, [size, size], antialias=True) for part in images.split(10_000)])
+        return torch.cat(
+            [vision.resize(part, [size, size], antialias=True) for part in images.split(10_000)]
+        )
     left, top = (size - width) // 2, (size - height) // 2
     return vision.pad(images, [left, top, size - width - left, size - height - top])
 
 # %% ../nbs/00_data.ipynb #9cbbb11e
 @checked
-def usable_device(device: str | torch.device,  # such as "cpu", "cuda" or "cuda:1"
-                  ) -> torch.device:
+def usable_device(
+    device: str | torch.device,  # such as "cpu", "cuda" or "cuda:1"
+) -> torch.device:
     "A device that is there; `ValueError` otherwise."
     try:
         found = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"`device` is {device!r}: torch knows no such device; use \"cpu\" or \"cuda\".") from error
+        raise ValueError(
+            f'`device` is {device!r}: torch knows no such device; use "cpu" or "cuda".'
+        ) from error
     if found.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"`device` is {str(found)!r}, but torch finds no GPU: use \"cpu\".")
+        raise ValueError(f'`device` is {str(found)!r}, but torch finds no GPU: use "cpu".')
     return found
 
 # %% ../nbs/00_data.ipynb #a8eb42a6
 class Batches:
-    "Normalised `(inputs, labels)`: float32 (n, C, size, size) and int64 (n,). Iterating reads them in order."
+    """Normalised `(inputs, labels)`: float32 (n, C, size, size) and int64 (n,). Iterating reads
+    them in order."""
 
     @checked
     def __init__(self, samples: Samples, size: Count, device: str | torch.device):
         device = usable_device(device)
         self.size, self.labels = size, samples.labels.to(device)
-        self.pixels = pad_or_resize(samples.images.to(device), samples.size).permute(0, 2, 3, 1).contiguous()
+        self.pixels = (
+            pad_or_resize(samples.images.to(device), samples.size).permute(0, 2, 3, 1).contiguous()
+        )
         std = torch.tensor(samples.std, device=device)
         self.scale, self.shift = 1 / (255 * std), -torch.tensor(samples.mean, device=device) / std
 
@@ -159,11 +193,15 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(self.labels), self.size):
-            yield self._normalised(self.pixels[start:start + self.size]), self.labels[start:start + self.size]
+            yield (
+                self._normalised(self.pixels[start : start + self.size]),
+                self.labels[start : start + self.size],
+            )
 
     @checked
     def shuffled(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        "All samples once, in an order drawn from `generator` (on the CPU, so that it is the same on every device)."
+        """All samples once, in an order drawn from `generator` (on the CPU, so that it is the
+        same on every device)."""
         order = torch.randperm(len(self.labels), generator=generator).to(self.labels.device)
         for index in order.split(self.size):
             yield self._normalised(self.pixels[index]), self.labels[index]
@@ -173,66 +211,101 @@ class Batches:
 
 # %% ../nbs/00_data.ipynb #a8cd2280
 @checked
-def check_repeatable(batches: Any,  # what a caller passed as batches
-                     name: str,     # the name of that argument, for the message
-                     ) -> None:
+def check_repeatable(
+    batches: Any,  # what a caller passed as batches
+    name: str,  # the name of that argument, for the message
+) -> None:
     "Raise `TypeError` if `batches` can be read only once, `ValueError` if it is empty."
     if not isinstance(batches, Iterable):
-        raise TypeError(f"`{name}` must yield (inputs, labels) again and again, as a DataLoader does, not be a {type(batches).__name__}.")
+        raise TypeError(
+            f"`{name}` must yield (inputs, labels) again and again, as a DataLoader "
+            f"does, not be a {type(batches).__name__}."
+        )
     if isinstance(batches, Iterator):
-        raise TypeError(f"`{name}` can be read only once ({type(batches).__name__}): pass a DataLoader, a list of batches, or `samples.batches()`.")
-    if next(iter(batches), None) is None: raise ValueError(f"`{name}` is empty: it yields no batch.")
+        raise TypeError(
+            f"`{name}` can be read only once ({type(batches).__name__}): pass a "
+            "DataLoader, a list of batches, or `samples.batches()`."
+        )
+    if next(iter(batches), None) is None:
+        raise ValueError(f"`{name}` is empty: it yields no batch.")
 
 # %% ../nbs/00_data.ipynb #5e738ad9
 @checked
 @dataclass(frozen=True, eq=False)
 class ImageData:
     "A named training and test set."
+
     name: str
     train: Samples
     test: Samples
     classes: tuple[str, ...]  # the name of class 0, 1, ...
-    source: str               # where the images come from
-    digest: str               # SHA-256 of all images and labels
-    remarks: dict[str, str] = field(default_factory=dict)  # what else the file says of them, such as which images are inexact
+    source: str  # where the images come from
+    digest: str  # SHA-256 of all images and labels
+    remarks: dict[str, str] = field(
+        default_factory=dict
+    )  # what else the file says of them, such as which images are inexact
 
     def __post_init__(self):
         check_fields(self, " of the data set")
         for part in (self.train, self.test):
             if len(part) and part.labels.max() >= len(self.classes):
-                raise ValueError(f"{self.name} has the label {part.labels.max()}, but {len(self.classes)} classes: name all of them.")
+                raise ValueError(
+                    f"{self.name} has the label {part.labels.max()}, but "
+                    f"{len(self.classes)} classes: name all of them."
+                )
 
     @checked
     def resized(self, size: Count) -> "ImageData":
         "The same images, fed to networks at `size` × `size` pixels."
-        return replace(self, train=replace(self.train, size=size), test=replace(self.test, size=size))
+        return replace(
+            self, train=replace(self.train, size=size), test=replace(self.test, size=size)
+        )
 
     @checked
-    def subset(self,
-               n: int,    # training images to keep
-               seed: Seed  # of the draw
-               ) -> "ImageData":
+    def subset(
+        self,
+        n: int,  # training images to keep
+        seed: Seed,  # of the draw
+    ) -> "ImageData":
         "The same test set with `n` training images drawn without replacement, in their old order."
-        if not 0 < n <= len(self.train): raise ValueError(f"a subset of {n} images can't be drawn from {len(self.train)}.")
-        index = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))[:n].sort().values
+        if not 0 < n <= len(self.train):
+            raise ValueError(f"a subset of {n} images can't be drawn from {len(self.train)}.")
+        index = (
+            torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))[:n]
+            .sort()
+            .values
+        )
         train = self.train[index]
-        return replace(self, train=train, digest=digest(train.images, train.labels, self.test.images, self.test.labels))
+        return replace(
+            self,
+            train=train,
+            digest=digest(train.images, train.labels, self.test.images, self.test.labels),
+        )
 
     @checked
-    def held_out(self,
-                 n: int,    # training images that become the test set
-                 seed: Seed  # of the draw
-                 ) -> "ImageData":
-        "`n` training images drawn without replacement are the test set, the others the training set: for choices that must not look at the test images."
-        if not 0 < n < len(self.train): raise ValueError(f"{n} images can't be held out of {len(self.train)}.")
+    def held_out(
+        self,
+        n: int,  # training images that become the test set
+        seed: Seed,  # of the draw
+    ) -> "ImageData":
+        """`n` training images drawn without replacement are the test set, the others the
+        training set: for choices that must not look at the test images."""
+        if not 0 < n < len(self.train):
+            raise ValueError(f"{n} images can't be held out of {len(self.train)}.")
         order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))
         test, train = (self.train[part.sort().values] for part in (order[:n], order[n:]))
-        return replace(self, train=train, test=test, digest=digest(train.images, train.labels, test.images, test.labels))
+        return replace(
+            self,
+            train=train,
+            test=test,
+            digest=digest(train.images, train.labels, test.images, test.labels),
+        )
 
 # %% ../nbs/00_data.ipynb #b9d7bfbb
 @checked
-def digest(*tensors: Tensor,  # of any type and device
-           ) -> str:          # 64 hexadecimal digits
+def digest(
+    *tensors: Tensor,  # of any type and device
+) -> str:  # 64 hexadecimal digits
     "SHA-256 over the shapes, types and bytes of tensors."
     sha = hashlib.sha256()
     for tensor in tensors:
@@ -246,76 +319,147 @@ def digest(*tensors: Tensor,  # of any type and device
 class _Spec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    size: int     # of the input, in pixels
-    images: int   # to train
+    size: int  # of the input, in pixels
+    images: int  # to train
     classes: int
 
-_CIFAR = _Spec((.4914, .4822, .4465), (.2023, .1994, .2010), 32, 50_000, 10)
-DATASETS = {"digits": _Spec((.3053,), (.3758,), 8, 1297, 10), "mnist": _Spec((.1307,), (.3081,), 32, 60_000, 10),
-            "cifar10": _CIFAR, "cifar100": replace(_CIFAR, classes=100),
-            "tinyimagenet": _Spec((.485, .456, .406), (.229, .224, .225), 32, 100_000, 200)}
+
+_CIFAR = _Spec((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), 32, 50_000, 10)
+DATASETS = {
+    "digits": _Spec((0.3053,), (0.3758,), 8, 1297, 10),
+    "mnist": _Spec((0.1307,), (0.3081,), 32, 60_000, 10),
+    "cifar10": _CIFAR,
+    "cifar100": replace(_CIFAR, classes=100),
+    "tinyimagenet": _Spec((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 32, 100_000, 200),
+}
 
 # %% ../nbs/00_data.ipynb #67b9aade
-Arrays = tuple[Tensor, Tensor, Tensor, Tensor]  # train images, train labels, test images, test labels
+Arrays = tuple[
+    Tensor, Tensor, Tensor, Tensor
+]  # train images, train labels, test images, test labels
+
 
 def _digits() -> Arrays:
-    "scikit-learn's 1797 digits (8×8, grey levels 0 to 16): 1297 to train, 500 to test, the same share of each class in both."
+    """scikit-learn's 1797 digits (8×8, grey levels 0 to 16): 1297 to train, 500 to test, the
+    same share of each class in both."""
     bunch = load_digits()
     images = torch.from_numpy(np.round(bunch.images * 255 / 16)).to(torch.uint8)[:, None]
     labels = torch.from_numpy(bunch.target).long()
-    train, test = train_test_split(np.arange(len(labels)), test_size=500, stratify=bunch.target, random_state=0)
+    train, test = train_test_split(
+        np.arange(len(labels)), test_size=500, stratify=bunch.target, random_state=0
+    )
     return images[train], labels[train], images[test], labels[test]
 
 # %% ../nbs/00_data.ipynb #85dca44d
 def _torchvision(name: str, root: Path, download: bool) -> tuple[Arrays, list[str], str]:
     "MNIST, CIFAR-10 or CIFAR-100 as tensors, with class names and source."
-    kind = {"mnist": torchvision.datasets.MNIST, "cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
-    if name == "mnist": _check_mnist(root / "MNIST" / "raw")
+    kind = {
+        "mnist": torchvision.datasets.MNIST,
+        "cifar10": torchvision.datasets.CIFAR10,
+        "cifar100": torchvision.datasets.CIFAR100,
+    }[name]
+    if name == "mnist":
+        _check_mnist(root / "MNIST" / "raw")
     parts: list[Tensor] = []
-    for part in (kind(root, train=True, download=download), kind(root, train=False, download=download)):
+    for part in (
+        kind(root, train=True, download=download),
+        kind(root, train=False, download=download),
+    ):
         pixels = torch.as_tensor(part.data)
-        parts += [pixels[:, None] if pixels.dim() == 3 else pixels.permute(0, 3, 1, 2).contiguous(), torch.as_tensor(part.targets).long()]
+        parts += [
+            pixels[:, None] if pixels.dim() == 3 else pixels.permute(0, 3, 1, 2).contiguous(),
+            torch.as_tensor(part.targets).long(),
+        ]
     classes = [str(d) for d in range(10)] if name == "mnist" else list(part.classes)
-    return (parts[0], parts[1], parts[2], parts[3]), classes, f"torchvision.datasets.{kind.__name__}"
+    return (
+        (parts[0], parts[1], parts[2], parts[3]),
+        classes,
+        f"torchvision.datasets.{kind.__name__}",
+    )
 
 # %% ../nbs/00_data.ipynb #e17e3433
 def _check_mnist(raw: Path) -> None:
-    "torchvision reads MNIST's unpacked files without a check: check the packed ones beside them, where they are."
+    """torchvision reads MNIST's unpacked files without a check: check the packed ones beside
+    them, where they are."""
     for name, md5 in torchvision.datasets.MNIST.resources:
         if (raw / name).exists() and not check_integrity(raw / name, md5):
             raise ValueError(f"the MD5 sum of {name} is not {md5}")
 
 # %% ../nbs/00_data.ipynb #e5229b33
-TINY_URL, TINY_MD5 = "http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de"
+TINY_URL, TINY_MD5 = (
+    "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+    "90528d7ca1a48142e341f4ef8d21d0de",
+)
+
 
 def _tiny_imagenet(root: Path, download: bool) -> tuple[Arrays, list[str], str]:
-    "Tiny-ImageNet as tensors: classes in the order of their WordNet ids, the official validation images as test set."
+    """Tiny-ImageNet as tensors: classes in the order of their WordNet ids, the official
+    validation images as test set."""
     folder = root / "tiny-imagenet-200"
     if download and not folder.exists():
         download_and_extract_archive(TINY_URL, str(root), str(root / "tiny.part"), md5=TINY_MD5)
-        (root / "tiny.part" / folder.name).rename(folder)  # so that the folder is whole if it is there
+        (root / "tiny.part" / folder.name).rename(
+            folder
+        )  # so that the folder is whole if it is there
     wnids = sorted(path.name for path in (folder / "train").iterdir())
-    truth = [line.split("\t")[:2] for line in (folder / "val" / "val_annotations.txt").read_text(encoding="utf-8").splitlines()]
-    train = [(path, k) for k, wnid in enumerate(wnids) for path in sorted((folder / "train" / wnid / "images").glob("*.JPEG"))]
-    test = [(folder / "val" / "images" / image, wnids.index(wnid)) for image, wnid in truth if wnid in wnids]
-    words = dict(line.split("\t", 1) for line in (folder / "words.txt").read_text(encoding="utf-8").splitlines())
-    read = lambda rows: torch.stack([vision.pil_to_tensor(default_loader(str(path))) for path, _ in rows])
+    truth = [
+        line.split("\t")[:2]
+        for line in (folder / "val" / "val_annotations.txt")
+        .read_text(encoding="utf-8")
+        .splitlines()
+    ]
+    train = [
+        (path, k)
+        for k, wnid in enumerate(wnids)
+        for path in sorted((folder / "train" / wnid / "images").glob("*.JPEG"))
+    ]
+    test = [
+        (folder / "val" / "images" / image, wnids.index(wnid))
+        for image, wnid in truth
+        if wnid in wnids
+    ]
+    words = dict(
+        line.split("\t", 1)
+        for line in (folder / "words.txt").read_text(encoding="utf-8").splitlines()
+    )
+    read = lambda rows: torch.stack(
+        [vision.pil_to_tensor(default_loader(str(path))) for path, _ in rows]
+    )
     labels = lambda rows: torch.tensor([k for _, k in rows])
-    source = f"Tiny-ImageNet-200 from {TINY_URL}, {len(wnids)} classes, official validation images as test set"
-    return (read(train), labels(train), read(test), labels(test)), [words.get(w, w) for w in wnids], source
+    source = (
+        f"Tiny-ImageNet-200 from {TINY_URL}, {len(wnids)} classes, official validation "
+        "images as test set"
+    )
+    return (
+        (read(train), labels(train), read(test), labels(test)),
+        [words.get(w, w) for w in wnids],
+        source,
+    )
 
 # %% ../nbs/00_data.ipynb #87dc6c02
 NAMES = ("train_images", "train_labels", "test_images", "test_labels")
 
-RAW = {"mnist": "MNIST/raw", "cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python", "tinyimagenet": "tiny-imagenet-200"}
+RAW = {
+    "mnist": "MNIST/raw",
+    "cifar10": "cifar-10-batches-py",
+    "cifar100": "cifar-100-python",
+    "tinyimagenet": "tiny-imagenet-200",
+}
+
 
 def _unreadable(name: str, root: Path, download: bool, error: Exception) -> Exception:
     "What to say when a data set can't be built: it is damaged, or it is missing."
     raw, why = root / RAW[name], " ".join(str(error).split()) or type(error).__name__
-    if raw.exists() and any(raw.iterdir()): return ValueError(f"{name} can't be read from {raw} ({why}): delete that folder, and load it again.")
+    if raw.exists() and any(raw.iterdir()):
+        return ValueError(
+            f"{name} can't be read from {raw} ({why}): delete that folder, and load it again."
+        )
     how = "downloading it failed" if download else "downloading was not allowed"
-    return FileNotFoundError(f"{name} is missing: looked for {root / name}.safetensors and for torchvision's files in {raw}, and {how} ({why}): "
-                             "put one of them there, or set FISHER_UNLEARN_DATA or `root` to the folder that has it.")
+    return FileNotFoundError(
+        f"{name} is missing: looked for {root / name}.safetensors and for "
+        f"torchvision's files in {raw}, and {how} ({why}): "
+        "put one of them there, or set FISHER_UNLEARN_DATA or `root` to the folder that has it."
+    )
 
 # %% ../nbs/00_data.ipynb #387dbcc6
 def _prepare(name: str, root: Path, download: bool) -> None:
@@ -332,6 +476,7 @@ def _prepare(name: str, root: Path, download: bool) -> None:
             content = save(dict(zip(NAMES, tensors)), meta)
             write_whole(path, lambda part: part.write_bytes(content))
 
+
 def _built(name: str, root: Path, download: bool) -> tuple[Arrays, dict[str, str]]:
     "The tensors and the metadata of a data set, from its original files."
     build = _tiny_imagenet if name == "tinyimagenet" else partial(_torchvision, name)
@@ -343,15 +488,25 @@ def _built(name: str, root: Path, download: bool) -> tuple[Arrays, dict[str, str
 
 # %% ../nbs/00_data.ipynb #c5f4f5fa
 def _read(path: Path) -> tuple[Arrays, dict[str, str]]:
-    "The tensors and the metadata of a prepared file; `ValueError` if it is truncated, incomplete or changed."
+    """The tensors and the metadata of a prepared file; `ValueError` if it is truncated,
+    incomplete or changed."""
     try:
         with safe_open(path, framework="pt") as file:
-            tensors, meta = tuple(file.get_tensor(name) for name in NAMES), dict(file.metadata() or {})
+            tensors, meta = (
+                tuple(file.get_tensor(name) for name in NAMES),
+                dict(file.metadata() or {}),
+            )
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a whole prepared file ({error}): delete it and load the data set again.") from error
-    check_images(*tensors[:2]); check_images(*tensors[2:])
+        raise ValueError(
+            f"{path} is not a whole prepared file ({error}): delete it and load the data set again."
+        ) from error
+    check_images(*tensors[:2])
+    check_images(*tensors[2:])
     if meta.get("digest", found := digest(*tensors)) != found:
-        raise ValueError(f"{path} is damaged (its digest is {found[:12]}…, not {meta['digest'][:12]}…): delete it and load the data set again.")
+        raise ValueError(
+            f"{path} is damaged (its digest is {found[:12]}…, not "
+            f"{meta['digest'][:12]}…): delete it and load the data set again."
+        )
     return tensors, {**meta, "digest": found}
 
 # %% ../nbs/00_data.ipynb #354af3c7
@@ -360,19 +515,29 @@ def data_root(root: str | Path | None = None) -> Path:
     "The folder of data sets: the argument, else `$FISHER_UNLEARN_DATA`, else `data`."
     return Path(root or os.environ.get("FISHER_UNLEARN_DATA") or "data")
 
+
 @checked
-def load_images(name: str,                       # "digits", "mnist", "cifar10", "cifar100" or "tinyimagenet"
-                root: str | Path | None = None,  # folder of the data sets; None: `$FISHER_UNLEARN_DATA`, else `data`
-                download: bool = True,           # may torchvision download what is missing?
-                ) -> ImageData:
+def load_images(
+    name: str,  # "digits", "mnist", "cifar10", "cifar100" or "tinyimagenet"
+    root: str
+    | Path
+    | None = None,  # folder of the data sets; None: `$FISHER_UNLEARN_DATA`, else `data`
+    download: bool = True,  # may torchvision download what is missing?
+) -> ImageData:
     """Images and labels of a data set, from its prepared file, or built once from torchvision's.
 
-    Raises `ValueError` for an unknown name or a damaged file, `FileNotFoundError` for missing data."""
+    Raises `ValueError` for an unknown name or a damaged file, `FileNotFoundError` for missing
+    data."""
     spec = DATASETS[choose(name, DATASETS, "data set")]
-    if name == "digits": tensors, meta = _digits(), {"source": "scikit-learn's load_digits: 1297 to train, 500 to test, stratified"}
+    if name == "digits":
+        tensors, meta = (
+            _digits(),
+            {"source": "scikit-learn's load_digits: 1297 to train, 500 to test, stratified"},
+        )
     else:
         root = data_root(root)
-        if not (root / f"{name}.safetensors").exists(): _prepare(name, root, download)
+        if not (root / f"{name}.safetensors").exists():
+            _prepare(name, root, download)
         tensors, meta = _read(root / f"{name}.safetensors")
     return _image_data(name, spec, tensors, meta)
 
@@ -383,10 +548,23 @@ def _image_data(name: str, spec: _Spec, tensors: Arrays, meta: dict[str, str]) -
     classes = _class_names(name, meta)
     labels = torch.cat([tensors[1], tensors[3]])
     if not 0 <= labels.min() <= labels.max() < len(classes):
-        raise ValueError(f"labels of {name} run from {labels.min()} to {labels.max()}, but it has {len(classes)} classes.")
-    train, test = (Samples(x, y, spec.mean, spec.std, spec.size) for x, y in (tensors[:2], tensors[2:]))
-    return ImageData(name, train, test, tuple(classes), meta.get("source", "unknown"), meta.get("digest") or digest(*tensors),
-                     {key: text for key, text in meta.items() if key not in known})
+        raise ValueError(
+            f"labels of {name} run from {labels.min()} to {labels.max()}, but it has "
+            f"{len(classes)} classes."
+        )
+    train, test = (
+        Samples(x, y, spec.mean, spec.std, spec.size) for x, y in (tensors[:2], tensors[2:])
+    )
+    return ImageData(
+        name,
+        train,
+        test,
+        tuple(classes),
+        meta.get("source", "unknown"),
+        meta.get("digest") or digest(*tensors),
+        {key: text for key, text in meta.items() if key not in known},
+    )
+
 
 def _class_names(name: str, meta: dict[str, str]) -> list[str]:
     "The class names that the metadata of a prepared file holds; 0 to 9 if it holds none."
@@ -405,13 +583,17 @@ def _class_names(name: str, meta: dict[str, str]) -> list[str]:
 
 # %% ../nbs/00_data.ipynb #c789deea
 @checked
-def find_data(root: str | Path | None = None,  # as in `load_images`
-              ) -> pd.DataFrame:               # one row a data set: name, state, where
+def find_data(
+    root: str | Path | None = None,  # as in `load_images`
+) -> pd.DataFrame:  # one row a data set: name, state, where
     "What `load_images` would find, without loading it."
     root = data_root(root)
     rows = [("digits", "embedded", "scikit-learn")]
     for name, folder in RAW.items():
-        if (path := root / f"{name}.safetensors").exists(): rows.append((name, f"prepared, {path.stat().st_size / 1e6:.0f} MB", str(path)))
-        elif (root / folder).exists(): rows.append((name, "raw, prepared at first use", str(root / folder)))
-        else: rows.append((name, "missing, downloaded at first use", str(root)))
+        if (path := root / f"{name}.safetensors").exists():
+            rows.append((name, f"prepared, {path.stat().st_size / 1e6:.0f} MB", str(path)))
+        elif (root / folder).exists():
+            rows.append((name, "raw, prepared at first use", str(root / folder)))
+        else:
+            rows.append((name, "missing, downloaded at first use", str(root)))
     return pd.DataFrame(rows, columns=["data set", "state", "where"])

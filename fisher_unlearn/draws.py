@@ -22,7 +22,8 @@ from .data import Batches, digest
 @checked
 @contextmanager
 def seeded_draws(seed: Seed, *generators: torch.Generator) -> Iterator[None]:
-    "Seed the global generators of torch, Python and NumPy, and some others, and put each back afterwards."
+    """Seed the global generators of torch, Python and NumPy, and some others, and put each back
+    afterwards."""
     states = [(g, g.get_state()) for g in generators]
     python, legacy = random.getstate(), np.random.get_state()
     try:
@@ -39,6 +40,7 @@ def seeded_draws(seed: Seed, *generators: torch.Generator) -> Iterator[None]:
         for generator, state in states:
             generator.set_state(state)
 
+
 def _generators(batches: Any) -> list[torch.Generator]:
     "The generators that a DataLoader draws from."
     owners = [batches, *(getattr(batches, part, None) for part in ("sampler", "batch_sampler"))]
@@ -47,9 +49,10 @@ def _generators(batches: Any) -> list[torch.Generator]:
 
 # %% ../nbs/01e_draws.ipynb #bb45a031
 @checked
-def samples_digest(batches: Iterable[Any],        # anyone's loader, or ours
-                   name: str = "samples",         # of the argument that it came in, for messages
-                   ) -> str:
+def samples_digest(
+    batches: Iterable[Any],  # anyone's loader, or ours
+    name: str = "samples",  # of the argument that it came in, for messages
+) -> str:
     "64 hexadecimal digits for all samples of a loader, in whatever order they come."
     if isinstance(batches, Batches):
         return digest(batches.pixels.cpu(), batches.labels.cpu())

@@ -32,39 +32,65 @@ Reduction = Literal["sum", "mean"]
 
 # %% ../nbs/10_fisher.ipynb #770508da
 @checked
-def naive_diag_fisher(model: nn.Module,
-                      batches: Loader,               # normalised (inputs, labels)
-                      labels: Labels = "true",       # "true" or "expected"
-                      per: Per = "sample",
-                      reduction: Reduction = "sum",
-                      ) -> dict[str, Tensor]:        # {parameter name: float64 tensor of its shape}
+def naive_diag_fisher(
+    model: nn.Module,
+    batches: Loader,  # normalised (inputs, labels)
+    labels: Labels = "true",  # "true" or "expected"
+    per: Per = "sample",
+    reduction: Reduction = "sum",
+) -> dict[str, Tensor]:  # {parameter name: float64 tensor of its shape}
     "The diagonal Fisher by loops in float64: the oracle of `diag_fisher`."
-    if labels == "sampled": raise ValueError("the loops know no random labels: draw them first, and pass them as true ones.")
+    if labels == "sampled":
+        raise ValueError(
+            "the loops know no random labels: draw them first, and pass them as true ones."
+        )
     check_batches(model, batches, "batches")
     model = copy.deepcopy(model).double().eval()
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     total, terms = {n: torch.zeros_like(p) for n, p in parameters.items()}, 0
     for inputs, targets in batches:
-        groups = [list(range(len(targets)))] if per == "batch" else [[i] for i in range(len(targets))]
+        groups = (
+            [list(range(len(targets)))] if per == "batch" else [[i] for i in range(len(targets))]
+        )
         terms += len(groups)
         for group in groups:
-            for weight, grads in _naive_mean_grads(model, parameters, _double(inputs), targets, group, labels):
-                for name, g in zip(parameters, grads): total[name] += weight * g ** 2
+            for weight, grads in _naive_mean_grads(
+                model, parameters, _double(inputs), targets, group, labels
+            ):
+                for name, g in zip(parameters, grads):
+                    total[name] += weight * g**2
     return {n: t / terms if reduction == "mean" else t for n, t in total.items()}
+
 
 def _double(inputs: Tensor) -> Tensor:
     "Images in double precision; tokens stay whole numbers."
     return inputs.double() if inputs.is_floating_point() else inputs
 
-def _naive_mean_grads(model: nn.Module, parameters: Mapping[str, Tensor], inputs: Tensor, targets: Tensor, group: list[int], labels: Labels) -> Iterator[tuple[Any, list[Tensor]]]:
-    "For each label in question: its weight (1, or its mean probability over a group of images) and the mean gradient of −log p over the group."
-    probability = torch.stack([model(inputs[i:i + 1])[0].detach().softmax(0) for i in group]).mean(0)
+
+def _naive_mean_grads(
+    model: nn.Module,
+    parameters: Mapping[str, Tensor],
+    inputs: Tensor,
+    targets: Tensor,
+    group: list[int],
+    labels: Labels,
+) -> Iterator[tuple[Any, list[Tensor]]]:
+    """For each label in question: its weight (1, or its mean probability over a group of images)
+    and the mean gradient of −log p over the group."""
+    probability = torch.stack(
+        [model(inputs[i : i + 1])[0].detach().softmax(0) for i in group]
+    ).mean(0)
     for y in [None] if labels == "true" else range(len(probability)):
         grads = [torch.zeros_like(p) for p in parameters.values()]
         for i in group:
-            loss = -torch.log_softmax(model(inputs[i:i + 1])[0], 0)[targets[i] if y is None else y]
-            for mean, g in zip(grads, torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)):
-                if g is not None: mean += g / len(group)
+            loss = -torch.log_softmax(model(inputs[i : i + 1])[0], 0)[
+                targets[i] if y is None else y
+            ]
+            for mean, g in zip(
+                grads, torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+            ):
+                if g is not None:
+                    mean += g / len(group)
         yield (1 if y is None else probability[y]), grads
 
 # %% ../nbs/10_fisher.ipynb #22e01092
@@ -77,35 +103,70 @@ def _slope(probability: Tensor, labels: Tensor) -> Tensor:
 def _factors(probability: Tensor) -> list[Tensor]:
     "C − 1 directions s_k (n, C) with Σ_k s_k s_kᵀ = diag(p) − p pᵀ, for each image."
     tiny = torch.finfo(probability.dtype).tiny
-    later = probability.flip(1).cumsum(1).flip(1).roll(-1, 1)  # column k: q_k; the last one is not used
+    later = (
+        probability.flip(1).cumsum(1).flip(1).roll(-1, 1)
+    )  # column k: q_k; the last one is not used
     factors = []
     for k in range(probability.shape[1] - 1):
-        p, q, rest = probability[:, k], later[:, k], probability[:, k + 1:]
+        p, q, rest = probability[:, k], later[:, k], probability[:, k + 1 :]
         share = torch.cat([torch.ones_like(p)[:, None], -rest / q.clamp_min(tiny)[:, None]], 1)
-        factors.append(nn.functional.pad((p * (q / (p + q).clamp_min(tiny))).sqrt()[:, None] * share, (k, 0)))
+        factors.append(
+            nn.functional.pad((p * (q / (p + q).clamp_min(tiny))).sqrt()[:, None] * share, (k, 0))
+        )
     return factors
 
 # %% ../nbs/10_fisher.ipynb #23515333
 def _drawn(probability: Tensor, generator: torch.Generator) -> Tensor:
-    "One label for each image, drawn from the model (on the CPU, so that it is the same on every device)."
-    return torch.multinomial(probability.float().cpu(), 1, generator=generator)[:, 0].to(probability.device)
+    """One label for each image, drawn from the model (on the CPU, so that it is the same on
+    every device)."""
+    return torch.multinomial(probability.float().cpu(), 1, generator=generator)[:, 0].to(
+        probability.device
+    )
 
-def _directions(logits: Tensor, targets: Tensor, labels: Labels, generator: torch.Generator) -> list[Tensor]:
+
+def _directions(
+    logits: Tensor, targets: Tensor, labels: Labels, generator: torch.Generator
+) -> list[Tensor]:
     "The directions (n, C) whose squares make up one batch's Fisher information per sample."
     probability = _in_single(logits).softmax(1)
-    if labels == "expected": return _factors(probability)
+    if labels == "expected":
+        return _factors(probability)
     return [_slope(probability, targets if labels == "true" else _drawn(probability, generator))]
 
 # %% ../nbs/10_fisher.ipynb #f97f5983
-def _add_batch(total: dict[str, Tensor], parameters: dict[str, Tensor], logits: Tensor, targets: Tensor, labels: Labels, generator: torch.Generator) -> None:
+def _add_batch(
+    total: dict[str, Tensor],
+    parameters: dict[str, Tensor],
+    logits: Tensor,
+    targets: Tensor,
+    labels: Labels,
+    generator: torch.Generator,
+) -> None:
     "Add Σ_y p̄(y) (mean of g(xᵢ, y) over the batch)², or the square for one label of each image."
     probability, n = _in_single(logits.detach()).softmax(1), len(logits)
-    if labels == "expected": terms = [(probability[:, c].mean(), torch.full_like(targets, c)) for c in range(probability.shape[1])]
-    else: terms = [(probability.new_ones(()), targets if labels == "true" else _drawn(probability, generator))]
+    if labels == "expected":
+        terms = [
+            (probability[:, c].mean(), torch.full_like(targets, c))
+            for c in range(probability.shape[1])
+        ]
+    else:
+        terms = [
+            (
+                probability.new_ones(()),
+                targets if labels == "true" else _drawn(probability, generator),
+            )
+        ]
     for weight, chosen in terms:
-        slopes = torch.autograd.grad(logits, list(parameters.values()), (_slope(probability, chosen) / n).to(logits.dtype), retain_graph=True, allow_unused=True)
+        slopes = torch.autograd.grad(
+            logits,
+            list(parameters.values()),
+            (_slope(probability, chosen) / n).to(logits.dtype),
+            retain_graph=True,
+            allow_unused=True,
+        )
         for name, g in zip(parameters, slopes):
             total[name] += 0 if g is None else weight * _in_single(g).square()
+
 
 def _in_single(tensor: Tensor) -> Tensor:
     "Single precision in place of half."
@@ -114,41 +175,73 @@ def _in_single(tensor: Tensor) -> Tensor:
 # %% ../nbs/10_fisher.ipynb #f65a3938
 def _world() -> tuple[int, int]:
     "This process's rank, and the number of processes."
-    if not (distributed.is_available() and distributed.is_initialized()): return 0, 1
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 0, 1
     return distributed.get_rank(), distributed.get_world_size()
 
+
 @checked
-def rank_batches(batches: Loader,  # the same on all ranks
-                 ) -> Iterable[tuple[int, Tensor, Tensor]]:  # (number of the batch, inputs, labels) of those that are this rank's
-    "Whole batches rank, rank + world, …; all of them outside of `torch.distributed`. `ValueError` for a DataLoader that shuffles or splits."
+def rank_batches(
+    batches: Loader,  # the same on all ranks
+) -> Iterable[
+    tuple[int, Tensor, Tensor]
+]:  # (number of the batch, inputs, labels) of those that are this rank's
+    """Whole batches rank, rank + world, …; all of them outside of `torch.distributed`.
+    `ValueError` for a DataLoader that shuffles or splits."""
     rank, world = _world()
-    if world > 1 and isinstance(batches, DataLoader) and not isinstance(batches.sampler, SequentialSampler):
-        raise ValueError(f"every rank must get the same batches in the same order, and {type(batches.sampler).__name__} may give each its own: pass a DataLoader with shuffle=False and without a sampler.")
-    return ((k, inputs, labels) for k, (inputs, labels) in enumerate(pairs(batches)) if k % world == rank)
+    if (
+        world > 1
+        and isinstance(batches, DataLoader)
+        and not isinstance(batches.sampler, SequentialSampler)
+    ):
+        raise ValueError(
+            "every rank must get the same batches in the same order, and "
+            f"{type(batches.sampler).__name__} may give each its own: pass a "
+            "DataLoader with shuffle=False and without a sampler."
+        )
+    return (
+        (k, inputs, labels)
+        for k, (inputs, labels) in enumerate(pairs(batches))
+        if k % world == rank
+    )
+
 
 @checked
 def sum_over_ranks(tensors: Iterable[Tensor]) -> None:
     "Add up tensors over all ranks, in place; nothing outside of `torch.distributed`."
     if _world()[1] > 1:
-        for tensor in tensors: distributed.all_reduce(tensor)
+        for tensor in tensors:
+            distributed.all_reduce(tensor)
 
 # %% ../nbs/10_fisher.ipynb #6eba5349
 @checked
-def diag_fisher(model: nn.Module,   # returns logits (n, C)
-                batches: Loader,    # normalised (inputs, labels), readable again and again
-                labels: Labels = "true",        # "true" (empirical Fisher), "sampled" from the model, or "expected" over all classes
-                per: Per = "sample",            # square each image's gradient, or each batch's mean gradient
-                reduction: Reduction = "sum",   # over images (batches), or that divided by their number
-                seed: Seed = 0,                 # of the sampled labels
-                progress: bool = False,         # show a bar over batches
-                ) -> dict[str, Tensor]:         # {parameter name: tensor of its shape, in single precision at least}, for all parameters that require a gradient
-    """The diagonal of an estimator of the Fisher information: Σ g² with the factors below, exact for any network.
+def diag_fisher(
+    model: nn.Module,  # returns logits (n, C)
+    batches: Loader,  # normalised (inputs, labels), readable again and again
+    # "true" (empirical Fisher), "sampled" from the model, or "expected" over all classes
+    labels: Labels = "true",
+    per: Per = "sample",  # square each image's gradient, or each batch's mean gradient
+    reduction: Reduction = "sum",  # over images (batches), or that divided by their number
+    seed: Seed = 0,  # of the sampled labels
+    progress: bool = False,  # show a bar over batches
+) -> dict[
+    str, Tensor
+    # {parameter name: tensor of its shape, in single precision at least}, for all parameters that
+    # require a gradient
+]:
+    """The diagonal of an estimator of the Fisher information: Σ g² with the factors below, exact
+    for any network.
 
-    Factors: "sum" has none, so that per="sample" gives Σᵢ g(xᵢ, yᵢ)² and per="batch" Σ_b (1/n_b Σᵢ g(xᵢ, yᵢ))²; "mean" divides by the number
-    of images or batches; "expected" weights each label's square by p(y|xᵢ), per batch by the batch's mean p. The paper's definition ('Masking
-    with Fisher Information') is labels="true", per="sample"; its authors' code is labels="expected", per="batch", reduction="mean" on
-    `rebatch(batches, 128)`. Under `torch.distributed` all ranks take part. Raises `ValueError` or `TypeError` for bad batches, labels or
-    choices and for models whose logits depend on the rest of the batch, `FloatingPointError` naming the layer if a value is not finite."""
+    Factors: "sum" has none, so that per="sample" gives Σᵢ g(xᵢ, yᵢ)² and per="batch" Σ_b (1/n_b
+    Σᵢ g(xᵢ, yᵢ))²; "mean" divides by the number
+    of images or batches; "expected" weights each label's square by p(y|xᵢ), per batch by the
+    batch's mean p. The paper's definition ('Masking
+    with Fisher Information') is labels="true", per="sample"; its authors' code is
+    labels="expected", per="batch", reduction="mean" on
+    `rebatch(batches, 128)`. Under `torch.distributed` all ranks take part. Raises `ValueError`
+    or `TypeError` for bad batches, labels or
+    choices and for models whose logits depend on the rest of the batch, `FloatingPointError`
+    naming the layer if a value is not finite."""
     device = device_of(model)
     with scoring(model) as before:
         classes = check_batches(model, batches, "batches")
@@ -156,35 +249,68 @@ def diag_fisher(model: nn.Module,   # returns logits (n, C)
         squares, terms = GradientSquares(model, before), torch.zeros((), dtype=torch.float64)
         if per == "batch":
             check_repeats(squares.passes, few_of(first_pair(batches, "batches")[0].to(device)))
-        for k, inputs, targets in tqdm(rank_batches(batches), total=_length(batches), unit="batch", disable=not progress):
-            if not isinstance(batches, Batches): _check_batch(inputs, targets, classes, k)
-            _add(squares, inputs.to(device), targets.to(device), labels, per, torch.Generator().manual_seed(epoch_seed(seed, k)))
+        for k, inputs, targets in tqdm(
+            rank_batches(batches), total=_length(batches), unit="batch", disable=not progress
+        ):
+            if not isinstance(batches, Batches):
+                _check_batch(inputs, targets, classes, k)
+            _add(
+                squares,
+                inputs.to(device),
+                targets.to(device),
+                labels,
+                per,
+                torch.Generator().manual_seed(epoch_seed(seed, k)),
+            )
             terms += len(inputs) if per == "sample" else 1
         sum_over_ranks([terms := terms.to(device), *squares.total.values()])
-        kinds = {n: torch.promote_types(p.dtype, torch.float32) for n, p in squares.parameters.items()}  # half precision overflows
-        scores = {n: (t / terms if reduction == "mean" else t).to(kinds[n]) for n, t in squares.total.items()}
-    if not all(score.isfinite().all() for score in scores.values()): raise FloatingPointError(_culprit(model, batches, scores))
+        kinds = {
+            n: torch.promote_types(p.dtype, torch.float32) for n, p in squares.parameters.items()
+        }  # half precision overflows
+        scores = {
+            n: (t / terms if reduction == "mean" else t).to(kinds[n])
+            for n, t in squares.total.items()
+        }
+    if not all(score.isfinite().all() for score in scores.values()):
+        raise FloatingPointError(_culprit(model, batches, scores))
     return scores
 
 # %% ../nbs/10_fisher.ipynb #fb8066da
-def _add(squares: GradientSquares, inputs: Tensor, targets: Tensor, labels: Labels, per: Per, generator: torch.Generator) -> None:
+def _add(
+    squares: GradientSquares,
+    inputs: Tensor,
+    targets: Tensor,
+    labels: Labels,
+    per: Per,
+    generator: torch.Generator,
+) -> None:
     "Add one batch's Fisher information."
     if per == "sample":
-        squares.add(inputs, lambda logits, where: _directions(logits, targets[where], labels, generator), together=2 if labels == "expected" else 1)
+        squares.add(
+            inputs,
+            lambda logits, where: _directions(logits, targets[where], labels, generator),
+            together=2 if labels == "expected" else 1,
+        )
         return
     with torch.enable_grad():
         logits = logits_of(squares.passes, inputs)
     _add_batch(squares.total, squares.parameters, logits, targets, labels, generator)
 
+
 def _check_parameters(model: nn.Module) -> None:
     "Refuse models whose scores mean nothing: `ValueError`."
     found = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if not found:
-        raise ValueError("no parameter of the model requires a gradient: there is nothing to score.")
+        raise ValueError(
+            "no parameter of the model requires a gradient: there is nothing to score."
+        )
     for name, p in found.items():
         if p.is_complex():
-            raise ValueError(f"the parameter `{name}` is complex: scores are squares of real gradients, so keep "
-                             "its real and imaginary parts as parameters, or freeze it.")
+            raise ValueError(
+                f"the parameter `{name}` is complex: scores are squares of real gradients, so keep "
+                "its real and imaginary parts as parameters, or freeze it."
+            )
+
 
 def _length(batches: Loader) -> int | None:
     "This rank's number of batches, if the loader knows it."
@@ -195,22 +321,45 @@ def _length(batches: Loader) -> int | None:
 def _check_batch(inputs: Tensor, targets: Tensor, classes: int, number: int) -> None:
     "Refuse labels that don't exist and inputs that are not finite."
     check_labels(targets, classes, "batches")
-    if not inputs.isfinite().all(): raise ValueError(f"batch {number} of `batches` has inputs that are NaN or infinite: look for them in the data or its normalisation.")
+    if not inputs.isfinite().all():
+        raise ValueError(
+            f"batch {number} of `batches` has inputs that are NaN or infinite: look "
+            "for them in the data or its normalisation."
+        )
+
 
 def _culprit(model: nn.Module, batches: Loader, scores: dict[str, Tensor]) -> str:
-    "Which layer is to blame for scores that are not finite: the first whose output is not, or else the last whose score is not, since slopes go backwards."
+    """Which layer is to blame for scores that are not finite: the first whose output is not, or
+    else the last whose score is not, since slopes go backwards."""
     odd: list[str] = []
+
     def look(name, module, args, output):
-        if isinstance(output, Tensor) and not output.isfinite().all(): odd.append(name)
-    hooks = [m.register_forward_hook(partial(look, n)) for n, m in model.named_modules() if not any(m.children())]
+        if isinstance(output, Tensor) and not output.isfinite().all():
+            odd.append(name)
+
+    hooks = [
+        m.register_forward_hook(partial(look, n))
+        for n, m in model.named_modules()
+        if not any(m.children())
+    ]
     try:
         with scoring(model):
             for inputs, _ in pairs(batches):
-                if not odd: logits_of(model, inputs.to(device_of(model)).clone())
+                if not odd:
+                    logits_of(model, inputs.to(device_of(model)).clone())
     finally:
-        for hook in hooks: hook.remove()
-    if odd: return f"the output of the layer `{odd[0]}` is not finite: look for NaN or huge values in its weights."
-    return f"the gradients of `{[n for n, score in scores.items() if not score.isfinite().all()][-1]}` are not finite: look for a slope that overflows in the layers after it."
+        for hook in hooks:
+            hook.remove()
+    if odd:
+        return (
+            f"the output of the layer `{odd[0]}` is not finite: look for NaN or huge "
+            "values in its weights."
+        )
+    return (
+        "the gradients of "
+        f"`{[n for n, score in scores.items() if not score.isfinite().all()][-1]}` are not "
+        "finite: look for a slope that overflows in the layers after it."
+    )
 
 # %% ../nbs/10_fisher.ipynb #52157534
 class rebatch:
@@ -228,6 +377,11 @@ class rebatch:
             held.append(batch)
             inputs, labels = (torch.cat(parts) for parts in zip(*held))
             whole = len(labels) // self.size * self.size
-            yield from zip(inputs[:whole].split(self.size), labels[:whole].split(self.size)) if whole else ()
+            yield from (
+                zip(inputs[:whole].split(self.size), labels[:whole].split(self.size))
+                if whole
+                else ()
+            )
             held = [(inputs[whole:], labels[whole:])] if whole < len(labels) else []
-        if held: yield torch.cat([x for x, _ in held]), torch.cat([y for _, y in held])
+        if held:
+            yield torch.cat([x for x, _ in held]), torch.cat([y for _, y in held])

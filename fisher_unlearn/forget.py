@@ -25,50 +25,90 @@ from .data import ImageData, Samples, choose, digest
 @dataclass(frozen=True, eq=False)
 class ForgetRequest:
     "What a model learned, what of it should go, what should stay, and the test images that tell."
-    kind: str                # "class", "samples", "random", "poison" or "mislabel"
-    classes: tuple[int, ...] # the classes to forget; () if samples are forgotten
-    train: Samples           # what the original model w* learns, with its poisoned images or wrong labels
-    forget: Samples          # the forget set, part of `train`
-    remain: Samples          # the remain set: the rest of `train`, or what `limit_remain` left of it
-    test_forget: Samples     # what tells whether it is forgotten: the classes' test images, or the forgotten samples themselves
-    test_remain: Samples     # what tells what it cost: the other test images, or all of them
-    forget_indices: Tensor   # int64: positions of the forget set in the original training set; of poisoned images: of their sources
-    remain_indices: Tensor   # int64: positions of the remain set in the original training set
-    digest: str              # SHA-256 of the data set's digest, the kind, both lists of positions, and what was done to pixels or labels
+
+    kind: str  # "class", "samples", "random", "poison" or "mislabel"
+    classes: tuple[int, ...]  # the classes to forget; () if samples are forgotten
+    train: Samples  # what the original model w* learns, with its poisoned images or wrong labels
+    forget: Samples  # the forget set, part of `train`
+    remain: Samples  # the remain set: the rest of `train`, or what `limit_remain` left of it
+    # what tells whether it is forgotten: the classes' test images, or the forgotten samples
+    # themselves
+    test_forget: Samples
+    test_remain: Samples  # what tells what it cost: the other test images, or all of them
+    # int64: positions of the forget set in the original training set; of poisoned images: of their
+    # sources
+    forget_indices: Tensor
+    remain_indices: Tensor  # int64: positions of the remain set in the original training set
+    # SHA-256 of the data set's digest, the kind, both lists of positions, and what was done to
+    # pixels or labels
+    digest: str
     test_more: dict[str, Samples] = field(default_factory=dict)  # further sets to measure, by name
-    details: dict[str, Any] = field(default_factory=dict)        # facts for the record: arguments and counts, as JSON can hold them
+    details: dict[str, Any] = field(
+        default_factory=dict
+    )  # facts for the record: arguments and counts, as JSON can hold them
 
     def __post_init__(self):
         check_fields(self, " of the request")
 
     @checked
-    def limit_remain(self,
-                     k: int,    # images that stay in the remain set; 0: none
-                     seed: int  # of the draw, 0 or more
-                     ) -> "ForgetRequest":
-        "The same request with `k` remain images drawn without replacement (paper, Table 5); `ValueError` if there are fewer."
+    def limit_remain(
+        self,
+        k: int,  # images that stay in the remain set; 0: none
+        seed: int,  # of the draw, 0 or more
+    ) -> "ForgetRequest":
+        """The same request with `k` remain images drawn without replacement (paper, Table 5);
+        `ValueError` if there are fewer."""
         k = _whole("k", k, 0, len(self.remain), "the number of remain images to keep")
         kept = _draw(len(self.remain), k, generator := _seeded(seed))
         positions = self.remain_indices[kept]
-        return replace(self, remain=self.remain[kept], remain_indices=positions, digest=digest(_bytes(f"{self.digest}limit_remain"), positions),
-                       details={**self.details, "remain_limit": k, "remain_seed": generator.initial_seed()})
+        return replace(
+            self,
+            remain=self.remain[kept],
+            remain_indices=positions,
+            digest=digest(_bytes(f"{self.digest}limit_remain"), positions),
+            details={**self.details, "remain_limit": k, "remain_seed": generator.initial_seed()},
+        )
 
 # %% ../nbs/01_forget.ipynb #8bb1d89f
-def _request(images: ImageData, kind: str, classes: tuple[int, ...], leaves: Tensor, test: tuple[Samples, Samples] | None = None,
-             train: Samples | None = None, origins: Tensor | None = None, covers: Sequence[Tensor] = (), **more: Any) -> ForgetRequest:
-    "Split `train` by the Boolean selection `leaves`; `origins` are original positions where those in `train` aren't; the digest also covers `covers`."
-    if not leaves.any(): raise ValueError("the forget set is empty: there is nothing to forget.")
-    if leaves.all(): raise ValueError("the remain set is empty: forgetting everything needs no method.")
+def _request(
+    images: ImageData,
+    kind: str,
+    classes: tuple[int, ...],
+    leaves: Tensor,
+    test: tuple[Samples, Samples] | None = None,
+    train: Samples | None = None,
+    origins: Tensor | None = None,
+    covers: Sequence[Tensor] = (),
+    **more: Any,
+) -> ForgetRequest:
+    """Split `train` by the Boolean selection `leaves`; `origins` are original positions where
+    those in `train` aren't; the digest also covers `covers`."""
+    if not leaves.any():
+        raise ValueError("the forget set is empty: there is nothing to forget.")
+    if leaves.all():
+        raise ValueError("the remain set is empty: forgetting everything needs no method.")
     train = images.train if train is None else train
     forget, remain = train[leaves], train[~leaves]
     gone, stays = leaves.nonzero()[:, 0] if origins is None else origins, (~leaves).nonzero()[:, 0]
     mark = digest(_bytes(f"{images.digest}{kind}{classes}"), gone, stays, *covers)
-    return ForgetRequest(kind, classes, train, forget, remain, *(test or (forget, images.test)), gone, stays, mark, **more)
+    return ForgetRequest(
+        kind,
+        classes,
+        train,
+        forget,
+        remain,
+        *(test or (forget, images.test)),
+        gone,
+        stays,
+        mark,
+        **more,
+    )
 
 # %% ../nbs/01_forget.ipynb #9ea14d34
 def _bytes(text: str) -> Tensor:
     "A text as bytes, for `digest`."
     return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+
 
 def _at(index: Tensor, n: int) -> Tensor:
     "The positions `index` as a Boolean selection of n."
@@ -76,26 +116,35 @@ def _at(index: Tensor, n: int) -> Tensor:
 
 # %% ../nbs/01_forget.ipynb #81a50380
 @checked
-def forget_classes(images: ImageData,
-                   classes: Sequence[int | str],  # indices or names of classes
-                   ) -> ForgetRequest:
-    """Forget every image of some classes; the test images of those classes tell whether they are gone.
+def forget_classes(
+    images: ImageData,
+    classes: Sequence[int | str],  # indices or names of classes
+) -> ForgetRequest:
+    """Forget every image of some classes; the test images of those classes tell whether they are
+    gone.
 
-    A whole number is an index; a text is a name or an index. `ValueError` if it may mean several classes."""
+    A whole number is an index; a text is a name or an index. `ValueError` if it may mean several
+    classes."""
     wanted = tuple(sorted({_class_index(images, c) for c in classes}))
-    leaves, test = (torch.isin(part.labels, torch.tensor(wanted, dtype=torch.int64)) for part in (images.train, images.test))
+    leaves, test = (
+        torch.isin(part.labels, torch.tensor(wanted, dtype=torch.int64))
+        for part in (images.train, images.test)
+    )
     return _request(images, "class", wanted, leaves, (images.test[test], images.test[~test]))
 
+
 @checked
-def forget_class(images: ImageData,
-                 which: int | str,  # index or name of the class
-                 ) -> ForgetRequest:
+def forget_class(
+    images: ImageData,
+    which: int | str,  # index or name of the class
+) -> ForgetRequest:
     "Forget every image of one class (paper, section 'Remove A Full Category')."
     return forget_classes(images, [which])
 
 # %% ../nbs/01_forget.ipynb #fc78f903
 def _class_index(images: ImageData, which: int | str) -> int:
-    "The index of a class given by index or name; `ValueError` if there is none, or if a text may mean several."
+    """The index of a class given by index or name; `ValueError` if there is none, or if a text
+    may mean several."""
     if not isinstance(which, str):
         return _existing(images, which)
     number = int(which) if which.removeprefix("-").isdecimal() else None
@@ -105,40 +154,63 @@ def _class_index(images: ImageData, which: int | str) -> int:
         raise ValueError(_ambiguous(images, which, sorted(meant)))
     if meant:
         return meant.pop()
-    return images.classes.index(choose(which, images.classes, "class")) if number is None else _existing(images, number)
+    return (
+        images.classes.index(choose(which, images.classes, "class"))
+        if number is None
+        else _existing(images, number)
+    )
+
 
 def _existing(images: ImageData, index: int) -> int:
     "An index of a class; `ValueError` if there is no such class."
     if 0 <= index < len(images.classes):
         return index
-    raise ValueError(f"class {index} does not exist: {images.name} has the classes 0 to {len(images.classes) - 1}.")
+    raise ValueError(
+        f"class {index} does not exist: {images.name} has the classes 0 to "
+        f"{len(images.classes) - 1}."
+    )
+
 
 def _ambiguous(images: ImageData, text: str, meant: list[int]) -> str:
     "What to say of a text that means several classes."
     each = " and ".join(f"class {index} (named {images.classes[index]!r})" for index in meant)
     remedy = "give a name or an index that means one only" if text.isdecimal() else "give the index"
-    return f"class {text!r} is ambiguous: in {images.name} it may be {each}: {remedy}, or the index as a number."
+    return (
+        f"class {text!r} is ambiguous: in {images.name} it may be {each}: {remedy}, or the "
+        "index as a number."
+    )
 
 # %% ../nbs/01_forget.ipynb #ea3e4a89
 def _positions(indices: Sequence[int] | np.ndarray | Tensor) -> Tensor:
     "Positions as int64 (n,); `TypeError` for what is no whole number."
     if isinstance(indices, np.ndarray) and indices.size and indices.dtype.kind not in "iu":
-        raise TypeError(f"samples are named by whole numbers, their positions, not by {indices.dtype}.")
+        raise TypeError(
+            f"samples are named by whole numbers, their positions, not by {indices.dtype}."
+        )
     index = torch.as_tensor(indices).reshape(-1)
-    if len(index) and (index.is_floating_point() or index.is_complex() or index.dtype == torch.bool):
-        raise TypeError(f"samples are named by whole numbers, their positions, not by {index.dtype}.")
+    if len(index) and (
+        index.is_floating_point() or index.is_complex() or index.dtype == torch.bool
+    ):
+        raise TypeError(
+            f"samples are named by whole numbers, their positions, not by {index.dtype}."
+        )
     return index.long().cpu()
 
 # %% ../nbs/01_forget.ipynb #9dca7c95
 @checked
-def forget_samples(images: ImageData,
-                   indices: Sequence[int] | np.ndarray | Tensor,  # positions in the training set
-                   ) -> ForgetRequest:
-    "Forget given training images; they are also `test_forget`, and the whole test set is `test_remain`. `ValueError` for positions that don't exist."
+def forget_samples(
+    images: ImageData,
+    indices: Sequence[int] | np.ndarray | Tensor,  # positions in the training set
+) -> ForgetRequest:
+    """Forget given training images; they are also `test_forget`, and the whole test set is
+    `test_remain`. `ValueError` for positions that don't exist."""
     index, n = _positions(indices), len(images.train)
     if len(index) and not 0 <= index.min() <= index.max() < n:
         wrong = index.max() if index.max() >= n else index.min()
-        raise ValueError(f"sample {wrong} does not exist: the training set of {images.name} has the samples 0 to {n - 1}.")
+        raise ValueError(
+            f"sample {wrong} does not exist: the training set of {images.name} has the "
+            f"samples 0 to {n - 1}."
+        )
     if len(index.unique()) < len(index):
         raise ValueError("a sample is named twice: give each position once.")
     return _request(images, "samples", (), _at(index, n))
@@ -146,12 +218,15 @@ def forget_samples(images: ImageData,
 # %% ../nbs/01_forget.ipynb #b97a7804
 def _whole(name: str, value: int, low: int, high: int, what: str) -> int:
     "An argument as an int; `ValueError` unless it is a whole number from `low` to `high`."
-    if isinstance(value, Integral) and low <= value <= high: return int(value)
+    if isinstance(value, Integral) and low <= value <= high:
+        return int(value)
     raise ValueError(f"`{name}` is {value}: {what} must be a whole number from {low} to {high}.")
+
 
 def _seeded(seed: int) -> torch.Generator:
     "A generator on the CPU; `ValueError` for what is no seed."
     return torch.Generator().manual_seed(_whole("seed", seed, 0, 2**63 - 1, "the seed of a draw"))
+
 
 def _draw(n: int, k: int, generator: torch.Generator) -> Tensor:
     "k of the positions 0 to n - 1, without replacement, sorted."
@@ -159,106 +234,199 @@ def _draw(n: int, k: int, generator: torch.Generator) -> Tensor:
 
 # %% ../nbs/01_forget.ipynb #babb6651
 @checked
-def random_subset(images: ImageData,
-                  n: int,     # training images to forget
-                  seed: int,  # of the draw, 0 or more
-                  ) -> ForgetRequest:
-    "Forget `n` training images drawn without replacement; the sets are those of `forget_samples`. `ValueError` unless some leave and some stay."
+def random_subset(
+    images: ImageData,
+    n: int,  # training images to forget
+    seed: int,  # of the draw, 0 or more
+) -> ForgetRequest:
+    """Forget `n` training images drawn without replacement; the sets are those of
+    `forget_samples`. `ValueError` unless some leave and some stay."""
     n = _whole("n", n, 1, len(images.train) - 1, "the number of images to forget")
     drawn = _draw(len(images.train), n, generator := _seeded(seed))
-    return _request(images, "random", (), _at(drawn, len(images.train)), details={"n": n, "seed": generator.initial_seed()})
+    return _request(
+        images,
+        "random",
+        (),
+        _at(drawn, len(images.train)),
+        details={"n": n, "seed": generator.initial_seed()},
+    )
 
 # %% ../nbs/01_forget.ipynb #18e3ece5
 CORNERS = ("upper left", "upper right", "lower left", "lower right")
 
+
 @dataclass(frozen=True)
 class _Patch:
     "A square of one pixel value in a corner: the trigger of a backdoor."
-    size: int    # side in pixels
-    value: int   # of the raw pixels, 0 to 255, in every channel
+
+    size: int  # side in pixels
+    value: int  # of the raw pixels, 0 to 255, in every channel
     corner: str  # one of `CORNERS`
 
     def spot(self, images: Tensor) -> Tensor:
         "The pixels under the patch, as a view: (N, C, size, size)."
-        rows, columns = (slice(self.size) if side in ("upper", "left") else slice(-self.size, None) for side in self.corner.split())
+        rows, columns = (
+            slice(self.size) if side in ("upper", "left") else slice(-self.size, None)
+            for side in self.corner.split()
+        )
         return images[..., rows, columns]
+
 
 def _stamped(samples: Samples, patch: _Patch, label: int) -> Samples:
     "Copies of samples with a patch, all with one label."
-    result = replace(samples, images=samples.images.clone(), labels=torch.full_like(samples.labels, label))
+    result = replace(
+        samples, images=samples.images.clone(), labels=torch.full_like(samples.labels, label)
+    )
     patch.spot(result.images).fill_(patch.value)
     return result
 
 # %% ../nbs/01_forget.ipynb #f64e579d
 def _sources(part: Samples, name: str, patch: _Patch, target: int, n: int) -> tuple[Tensor, int]:
-    "Positions of images of other classes that the patch changes, and how many it doesn't; `ValueError` for fewer than `n`."
-    other, changed = part.labels != target, (patch.spot(part.images) != patch.value).flatten(1).any(1)
+    """Positions of images of other classes that the patch changes, and how many it doesn't;
+    `ValueError` for fewer than `n`."""
+    other, changed = (
+        part.labels != target,
+        (patch.spot(part.images) != patch.value).flatten(1).any(1),
+    )
     found, unchanged = (other & changed).nonzero()[:, 0], int((other & ~changed).sum())
-    if len(found) >= n: return found, unchanged
-    raise ValueError(f"{patch.size}×{patch.size} pixels of {patch.value} in the {patch.corner} corner change {len(found)} {name} images of other classes "
-                     f"than {target} ({unchanged} stay as they are), fewer than the {n} needed: take another patch{', or a smaller `n`' if n > 1 else ''}.")
+    if len(found) >= n:
+        return found, unchanged
+    raise ValueError(
+        f"{patch.size}×{patch.size} pixels of {patch.value} in the {patch.corner} "
+        f"corner change {len(found)} {name} images of other classes "
+        f"than {target} ({unchanged} stay as they are), fewer than the {n} needed: "
+        f"take another patch{', or a smaller `n`' if n > 1 else ''}."
+    )
 
 # %% ../nbs/01_forget.ipynb #2959afcb
-def _with_poison(train: Samples, sources: Tensor, poisoned: Samples, in_place: bool) -> tuple[Samples, Tensor]:
-    "The training set with its poisoned images, behind all others or in the place of their sources, and the Boolean selection of them."
+def _with_poison(
+    train: Samples, sources: Tensor, poisoned: Samples, in_place: bool
+) -> tuple[Samples, Tensor]:
+    """The training set with its poisoned images, behind all others or in the place of their
+    sources, and the Boolean selection of them."""
     if in_place:
-        pixels, labels = train.images.index_copy(0, sources, poisoned.images), train.labels.index_copy(0, sources, poisoned.labels)
+        pixels, labels = (
+            train.images.index_copy(0, sources, poisoned.images),
+            train.labels.index_copy(0, sources, poisoned.labels),
+        )
         return replace(train, images=pixels, labels=labels), _at(sources, len(train))
-    longer = replace(train, images=torch.cat([train.images, poisoned.images]), labels=torch.cat([train.labels, poisoned.labels]))
+    longer = replace(
+        train,
+        images=torch.cat([train.images, poisoned.images]),
+        labels=torch.cat([train.labels, poisoned.labels]),
+    )
     return longer, torch.arange(len(longer)) >= len(train)
+
 
 def _patch(images: ImageData, size: int, value: int, corner: str) -> _Patch:
     "A patch that fits these images; `ValueError` otherwise."
     height, width = images.train.images.shape[-2:]
-    return _Patch(_whole("size", size, 1, min(height, width), f"the side of a patch on {height}×{width} pixels"),
-                  _whole("value", value, 0, 255, "a raw pixel"), choose(corner, CORNERS, "corner"))
+    return _Patch(
+        _whole(
+            "size", size, 1, min(height, width), f"the side of a patch on {height}×{width} pixels"
+        ),
+        _whole("value", value, 0, 255, "a raw pixel"),
+        choose(corner, CORNERS, "corner"),
+    )
 
 # %% ../nbs/01_forget.ipynb #f4f74c8e
 @checked
-def poison(images: ImageData,
-           n: int = 200,                 # training images to poison
-           target: int | str = 0,        # index or name of the class that the patch should call up
-           seed: int = 0,                # of the draw, 0 or more
-           size: int = 4,                # side of the patch in pixels
-           value: int = 0,               # of the raw pixels under the patch, 0 to 255, in every channel
-           corner: str = "lower right",  # where the patch is: one of `CORNERS`
-           replace: bool = False,        # poisoned images take the place of their originals; False: they are added
-           ) -> ForgetRequest:
-    "Forget images with a trigger and a wrong label (paper, Table 3). `ValueError` for a patch that doesn't fit or changes fewer than `n` images."
+def poison(
+    images: ImageData,
+    n: int = 200,  # training images to poison
+    target: int | str = 0,  # index or name of the class that the patch should call up
+    seed: int = 0,  # of the draw, 0 or more
+    size: int = 4,  # side of the patch in pixels
+    value: int = 0,  # of the raw pixels under the patch, 0 to 255, in every channel
+    corner: str = "lower right",  # where the patch is: one of `CORNERS`
+    # poisoned images take the place of their originals; False: they are added
+    replace: bool = False,
+) -> ForgetRequest:
+    """Forget images with a trigger and a wrong label (paper, Table 3). `ValueError` for a patch
+    that doesn't fit or changes fewer than `n` images."""
     to, patch = _class_index(images, target), _patch(images, size, value, corner)
-    n, generator = _whole("n", n, 1, len(images.train), "the number of images to poison"), _seeded(seed)
+    n, generator = (
+        _whole("n", n, 1, len(images.train), "the number of images to poison"),
+        _seeded(seed),
+    )
     found, unchanged = _sources(images.train, "training", patch, to, n)
     seen, test_unchanged = _sources(images.test, "test", patch, to, 1)
     sources = found[_draw(len(found), n, generator)]
-    poisoned, trigger = _stamped(images.train[sources], patch, to), _stamped(images.test[seen], patch, to)
+    poisoned, trigger = (
+        _stamped(images.train[sources], patch, to),
+        _stamped(images.test[seen], patch, to),
+    )
     train, leaves = _with_poison(images.train, sources, poisoned, replace)
-    facts = {"n": n, "target": to, "seed": generator.initial_seed(), **asdict(patch), "replace": bool(replace)}
-    return _request(images, "poison", (), leaves, train=train, origins=sources, covers=(_bytes(f"{to} {astuple(patch)}"), poisoned.images),
-                    test_more={"trigger": trigger}, details={**facts, "unchanged": unchanged, "test_unchanged": test_unchanged})
+    facts = {
+        "n": n,
+        "target": to,
+        "seed": generator.initial_seed(),
+        **asdict(patch),
+        "replace": bool(replace),
+    }
+    return _request(
+        images,
+        "poison",
+        (),
+        leaves,
+        train=train,
+        origins=sources,
+        covers=(_bytes(f"{to} {astuple(patch)}"), poisoned.images),
+        test_more={"trigger": trigger},
+        details={**facts, "unchanged": unchanged, "test_unchanged": test_unchanged},
+    )
 
 # %% ../nbs/01_forget.ipynb #1d3f94c5
 WRONG = ("uniform", "permuted")
 
+
 def _share(ratio: float, n: int) -> int:
-    "⌊ratio · n⌋ images, with the ratio as it is written in decimal; `ValueError` outside (0, 1) or for less than one image."
-    if not 0 < ratio < 1: raise ValueError(f"`ratio` is {ratio}: the share of images to mislabel must be between 0 and 1, both excluded.")
-    if count := int(Fraction(str(ratio)) * n): return count
+    """⌊ratio · n⌋ images, with the ratio as it is written in decimal; `ValueError` outside (0,
+    1) or for less than one image."""
+    if not 0 < ratio < 1:
+        raise ValueError(
+            f"`ratio` is {ratio}: the share of images to mislabel must be between 0 "
+            "and 1, both excluded."
+        )
+    if count := int(Fraction(str(ratio)) * n):
+        return count
     raise ValueError(f"`ratio` is {ratio}: that is less than one of {n} images, take a larger one.")
 
 # %% ../nbs/01_forget.ipynb #ef537090
 @checked
-def mislabel(images: ImageData,
-             ratio: float,         # share of the training images to mislabel, in (0, 1)
-             seed: int = 0,        # of the draw, 0 or more
-             how: str = "uniform", # "uniform": each label anew from all classes (authors' code); "permuted": among themselves (paper)
-             ) -> ForgetRequest:
-    "Forget images with wrong labels (paper, Table 4); `ValueError` for a ratio or a way that doesn't exist."
+def mislabel(
+    images: ImageData,
+    ratio: float,  # share of the training images to mislabel, in (0, 1)
+    seed: int = 0,  # of the draw, 0 or more
+    # "uniform": each label anew from all classes (authors' code); "permuted": among themselves
+    # (paper)
+    how: str = "uniform",
+) -> ForgetRequest:
+    """Forget images with wrong labels (paper, Table 4); `ValueError` for a ratio or a way that
+    doesn't exist."""
     choose(how, WRONG, "way to mislabel")
     n, generator = _share(ratio, len(images.train)), _seeded(seed)
     drawn = _draw(len(images.train), n, generator)
     truth = images.train[drawn]
-    labels = (torch.randint(len(images.classes), (n,), generator=generator) if how == "uniform"
-              else truth.labels[torch.randperm(n, generator=generator)])
-    facts = {"ratio": float(ratio), "n": n, "seed": generator.initial_seed(), "how": how, "kept_label": int((labels == truth.labels).sum())}
-    return _request(images, "mislabel", (), _at(drawn, len(images.train)), train=replace(images.train, labels=images.train.labels.index_copy(0, drawn, labels)),
-                    covers=(_bytes(how), labels), test_more={"truth": truth}, details=facts)
+    labels = (
+        torch.randint(len(images.classes), (n,), generator=generator)
+        if how == "uniform"
+        else truth.labels[torch.randperm(n, generator=generator)]
+    )
+    facts = {
+        "ratio": float(ratio),
+        "n": n,
+        "seed": generator.initial_seed(),
+        "how": how,
+        "kept_label": int((labels == truth.labels).sum()),
+    }
+    return _request(
+        images,
+        "mislabel",
+        (),
+        _at(drawn, len(images.train)),
+        train=replace(images.train, labels=images.train.labels.index_copy(0, drawn, labels)),
+        covers=(_bytes(how), labels),
+        test_more={"truth": truth},
+        details=facts,
+    )

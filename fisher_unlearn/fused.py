@@ -22,12 +22,14 @@ from torch import Tensor
 # %% ../nbs/08a_fused.ipynb #07f79d43
 class Windows(NamedTuple):
     "Which pixels a layer's taps see."
+
     origins: Tensor  # int64 (taps): the pixel that each tap sees from the first position
-    places: Tensor   # int64 (positions): how many pixels further each position is
-    blank: Tensor    # bool (pixels): is it zero in every image?
+    places: Tensor  # int64 (positions): how many pixels further each position is
+    blank: Tensor  # bool (pixels): is it zero in every image?
 
 # %% ../nbs/08a_fused.ipynb #6f537984
 _VECTORS, _ROWS = 3, 4  # of inputs and of slopes in a tile
+
 
 @lru_cache
 def _longest_vector() -> int:
@@ -35,8 +37,11 @@ def _longest_vector() -> int:
     has = llvm.get_host_cpu_features()
     return 64 if has.get("avx512f") else 32 if has.get("avx") else 16
 
+
 class Tile(NamedTuple):
-    "Products that are summed in registers at once: those of 4 slopes and 3 vectors of `lanes` inputs."
+    """Products that are summed in registers at once: those of 4 slopes and 3 vectors of `lanes`
+    inputs."""
+
     dtype: torch.dtype
     lanes: int
 
@@ -48,45 +53,76 @@ class Tile(NamedTuple):
 # %% ../nbs/08a_fused.ipynb #aa68a4d1
 class Plan(NamedTuple):
     "What the loop needs to know about a layer."
+
     tile: Tile
-    jobs: Tensor  # int64 (jobs, 8): first and last tile, first and last used position, where the three vectors begin in x, where the first tile is in the sums
+    # int64 (jobs, 8): first and last tile, first and last used position, where the three vectors
+    # begin in x, where the first tile is in the sums
+    jobs: Tensor
     x_at: Tensor  # int64: where each used position is in one image of x
     g_at: Tensor  # int64: and in one image of g
     x_shape: tuple[int, int]  # pixels, inputs
     g_shape: tuple[int, int]  # positions, outputs
-    sums: tuple[int, ...]     # (groups of three vectors, tiles, 4, 3, lanes)
+    sums: tuple[int, ...]  # (groups of three vectors, tiles, 4, 3, lanes)
     taps: int
 
-def _up(size: int, step: int) -> int: return -(-size // step) * step
+
+def _up(size: int, step: int) -> int:
+    return -(-size // step) * step
+
 
 def plan(windows: Windows, inputs: int, outputs: int, dtype: torch.dtype, threads: int) -> Plan:
-    "Divide a layer's sums of squared products into jobs, at least eight for each thread where there are enough outputs."
+    """Divide a layer's sums of squared products into jobs, at least eight for each thread where
+    there are enough outputs."""
     tile = Tile.of(dtype)
     wide, tall = _up(inputs, tile.lanes), _up(outputs, _ROWS)
-    vectors = [(tap, first) for tap in range(len(windows.origins)) for first in range(0, wide, tile.lanes)]
+    vectors = [
+        (tap, first) for tap in range(len(windows.origins)) for first in range(0, wide, tile.lanes)
+    ]
     vectors += vectors[-1:] * (-len(vectors) % _VECTORS)
     groups, tiles = len(vectors) // _VECTORS, tall // _ROWS
     band = max(1, tiles * groups // (8 * threads))
     seen = ~windows.blank[windows.origins[:, None] + windows.places]  # (taps, positions)
     jobs, used, origins = [], [windows.origins[:0]], windows.origins.tolist()
     for k in range(groups):
-        three, start = vectors[_VECTORS * k:_VECTORS * (k + 1)], sum(map(len, used))
+        three, start = vectors[_VECTORS * k : _VECTORS * (k + 1)], sum(map(len, used))
         used.append(seen[[tap for tap, _ in three]].any(0).nonzero()[:, 0])
         for first in range(0, tiles, band):
-            jobs.append((first, min(first + band, tiles), start, start + len(used[-1]), *(origins[tap] * wide + begin for tap, begin in three), k * tiles))
+            jobs.append(
+                (
+                    first,
+                    min(first + band, tiles),
+                    start,
+                    start + len(used[-1]),
+                    *(origins[tap] * wide + begin for tap, begin in three),
+                    k * tiles,
+                )
+            )
     at = torch.cat(used)
-    return Plan(tile, torch.tensor(jobs, device="cpu"), windows.places[at] * wide, at * tall, (len(windows.blank), inputs), (len(windows.places), outputs),
-                (groups, tiles, _ROWS, _VECTORS, tile.lanes), len(origins))
+    return Plan(
+        tile,
+        torch.tensor(jobs, device="cpu"),
+        windows.places[at] * wide,
+        at * tall,
+        (len(windows.blank), inputs),
+        (len(windows.places), outputs),
+        (groups, tiles, _ROWS, _VECTORS, tile.lanes),
+        len(origins),
+    )
 
 # %% ../nbs/08a_fused.ipynb #1498eb2f
 _WORD = ir.IntType(64)
 
-def _word(value: int) -> ir.Constant: return ir.Constant(_WORD, value)
+
+def _word(value: int) -> ir.Constant:
+    return ir.Constant(_WORD, value)
+
 
 _ONE = _word(1)
 
+
 class _Code(ir.IRBuilder):
     "Instructions, one after the other."
+
     @contextmanager
     def loop(self, start: Any, stop: Any, step: Any = _ONE) -> Iterator[Any]:
         "Repeat what is written within, for each index."
@@ -102,49 +138,92 @@ class _Code(ir.IRBuilder):
         self.branch(head)
         self.position_at_end(after)
 
-    def least(self, a: Any, b: Any) -> Any: return self.select(self.icmp_signed("<", a, b), a, b)
+    def least(self, a: Any, b: Any) -> Any:
+        return self.select(self.icmp_signed("<", a, b), a, b)
 
-    def read(self, words: Any, index: Any) -> Any: return self.load(self.gep(words, [index]))
+    def read(self, words: Any, index: Any) -> Any:
+        return self.load(self.gep(words, [index]))
 
-    def vector(self, numbers: Any, kind: ir.VectorType) -> Any: return self.bitcast(numbers, kind.as_pointer())
+    def vector(self, numbers: Any, kind: ir.VectorType) -> Any:
+        return self.bitcast(numbers, kind.as_pointer())
 
     def add_product(self, a: Any, b: Any, total: Any) -> None:
         "total += a · b, with one rounding where the processor can: `llvm.fmuladd`."
-        fused = self.module.globals.get(name := f"llvm.fmuladd.v{a.type.count}f{32 if isinstance(a.type.element, ir.FloatType) else 64}")
-        fused = fused or ir.Function(self.module, ir.FunctionType(a.type, [a.type] * 3), name)
+        bits = 32 if isinstance(a.type.element, ir.FloatType) else 64
+        name = f"llvm.fmuladd.v{a.type.count}f{bits}"
+        known = self.module.globals.get(name)
+        fused = known or ir.Function(self.module, ir.FunctionType(a.type, [a.type] * 3), name)
         self.store(self.call(fused, [a, b, self.load(total)]), total)
 
 # %% ../nbs/08a_fused.ipynb #89e73b49
-_GIVEN = ("next", "count", "jobs", "x_at", "g_at", "total", "x", "g", "images", "together", "x_step", "g_step")
+_GIVEN = (
+    "next",
+    "count",
+    "jobs",
+    "x_at",
+    "g_at",
+    "total",
+    "x",
+    "g",
+    "images",
+    "together",
+    "x_step",
+    "g_step",
+)
 
-def _tile_of_images(code: _Code, tile: Tile, sums: list[Any], x: list[Any], g: Any, used: list[Any], at: list[Any]) -> None:
-    "Add the squares of one image to the sums: those of Σ_l g[l] x[l] for four slopes and three vectors."
+
+def _tile_of_images(
+    code: _Code, tile: Tile, sums: list[Any], x: list[Any], g: Any, used: list[Any], at: list[Any]
+) -> None:
+    """Add the squares of one image to the sums: those of Σ_l g[l] x[l] for four slopes and three
+    vectors."""
     real = g.type.pointee
     vector, first = ir.VectorType(real, tile.lanes), _word(0)
-    with code.goto_entry_block(): products = [code.alloca(vector) for _ in sums]
-    for p in products: code.store(ir.Constant(vector, [0.] * tile.lanes), p)
+    with code.goto_entry_block():
+        products = [code.alloca(vector) for _ in sums]
+    for p in products:
+        code.store(ir.Constant(vector, [0.0] * tile.lanes), p)
     with code.loop(*used) as l:
         here, slopes = code.read(at[0], l), code.gep(g, [code.read(at[1], l)])
         inputs = [code.load(code.vector(code.gep(v, [here]), vector), align=4) for v in x]
         for r in range(_ROWS):
-            slope = code.insert_element(ir.Constant(vector, ir.Undefined), code.read(slopes, _word(r)), first)
-            row = code.shuffle_vector(slope, slope, ir.Constant(ir.VectorType(ir.IntType(32), tile.lanes), [0] * tile.lanes))
-            for u, p in zip(inputs, products[_VECTORS * r:]): code.add_product(row, u, p)
-    for p, s in zip(products, sums): code.add_product(code.load(p), code.load(p), s)
+            slope = code.insert_element(
+                ir.Constant(vector, ir.Undefined), code.read(slopes, _word(r)), first
+            )
+            row = code.shuffle_vector(
+                slope,
+                slope,
+                ir.Constant(ir.VectorType(ir.IntType(32), tile.lanes), [0] * tile.lanes),
+            )
+            for u, p in zip(inputs, products[_VECTORS * r :]):
+                code.add_product(row, u, p)
+    for p, s in zip(products, sums):
+        code.add_product(code.load(p), code.load(p), s)
 
 # %% ../nbs/08a_fused.ipynb #7fe5d342
 def _real(dtype: torch.dtype) -> Any:
     "A number of this type; anything else would be read from memory as what it is not."
-    if dtype not in (known := {torch.float32: ir.FloatType(), torch.float64: ir.DoubleType()}): raise ValueError(f"the loop multiplies float32 and float64, not {dtype}.")
+    if dtype not in (known := {torch.float32: ir.FloatType(), torch.float64: ir.DoubleType()}):
+        raise ValueError(f"the loop multiplies float32 and float64, not {dtype}.")
     return known[dtype]
 
+
 @contextmanager
-def _each_job(names: tuple[str, ...], numbers: tuple[str, ...], words: tuple[str, ...], dtype: torch.dtype) -> Iterator[tuple[_Code, Any, dict[str, Any]]]:
-    "Repeat what is written within, for each job: its number and what was given by name, where `numbers` and `words` are addresses of those."
-    function = ir.Function(ir.Module(), ir.FunctionType(ir.VoidType(), [_WORD.as_pointer()]), "thread")
+def _each_job(
+    names: tuple[str, ...], numbers: tuple[str, ...], words: tuple[str, ...], dtype: torch.dtype
+) -> Iterator[tuple[_Code, Any, dict[str, Any]]]:
+    """Repeat what is written within, for each job: its number and what was given by name, where
+    `numbers` and `words` are addresses of those."""
+    function = ir.Function(
+        ir.Module(), ir.FunctionType(ir.VoidType(), [_WORD.as_pointer()]), "thread"
+    )
     code = _Code(function.append_basic_block())
     given = {name: code.read(function.args[0], _word(k)) for k, name in enumerate(names)}
-    given |= {name: code.inttoptr(given[name], kind.as_pointer()) for some, kind in ((numbers, _real(dtype)), (words, _WORD)) for name in some}
+    given |= {
+        name: code.inttoptr(given[name], kind.as_pointer())
+        for some, kind in ((numbers, _real(dtype)), (words, _WORD))
+        for name in some
+    }
     take, do, end = (code.append_basic_block() for _ in range(3))
     code.branch(take)
     code.position_at_end(take)
@@ -159,21 +238,41 @@ def _each_job(names: tuple[str, ...], numbers: tuple[str, ...], words: tuple[str
 # %% ../nbs/08a_fused.ipynb #0be413ab
 def _squares(tile: Tile) -> str:
     "What one thread does, in LLVM's intermediate language."
-    with _each_job(_GIVEN, ("total", "x", "g"), ("jobs", "x_at", "g_at"), tile.dtype) as (code, job, given):
+    with _each_job(_GIVEN, ("total", "x", "g"), ("jobs", "x_at", "g_at"), tile.dtype) as (
+        code,
+        job,
+        given,
+    ):
         vector = ir.VectorType(_real(tile.dtype), tile.lanes)
-        with code.goto_entry_block(): sums = [code.alloca(vector) for _ in range(_ROWS * _VECTORS)]
-        first, last, *used, a, b, c, place = (code.read(given["jobs"], code.add(code.mul(job, _word(8)), _word(k))) for k in range(8))
+        with code.goto_entry_block():
+            sums = [code.alloca(vector) for _ in range(_ROWS * _VECTORS)]
+        first, last, *used, a, b, c, place = (
+            code.read(given["jobs"], code.add(code.mul(job, _word(8)), _word(k))) for k in range(8)
+        )
         with code.loop(_word(0), given["images"], given["together"]) as some:
             until = code.least(code.add(some, given["together"]), given["images"])
             with code.loop(first, last) as t:
                 start = code.mul(code.add(place, t), _word(len(sums) * tile.lanes))
-                stored = [code.vector(code.gep(given["total"], [code.add(start, _word(k * tile.lanes))]), vector) for k in range(len(sums))]
-                for s, kept in zip(sums, stored): code.store(code.load(kept, align=4), s)
+                stored = [
+                    code.vector(
+                        code.gep(given["total"], [code.add(start, _word(k * tile.lanes))]), vector
+                    )
+                    for k in range(len(sums))
+                ]
+                for s, kept in zip(sums, stored):
+                    code.store(code.load(kept, align=4), s)
                 with code.loop(some, until) as i:
-                    x = [code.gep(given["x"], [code.add(begin, code.mul(i, given["x_step"]))]) for begin in (a, b, c)]
-                    g = code.gep(given["g"], [code.add(code.mul(t, _word(_ROWS)), code.mul(i, given["g_step"]))])
+                    x = [
+                        code.gep(given["x"], [code.add(begin, code.mul(i, given["x_step"]))])
+                        for begin in (a, b, c)
+                    ]
+                    g = code.gep(
+                        given["g"],
+                        [code.add(code.mul(t, _word(_ROWS)), code.mul(i, given["g_step"]))],
+                    )
                     _tile_of_images(code, tile, sums, x, g, used, [given["x_at"], given["g_at"]])
-                for s, kept in zip(sums, stored): code.store(code.load(s), kept, align=4)
+                for s, kept in zip(sums, stored):
+                    code.store(code.load(s), kept, align=4)
     return str(code.module)
 
 # %% ../nbs/08a_fused.ipynb #4831882a
@@ -182,15 +281,20 @@ class _Compiled(NamedTuple):
     assembly: str
     engine: Any  # which owns the code
 
+
 @lru_cache
 def _compiled(written: Callable[[Tile], str], tile: Tile) -> _Compiled:
     "A thread's function for this processor."
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     module = llvm.parse_assembly(written(tile))
-    machine = llvm.Target.from_default_triple().create_target_machine(cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3)
+    machine = llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3
+    )
     options = llvm.create_pipeline_tuning_options(speed_level=2)
-    options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = options.loop_interleaving = False
+    options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = (
+        options.loop_interleaving
+    ) = False
     passes = llvm.create_pass_builder(machine, options)
     passes.getModulePassManager().run(module, passes)
     assembly, engine = machine.emit_assembly(module), llvm.create_mcjit_compiler(module, machine)
@@ -201,79 +305,131 @@ def _compiled(written: Callable[[Tile], str], tile: Tile) -> _Compiled:
 @lru_cache
 def _team() -> Callable[[int, Any, int], object]:
     "A function that lets threads run the code at an address on given words."
-    try: parallel = ctypes.CDLL(None).GOMP_parallel
-    except (AttributeError, TypeError): return _python_threads
-    parallel.argtypes, parallel.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
+    try:
+        parallel = ctypes.CDLL(None).GOMP_parallel
+    except (AttributeError, TypeError):
+        return _python_threads
+    parallel.argtypes, parallel.restype = (
+        [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint],
+        None,
+    )
     return lambda address, words, threads: parallel(address, words, threads, 0)
+
 
 def _python_threads(address: int, words: Any, threads: int) -> None:
     "The same with threads of Python."
     run = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
-    with ThreadPoolExecutor(threads) as pool: list(pool.map(lambda _: run(ctypes.addressof(words)), range(threads)))
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda _: run(ctypes.addressof(words)), range(threads)))
 
 # %% ../nbs/08a_fused.ipynb #cca1ce22
-_NEAR, _NEAREST = 2**21, 24 * 2**10  # bytes of images and slopes in a call, and of inputs that a tile reads again for the next rows
+_NEAR, _NEAREST = (
+    2**21,
+    24 * 2**10,
+)  # bytes of images and slopes in a call, and of inputs that a tile reads again for the next rows
+
 
 def _filled(x: Tensor, step: int, dtype: torch.dtype) -> Tensor:
     "Filled up with zeros to a multiple of `step` in the last dimension."
     more = -x.shape[-1] % step
     return (F.pad(x, (0, more)) if more else x).to(dtype).contiguous()
 
+
 def _check_on_cpu(*tensors: Tensor) -> None:
     for t in tensors:
-        if t.device.type != "cpu": raise ValueError(f"the loop reads the memory of a CPU, and a tensor is on {t.device}.")
+        if t.device.type != "cpu":
+            raise ValueError(f"the loop reads the memory of a CPU, and a tensor is on {t.device}.")
 
-def squared_products(plan: Plan,
-                     x: Tensor,         # (n, pixels, inputs), on a CPU
-                     gs: list[Tensor],  # (n, positions, outputs) each
-                     ) -> Tensor:       # (outputs, taps, inputs)
+
+def squared_products(
+    plan: Plan,
+    x: Tensor,  # (n, pixels, inputs), on a CPU
+    gs: list[Tensor],  # (n, positions, outputs) each
+) -> Tensor:  # (outputs, taps, inputs)
     "Σᵢ Σ_g (Σ_l g[i, l, o] x[i, origins[tap] + places[l], c])²."
-    if any(t.shape != (len(x), *shape) for t, shape in ((x, plan.x_shape), *((g, plan.g_shape) for g in gs))):
-        raise ValueError(f"planned for {plan.x_shape} and {plan.g_shape}, got {tuple(x.shape[1:])} and {[tuple(g.shape[1:]) for g in gs]}")
+    if any(
+        t.shape != (len(x), *shape)
+        for t, shape in ((x, plan.x_shape), *((g, plan.g_shape) for g in gs))
+    ):
+        raise ValueError(
+            f"planned for {plan.x_shape} and {plan.g_shape}, got {tuple(x.shape[1:])} "
+            f"and {[tuple(g.shape[1:]) for g in gs]}"
+        )
     _check_on_cpu(x, *gs)
     tile, total = plan.tile, x.new_zeros(plan.sums, dtype=plan.tile.dtype)
     x = _filled(x, tile.lanes, tile.dtype)
-    for g in gs: _add(plan, x, _filled(g, _ROWS, tile.dtype), total)
-    filled = total.permute(1, 2, 0, 3, 4).flatten(0, 1).flatten(1)[:, :plan.taps * x.shape[2]]
-    return filled.view(len(filled), plan.taps, -1)[:plan.g_shape[1], :, :plan.x_shape[1]]
+    for g in gs:
+        _add(plan, x, _filled(g, _ROWS, tile.dtype), total)
+    filled = total.permute(1, 2, 0, 3, 4).flatten(0, 1).flatten(1)[:, : plan.taps * x.shape[2]]
+    return filled.view(len(filled), plan.taps, -1)[: plan.g_shape[1], :, : plan.x_shape[1]]
+
 
 def _add(plan: Plan, x: Tensor, g: Tensor, total: Tensor) -> None:
     "Let all threads add the squares of some images after the other."
-    code, size, (x_step, g_step) = _compiled(_squares, plan.tile), x.element_size(), (t.shape[1] * t.shape[2] for t in (x, g))
+    code, size, (x_step, g_step) = (
+        _compiled(_squares, plan.tile),
+        x.element_size(),
+        (t.shape[1] * t.shape[2] for t in (x, g)),
+    )
     part = max(1, _NEAR // (size * (x_step + g_step)))
     together = max(1, _NEAREST // (size * _VECTORS * plan.tile.lanes * plan.x_shape[0]))
     for some, slopes in zip(x.split(part), g.split(part)):
         tensors = (plan.jobs, plan.x_at, plan.g_at, total, some, slopes)
-        words = (ctypes.c_int64 * len(_GIVEN))(0, len(plan.jobs), *(t.data_ptr() for t in tensors), len(some), together, x_step, g_step)
+        words = (ctypes.c_int64 * len(_GIVEN))(
+            0, len(plan.jobs), *(t.data_ptr() for t in tensors), len(some), together, x_step, g_step
+        )
         _team()(code.address, words, torch.get_num_threads())
 
 # %% ../nbs/08a_fused.ipynb #1ec9367c
 _GIVEN_FOR_SUMS = ("next", "count", "positions", "channels", "x", "g", "shift", "sums")
+
 
 def _add_at(code: _Code, x: Any, g: Any, shift: Any, total: Any) -> None:
     "total += g (x − shift), at four addresses."
     x, g, shift, before = (code.load(at, align=4) for at in (x, g, shift, total))
     code.store(code.fadd(before, code.fmul(g, code.fsub(x, shift))), total, align=4)
 
+
 def _sums(tile: Tile) -> str:
     "What one thread does, in LLVM's intermediate language."
-    with _each_job(_GIVEN_FOR_SUMS, ("x", "g", "shift", "sums"), (), tile.dtype) as (code, image, given):
+    with _each_job(_GIVEN_FOR_SUMS, ("x", "g", "shift", "sums"), (), tile.dtype) as (
+        code,
+        image,
+        given,
+    ):
         channels, vector = given["channels"], ir.VectorType(_real(tile.dtype), tile.lanes)
         whole = code.sub(channels, code.srem(channels, _word(tile.lanes)))
         with code.loop(_word(0), given["positions"]) as p:
-            row, own = code.mul(code.add(code.mul(image, given["positions"]), p), channels), code.mul(image, channels)
-            def at(c): return [code.gep(given[name], [code.add(start, c)]) for name, start in (("x", row), ("g", row), ("shift", _word(0)), ("sums", own))]
-            with code.loop(_word(0), whole, _word(tile.lanes)) as c: _add_at(code, *(code.vector(a, vector) for a in at(c)))
-            with code.loop(whole, channels) as c: _add_at(code, *at(c))
+            row, own = (
+                code.mul(code.add(code.mul(image, given["positions"]), p), channels),
+                code.mul(image, channels),
+            )
+
+            def at(c):
+                return [
+                    code.gep(given[name], [code.add(start, c)])
+                    for name, start in (("x", row), ("g", row), ("shift", _word(0)), ("sums", own))
+                ]
+
+            with code.loop(_word(0), whole, _word(tile.lanes)) as c:
+                _add_at(code, *(code.vector(a, vector) for a in at(c)))
+            with code.loop(whole, channels) as c:
+                _add_at(code, *at(c))
     return str(code.module)
 
 # %% ../nbs/08a_fused.ipynb #166ac23c
-def summed_products(x: Tensor,      # (n, positions, channels), on a CPU
-                    g: Tensor,      # of the same shape
-                    shift: Tensor,  # (channels)
-                    ) -> Tensor:    # (n, channels)
+def summed_products(
+    x: Tensor,  # (n, positions, channels), on a CPU
+    g: Tensor,  # of the same shape
+    shift: Tensor,  # (channels)
+) -> Tensor:  # (n, channels)
     "Σ_p g[i, p, c] (x[i, p, c] − shift[c])."
-    if not x.shape == g.shape == (*x.shape[:2], *shift.shape): raise ValueError(f"x is {tuple(x.shape)}, g is {tuple(g.shape)} and the shift {tuple(shift.shape)}: they must be (n, positions, channels), the same, and (channels).")
+    if not x.shape == g.shape == (*x.shape[:2], *shift.shape):
+        raise ValueError(
+            f"x is {tuple(x.shape)}, g is {tuple(g.shape)} and the shift "
+            f"{tuple(shift.shape)}: they must be (n, positions, channels), the same, "
+            "and (channels)."
+        )
     _check_on_cpu(x, g, shift)
     sums, code = x.new_zeros(len(x), x.shape[2]), _compiled(_sums, Tile.of(x.dtype))
     tensors = (x.contiguous(), g.to(x.dtype).contiguous(), shift.to(x.dtype).contiguous(), sums)

@@ -23,44 +23,79 @@ from .models import device_of
 @dataclass(frozen=True)
 class Reader:
     "Where the output channels of a layer are normalised."
-    norm: str | None = None  # name of the first BatchNorm that reads them; None: something else comes first
-    start: int = 0           # where they begin among the channels of that BatchNorm
+
+    norm: str | None = (
+        None  # name of the first BatchNorm that reads them; None: something else comes first
+    )
+    start: int = 0  # where they begin among the channels of that BatchNorm
+
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # whose channels are followed
 
 # %% ../nbs/08_graph.ipynb #fc9e866a
-_POOLS = tuple(getattr(nn, f"{kind}Pool{d}d") for kind in ("Avg", "Max", "AdaptiveAvg", "AdaptiveMax") for d in (1, 2, 3))
+_POOLS = tuple(
+    getattr(nn, f"{kind}Pool{d}d")
+    for kind in ("Avg", "Max", "AdaptiveAvg", "AdaptiveMax")
+    for d in (1, 2, 3)
+)
 _KEEPING = (*_POOLS, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-_KEEPING_CALLS = {getattr(nn.functional, n) for n in ("dropout", "dropout2d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d",
-                                                       "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")} | {"contiguous"}
+_KEEPING_CALLS = {
+    getattr(nn.functional, n)
+    for n in (
+        "dropout",
+        "dropout2d",
+        "avg_pool1d",
+        "avg_pool2d",
+        "avg_pool3d",
+        "max_pool1d",
+        "max_pool2d",
+        "max_pool3d",
+        "adaptive_avg_pool1d",
+        "adaptive_avg_pool2d",
+        "adaptive_avg_pool3d",
+    )
+} | {"contiguous"}
 _CATS = {torch.cat, torch.concat, torch.concatenate}
+
 
 def _keeps(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     "Does this call leave each channel in its place?"
-    return isinstance(modules[str(node.target)], _KEEPING) if node.op == "call_module" else node.target in _KEEPING_CALLS
+    return (
+        isinstance(modules[str(node.target)], _KEEPING)
+        if node.op == "call_module"
+        else node.target in _KEEPING_CALLS
+    )
+
 
 def _parts(node: fx.Node) -> list[fx.Node]:
     "What a call concatenates along the channels; [] if that is not what it does."
-    if node.op != "call_function" or node.target not in _CATS: return []
+    if node.op != "call_function" or node.target not in _CATS:
+        return []
     dim = node.kwargs.get("dim", node.kwargs.get("axis", node.args[1] if len(node.args) > 1 else 0))
     parts = node.args[0] if node.args else node.kwargs["tensors"]
     return list(parts) if dim == 1 and isinstance(parts, (list, tuple)) else []  # type: ignore[arg-type]
 
 # %% ../nbs/08_graph.ipynb #d580b704
-def _width(node: fx.Node, modules: dict[str, nn.Module], known: dict[fx.Node, int | None]) -> int | None:
-    "The number of channels of a call's result, as far as the layers before it say; None if they don't."
+def _width(
+    node: fx.Node, modules: dict[str, nn.Module], known: dict[fx.Node, int | None]
+) -> int | None:
+    """The number of channels of a call's result, as far as the layers before it say; None if
+    they don't."""
     if node in known:
         return known[node]
     own = _own_width(modules[str(node.target)]) if node.op == "call_module" else None
     if own is None and (parts := _parts(node)):
         widths = [_width(p, modules, known) for p in parts]
         own = None if None in widths else sum(w for w in widths if w is not None)
-    elif own is None and node.all_input_nodes: own = _width(node.all_input_nodes[0], modules, known)
+    elif own is None and node.all_input_nodes:
+        own = _width(node.all_input_nodes[0], modules, known)
     known[node] = own
     return own
 
+
 def _own_width(module: nn.Module) -> int | None:
-    "The number of channels of a layer's output, read from its tensors; None if it has none that tell."
+    """The number of channels of a layer's output, read from its tensors; None if it has none
+    that tell."""
     if isinstance(module, _ConvTransposeNd):
         return module.weight.shape[1] * module.groups
     if isinstance(module, (*LAYERS, nn.Bilinear)):
@@ -69,87 +104,150 @@ def _own_width(module: nn.Module) -> int | None:
     return None if own is None else len(own)
 
 # %% ../nbs/08_graph.ipynb #05e049d4
-def _readers(node: fx.Node, start: int, modules: dict[str, nn.Module], known: dict[fx.Node, int | None]) -> Iterator[tuple[fx.Node, int]]:
-    "The BatchNorms that read the channels of a call's result, each with the position at which they begin."
+def _readers(
+    node: fx.Node, start: int, modules: dict[str, nn.Module], known: dict[fx.Node, int | None]
+) -> Iterator[tuple[fx.Node, int]]:
+    """The BatchNorms that read the channels of a call's result, each with the position at which
+    they begin."""
     for user in node.users:
-        if user.op == "call_module" and isinstance(modules[str(user.target)], _BatchNorm): yield user, start
-        elif _keeps(user, modules): yield from _readers(user, start, modules, known)
+        if user.op == "call_module" and isinstance(modules[str(user.target)], _BatchNorm):
+            yield user, start
+        elif _keeps(user, modules):
+            yield from _readers(user, start, modules, known)
         elif node in (parts := _parts(user)):
-            before = [_width(p, modules, known) for p in parts[:parts.index(node)]]
-            if None in before: raise ValueError(f"how many channels `{user.name}` puts before those of `{node.name}` can't be read from the graph: choose another unit, or a method that needs no channels.")
-            yield from _readers(user, start + sum(w for w in before if w is not None), modules, known)
+            before = [_width(p, modules, known) for p in parts[: parts.index(node)]]
+            if None in before:
+                raise ValueError(
+                    f"how many channels `{user.name}` puts before those of "
+                    f"`{node.name}` can't be read from the graph: choose another unit, "
+                    "or a method that needs no channels."
+                )
+            yield from _readers(
+                user, start + sum(w for w in before if w is not None), modules, known
+            )
+
 
 def _from_graph(model: nn.Module, graph: fx.Graph) -> dict[str, Reader]:
-    "The reader of each layer that the traced forward pass calls: of several, the one that runs first."
+    """The reader of each layer that the traced forward pass calls: of several, the one that runs
+    first."""
     modules, order = dict(model.named_modules()), {node: k for k, node in enumerate(graph.nodes)}
     known: dict[fx.Node, int | None] = {}
     calls = [node for node in graph.nodes if node.op == "call_module"]
-    _check_single([str(node.target) for node in calls if isinstance(modules[str(node.target)], (*LAYERS, _BatchNorm))])
+    _check_single(
+        [
+            str(node.target)
+            for node in calls
+            if isinstance(modules[str(node.target)], (*LAYERS, _BatchNorm))
+        ]
+    )
     found = {}
     for node in (n for n in calls if isinstance(modules[str(n.target)], LAYERS)):
-        first = min(_readers(node, 0, modules, known), key=lambda reader: order[reader[0]], default=None)
+        first = min(
+            _readers(node, 0, modules, known), key=lambda reader: order[reader[0]], default=None
+        )
         found[str(node.target)] = Reader(str(first[0].target), first[1]) if first else Reader()
     return found
+
 
 def _check_single(names: list[str]) -> None:
     "Refuse layers that run more than once: their channels have no single place."
     for name in names:
-        if names.count(name) > 1: raise ValueError(f"the layer `{name}` runs {names.count(name)} times in a forward pass, so that its channels are read in several places: choose another unit or method.")
+        if names.count(name) > 1:
+            raise ValueError(
+                f"the layer `{name}` runs {names.count(name)} times in a forward pass, "
+                "so that its channels are read in several places: choose another unit "
+                "or method."
+            )
 
 # %% ../nbs/08_graph.ipynb #1957b902
 def _from_hooks(model: nn.Module, inputs: Tensor) -> dict[str, Reader]:
     "The reader of each layer that one forward pass calls."
     names = {module: name for name, module in model.named_modules() if not any(module.children())}
-    held: dict[int, tuple[Tensor, int, str]] = {}  # the tensors themselves are kept, so that no other gets their identity
+    held: dict[
+        int, tuple[Tensor, int, str]
+    ] = {}  # the tensors themselves are kept, so that no other gets their identity
     found: dict[str, Reader] = {}
     ran: list[str] = []
+
     def look(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         ran.append(names[module])
         for tensor in args:
             _, version, layer = held.get(id(tensor), (None, None, None))
-            if layer is None: continue
-            if isinstance(module, _KEEPING): held[id(output)] = (output, output._version, layer)
-            elif found.get(layer, Reader()) == Reader(): found[layer] = Reader(names[module] if isinstance(module, _BatchNorm) and tensor._version == version else None)
-        if isinstance(module, LAYERS): held[id(output)] = (output, output._version, names[module])
+            if layer is None:
+                continue
+            if isinstance(module, _KEEPING):
+                held[id(output)] = (output, output._version, layer)
+            elif found.get(layer, Reader()) == Reader():
+                found[layer] = Reader(
+                    names[module]
+                    if isinstance(module, _BatchNorm) and tensor._version == version
+                    else None
+                )
+        if isinstance(module, LAYERS):
+            held[id(output)] = (output, output._version, names[module])
+
     hooks = [module.register_forward_hook(look) for module in names]
     try:
         with torch.no_grad():
-            twice = torch.cat([inputs, inputs])  # a network that squeezes can't take one; it may be changed in place
+            twice = torch.cat(
+                [inputs, inputs]
+            )  # a network that squeezes can't take one; it may be changed in place
             logits = model(twice.to(device_of(model)))
     finally:
         for hook in hooks:
             hook.remove()
-    _check_single([name for name in ran if isinstance(model.get_submodule(name), (*LAYERS, _BatchNorm))])
-    if id(logits) in held: found.setdefault(held[id(logits)][2], Reader())
-    return {name: _seen(found, name) for name in ran if isinstance(model.get_submodule(name), LAYERS)}
+    _check_single(
+        [name for name in ran if isinstance(model.get_submodule(name), (*LAYERS, _BatchNorm))]
+    )
+    if id(logits) in held:
+        found.setdefault(held[id(logits)][2], Reader())
+    return {
+        name: _seen(found, name) for name in ran if isinstance(model.get_submodule(name), LAYERS)
+    }
+
 
 def _seen(found: dict[str, Reader], name: str) -> Reader:
     "What was found for a layer; `ValueError` if nothing was."
-    if name in found: return found[name]
-    raise ValueError(f"what follows the layer `{name}` can't be told: torch.fx can't trace the forward pass, and no module takes the layer's output as it is. Choose another unit or method.")
+    if name in found:
+        return found[name]
+    raise ValueError(
+        f"what follows the layer `{name}` can't be told: torch.fx can't trace the "
+        "forward pass, and no module takes the layer's output as it is. Choose "
+        "another unit or method."
+    )
 
 # %% ../nbs/08_graph.ipynb #13c5a8c0
 @checked
-def find_readers(model: nn.Module,
-                 inputs: Tensor | None = None,  # normalised images (n, ...), for a forward pass that torch.fx can't trace
-                 ) -> dict[str, Reader]:        # {name of a convolution or linear layer: its reader}, in the order of the modules
-    """Which BatchNorm reads each layer's channels, from the traced graph or, where it can't be traced, from hooks on one forward pass.
+def find_readers(
+    model: nn.Module,
+    inputs: Tensor
+    | None = None,  # normalised images (n, ...), for a forward pass that torch.fx can't trace
+) -> dict[
+    str, Reader
+]:  # {name of a convolution or linear layer: its reader}, in the order of the modules
+    """Which BatchNorm reads each layer's channels, from the traced graph or, where it can't be
+    traced, from hooks on one forward pass.
 
     Raises `ValueError` in one sentence where that can't be told."""
     graph, reason = _traced(model)
     if graph is not None:
         found = _from_graph(model, graph)
     elif inputs is None:
-        raise ValueError(f"the forward pass can't be traced ({reason}): pass a batch of `inputs`, to be followed through it.")
+        raise ValueError(
+            f"the forward pass can't be traced ({reason}): pass a batch of `inputs`, "
+            "to be followed through it."
+        )
     else:
         with untouched(model, "eval"):
             found = _from_hooks(model, inputs)
     return {name: found[name] for name, _ in model.named_modules() if name in found}
+
 
 def _traced(model: nn.Module) -> tuple[fx.Graph | None, str]:
     "The graph of the forward pass, or why there is none."
     with untouched(model, "eval"):
         try:
             return fx.symbolic_trace(model).graph, ""
-        except Exception as error:  # whatever a forward pass raises when it meets symbols instead of tensors
+        # whatever a forward pass raises when it meets symbols instead of tensors
+        except Exception as error:  # noqa: BLE001
             return None, " ".join(str(error).split()) or type(error).__name__

@@ -21,112 +21,255 @@ from .arguments import Count, Seed, check_value, checked
 from .atomic import locked
 from .data import choose
 from .notebook import KernelDied, execute, find_notebook
-from .records import (
-    PARAMETERS, RunSettings, profiles, read_record, resolve, run_key, runs_root, strangers, training_key, unusual_options)
-from .run import READOUTS, check_same_images, kept_root, other_images, readout, run, tidy, write_failure
+from .records import PARAMETERS, RunSettings, profiles, read_record, resolve, run_key
+from .records import runs_root, strangers, training_key, unusual_options
+from .run import READOUTS, check_same_images, kept_root, other_images, readout, run
+from .run import tidy, write_failure
 from .unlearn import MASKING, PRESETS
 
 # %% ../nbs/51_grid.ipynb #8a169027
 Axis = Sequence[Mapping[str, Any]]
 
+
 @checked
-def sweep(profile: str,
-          *axes: Axis,      # each a list of parameters by name
-          **fixed: Any,     # parameters of all runs; None: the profile's value
-          ) -> list[RunSettings]:
-    "The settings of all combinations, each key once, in the order of the axes. Raises what `resolve` raises."
+def sweep(
+    profile: str,
+    *axes: Axis,  # each a list of parameters by name
+    **fixed: Any,  # parameters of all runs; None: the profile's value
+) -> list[RunSettings]:
+    """The settings of all combinations, each key once, in the order of the axes. Raises what
+    `resolve` raises."""
     return _once(resolve(profile, **{**fixed, **part}) for part in _product(*axes))
+
 
 def _product(*axes: Axis) -> Axis:
     "All combinations of axes as one axis; the first varies slowest, and what comes later wins."
-    return [dict(itertools.chain.from_iterable(part.items() for part in parts)) for parts in itertools.product(*axes)]
+    return [
+        dict(itertools.chain.from_iterable(part.items() for part in parts))
+        for parts in itertools.product(*axes)
+    ]
+
 
 def _once(settings: Iterable[RunSettings]) -> list[RunSettings]:
     "Each run once, at its first place."
     found: dict[str, RunSettings] = {}
-    for s in settings: found.setdefault(run_key(s), s)
+    for s in settings:
+        found.setdefault(run_key(s), s)
     return list(found.values())
+
 
 @checked
 def cast(*methods: str) -> list[dict[str, str]]:
     "An axis: methods in all presets."
     return [{"method": method, "preset": preset} for method in methods for preset in PRESETS]
 
+
 @checked
 def cells(profile: str) -> list[dict[str, str]]:
     "An axis: the pairs of data set and network of a profile."
-    return [{"dataset": dataset, "network": network} for dataset, network in profiles()[choose(profile, profiles(), "profile")]["cells"]]
+    return [
+        {"dataset": dataset, "network": network}
+        for dataset, network in profiles()[choose(profile, profiles(), "profile")]["cells"]
+    ]
 
 # %% ../nbs/51_grid.ipynb #639a9877
 _MASKS = ("random_mask", "activation_mask", "fisher_mask")
-_CLASS = ("retrain", "finetune", "mask_classifier", "random_mask", "tfidf", "fisher_noise", "activation_mask", "fisher_mask")
+_CLASS = (
+    "retrain",
+    "finetune",
+    "mask_classifier",
+    "random_mask",
+    "tfidf",
+    "fisher_noise",
+    "activation_mask",
+    "fisher_mask",
+)
+
 
 def _axis(name: str, *values: Any) -> list[dict[str, Any]]:
     "An axis of one parameter."
     return [{name: value} for value in values]
 
+
 def _first(profile: str, *tasks: str) -> Axis:
-    "The first pair of data set and network, which the paper's smaller experiments use, and the sizes of some tasks."
+    """The first pair of data set and network, which the paper's smaller experiments use, and the
+    sizes of some tasks."""
     sizes = [profiles()[profile]["tasks"][task] for task in tasks]
     return _product(cells(profile)[:1], *([size] for size in sizes))
 
-_ESTIMATORS: Axis = [{"fisher_labels": labels, "fisher_per": per} for labels, per in (("true", "sample"), ("expected", "sample"), ("expected", "batch"))]
+
+_ESTIMATORS: Axis = [
+    {"fisher_labels": labels, "fisher_per": per}
+    for labels, per in (("true", "sample"), ("expected", "sample"), ("expected", "batch"))
+]
+
 
 def _masked_only(profile: str) -> Axis:
-    "FisherMask without fine-tuning over estimators, units, pools, λ and R, and the controls: w* and its classifier without the row."
+    """FisherMask without fine-tuning over estimators, units, pools, λ and R, and the controls:
+    w* and its classifier without the row."""
     sizes = profiles()[profile]["tasks"]["masks"]
-    settings = _product(_ESTIMATORS, _axis("unit", "weight", "kernel"), _axis("classifier_in_pool", False, True), *(_axis(name, *values) for name, values in sizes.items()))
-    return _product(_axis("fine_tune_epochs", 0), [*cast("finetune", "mask_classifier"), *_product(_axis("method", "fisher_mask"), settings)])
+    settings = _product(
+        _ESTIMATORS,
+        _axis("unit", "weight", "kernel"),
+        _axis("classifier_in_pool", False, True),
+        *(_axis(name, *values) for name, values in sizes.items()),
+    )
+    return _product(
+        _axis("fine_tune_epochs", 0),
+        [*cast("finetune", "mask_classifier"), *_product(_axis("method", "fisher_mask"), settings)],
+    )
 
-_MILD = {"method": "fisher_mask", "unit": "weight", "classifier_in_pool": False, "remain_weight": 2., "ratio": .002}
+
+_MILD = {
+    "method": "fisher_mask",
+    "unit": "weight",
+    "classifier_in_pool": False,
+    "remain_weight": 2.0,
+    "ratio": 0.002,
+}
 MASKS_TO_TUNE: dict[str, dict[str, Any]] = {
     "what the text says": {"method": "fisher_mask", "preset": "paper"},
-    "what the text says, but with the classifier": {"method": "fisher_mask", "preset": "paper", "classifier_in_pool": True},
+    "what the text says, but with the classifier": {
+        "method": "fisher_mask",
+        "preset": "paper",
+        "classifier_in_pool": True,
+    },
     "what the authors' code does": {"method": "fisher_mask", "preset": "authors_code"},
-    "what the authors' code does, without the classifier": {"method": "fisher_mask", "preset": "authors_code", "classifier_in_pool": False},
+    "what the authors' code does, without the classifier": {
+        "method": "fisher_mask",
+        "preset": "authors_code",
+        "classifier_in_pool": False,
+    },
     "λ = 2, R = 0.002: between the two, on true labels": {**_MILD, "fisher_labels": "true"},
     "λ = 2, R = 0.002, on all labels by probability": {**_MILD, "fisher_labels": "expected"},
-    "means of both sets (λ = 1)": {**_MILD, "fisher_labels": "true", "remain_weight": 1., "ratio": .02},
-    "the control: the classifier's row": {"method": "mask_classifier"}}
+    "means of both sets (λ = 1)": {
+        **_MILD,
+        "fisher_labels": "true",
+        "remain_weight": 1.0,
+        "ratio": 0.02,
+    },
+    "the control: the classifier's row": {"method": "mask_classifier"},
+}
 
 NEEDS: dict[str, Callable[[str], list[Axis]]] = {
     "table1": lambda p: [cells(p), cast(*_CLASS)],
-    "table3": lambda p: [_first(p, "poison"), _axis("request", "poison"), _axis("ratio", .15, .2, .25), cast("retrain", "finetune", *_MASKS)],
-    "table4": lambda p: [_first(p), _axis("request", "mislabel"), _axis("mislabel_ratio", .1, .3, .5), cast("retrain", "finetune", *_MASKS)],
-    "table5": lambda p: [_first(p), [*({"remain_limit": 0, "fine_tune_epochs": 0, **case} for case in cast("finetune", "mask_classifier", "tfidf", *_MASKS)),
-                                     *({"remain_limit": 50, **case} for case in cast("finetune", "mask_classifier", "tfidf", "fisher_noise", *_MASKS))]],
-    "figure1": lambda p: [_first(p, "influence", "figure1"), [*cast("finetune", "fisher_mask"), *({"fine_tune_epochs": 0, "fine_tune_length": None, **case} for case in cast("influence"))]],
-    "figure2": lambda p: [_first(p), cast("retrain", "finetune", "mask_classifier", "activation_mask", "fisher_mask")],
-    "figure3": lambda p: [_first(p), _axis("fine_tune_lr", None, .1, .01, .001), cast("finetune", "activation_mask", "fisher_mask")],
-    "figure4": lambda p: [_first(p), [*cast("finetune"), *_product(_axis("ratio", .04, .08, .12), cast("tfidf", "fisher_mask"))]]}  # R = 0 masks nothing, which is fine-tuning alone
+    "table3": lambda p: [
+        _first(p, "poison"),
+        _axis("request", "poison"),
+        _axis("ratio", 0.15, 0.2, 0.25),
+        cast("retrain", "finetune", *_MASKS),
+    ],
+    "table4": lambda p: [
+        _first(p),
+        _axis("request", "mislabel"),
+        _axis("mislabel_ratio", 0.1, 0.3, 0.5),
+        cast("retrain", "finetune", *_MASKS),
+    ],
+    "table5": lambda p: [
+        _first(p),
+        [
+            *(
+                {"remain_limit": 0, "fine_tune_epochs": 0, **case}
+                for case in cast("finetune", "mask_classifier", "tfidf", *_MASKS)
+            ),
+            *(
+                {"remain_limit": 50, **case}
+                for case in cast("finetune", "mask_classifier", "tfidf", "fisher_noise", *_MASKS)
+            ),
+        ],
+    ],
+    "figure1": lambda p: [
+        _first(p, "influence", "figure1"),
+        [
+            *cast("finetune", "fisher_mask"),
+            *(
+                {"fine_tune_epochs": 0, "fine_tune_length": None, **case}
+                for case in cast("influence")
+            ),
+        ],
+    ],
+    "figure2": lambda p: [
+        _first(p),
+        cast("retrain", "finetune", "mask_classifier", "activation_mask", "fisher_mask"),
+    ],
+    "figure3": lambda p: [
+        _first(p),
+        _axis("fine_tune_lr", None, 0.1, 0.01, 0.001),
+        cast("finetune", "activation_mask", "fisher_mask"),
+    ],
+    "figure4": lambda p: [
+        _first(p),
+        [
+            *cast("finetune"),
+            *_product(_axis("ratio", 0.04, 0.08, 0.12), cast("tfidf", "fisher_mask")),
+        ],
+    ],
+}  # R = 0 masks nothing, which is fine-tuning alone
+
 
 def _to_choose(profile: str) -> Axis:
-    "FisherMask with the classifier left alone, for classes to choose by on held-out images; and for other classes, on the test images, what the choice is judged beside. w* is that of the last epoch."
+    """FisherMask with the classifier left alone, for classes to choose by on held-out images;
+    and for other classes, on the test images, what the choice is judged beside. w* is that of
+    the last epoch."""
     sizes = dict(profiles()[profile]["tasks"]["choice"])
     classes, others, held_out = (sizes.pop(name) for name in ("classes", "judged", "held_out"))
-    masks = _product(_axis("classifier_in_pool", False), _ESTIMATORS, _axis("unit", "weight", "kernel"), *(_axis(name, *values) for name, values in sizes.items()))
+    masks = _product(
+        _axis("classifier_in_pool", False),
+        _ESTIMATORS,
+        _axis("unit", "weight", "kernel"),
+        *(_axis(name, *values) for name, values in sizes.items()),
+    )
     few, yardsticks = _axis("remain_limit", 50), cast("finetune", "mask_classifier")
-    chosen = _product(_axis("held_out", held_out), _axis("classes", *classes), few, [*yardsticks, *_product(_axis("method", "fisher_mask"), masks)])
-    judged = _product(_axis("classes", *others), [*cast("retrain", "finetune", "fisher_mask"), *_product(few, [*yardsticks, *cast("fisher_mask")])])
+    chosen = _product(
+        _axis("held_out", held_out),
+        _axis("classes", *classes),
+        few,
+        [*yardsticks, *_product(_axis("method", "fisher_mask"), masks)],
+    )
+    judged = _product(
+        _axis("classes", *others),
+        [
+            *cast("retrain", "finetune", "fisher_mask"),
+            *_product(few, [*yardsticks, *cast("fisher_mask")]),
+        ],
+    )
     return _product(_axis("select", "last"), [*chosen, *judged])
 
+
 NEEDS["recommended"] = lambda p: [_first(p), _to_choose(p)]
-NEEDS["what_the_mask_removes"] = lambda p: [_first(p), [*_masked_only(p), *cast("retrain", "finetune"), *MASKS_TO_TUNE.values()]]
+NEEDS["what_the_mask_removes"] = lambda p: [
+    _first(p),
+    [*_masked_only(p), *cast("retrain", "finetune"), *MASKS_TO_TUNE.values()],
+]
 NEEDS["table2"] = NEEDS["costs"] = NEEDS["table1"]
-_SMALL = ("table3", "table4", "figure1", "figure2", "figure3", "figure4", "recommended")  # many or long runs, which a profile may shorten further
+_SMALL = (
+    "table3",
+    "table4",
+    "figure1",
+    "figure2",
+    "figure3",
+    "figure4",
+    "recommended",
+)  # many or long runs, which a profile may shorten further
+
 
 @checked
-def needed(experiment: str,                     # "table1" to "table5", "figure1" to "figure4", "costs", "what_the_mask_removes", "recommended"
-           profile: str = "quick",
-           seeds: Iterable[Seed] | None = None, # one or more; None: the profile's
-           **given: Any,                        # parameters in place of the profile's; what makes the experiment stays
-           ) -> list[RunSettings]:
+def needed(
+    # "table1" to "table5", "figure1" to "figure4", "costs", "what_the_mask_removes", "recommended"
+    experiment: str,
+    profile: str = "quick",
+    seeds: Iterable[Seed] | None = None,  # one or more; None: the profile's
+    **given: Any,  # parameters in place of the profile's; what makes the experiment stays
+) -> list[RunSettings]:
     "The runs that a table or figure is made from; `ValueError` for unknown names."
-    chosen, *axes = NEEDS[choose(experiment, NEEDS, "experiment")](choose(profile, profiles(), "profile"))
+    chosen, *axes = NEEDS[choose(experiment, NEEDS, "experiment")](
+        choose(profile, profiles(), "profile")
+    )
     over = {name: value for name, value in given.items() if value is not None}
     sizes = profiles()[profile]["tasks"]["small"] if experiment in _SMALL else {}
     sized = [{**sizes.get(part["dataset"], {}), **part} for part in _product(chosen, [over])]
     return sweep(profile, sized, *axes, _axis("seed", *_seeds(profile, seeds)))
+
 
 def _seeds(profile: str, seeds: Iterable[int] | None) -> tuple[int, ...]:
     "The seeds that are given, or the profile's; `ValueError` or `TypeError` if they are none."
@@ -139,7 +282,8 @@ def _seeds(profile: str, seeds: Iterable[int] | None) -> tuple[int, ...]:
 # %% ../nbs/51_grid.ipynb #449e69af
 @checked
 def state(folder: Path, root: str | Path | None = None) -> tuple[str, str]:
-    "Of the folder of a run or of a training of w*: \"done\", \"running\", \"kept\" (beside the data in `root`, and made from the images there), \"failed\" (and why) or \"missing\"."
+    """Of the folder of a run or of a training of w*: "done", "running", "kept" (beside the data
+    in `root`, and made from the images there), "failed" (and why) or "missing"."""
     try:
         if record := read_record(folder / "record.json"):
             reason = other_images(record, folder, root)
@@ -153,29 +297,39 @@ def state(folder: Path, root: str | Path | None = None) -> tuple[str, str]:
         return "failed", " ".join(str(error).split())
     return ("failed", failure["reason"]) if failure else ("missing", "")
 
+
 def _kept_record(name: str, root: str | Path | None) -> dict[str, Any] | None:
-    "The record of a run or a training that is kept beside the data, if there is one of the images at hand."
+    """The record of a run or a training that is kept beside the data, if there is one of the
+    images at hand."""
     path = kept_root(root) / f"{name}.json"
     record = read_record(path)
     return None if record is None or other_images(record, path, root) else record
 
+
 def _held(folder: Path) -> bool:
     "Does a process hold the lock of a folder?"
-    if not folder.exists(): return False
+    if not folder.exists():
+        return False
     try:
-        with locked(folder, wait=False): return False
-    except BlockingIOError: return True
+        with locked(folder, wait=False):
+            return False
+    except BlockingIOError:
+        return True
 
 # %% ../nbs/51_grid.ipynb #82f9fce8
 @checked
-def as_done(settings: Iterable[RunSettings],
-            runs: str | Path | None = None,  # folder of runs
-            root: str | Path | None = None,  # folder of data sets
-            ) -> list[RunSettings]:          # in the same order
-    "Runs as they are, except that one whose w* comes from another device is that device's if it is done or kept there."
+def as_done(
+    settings: Iterable[RunSettings],
+    runs: str | Path | None = None,  # folder of runs
+    root: str | Path | None = None,  # folder of data sets
+) -> list[RunSettings]:  # in the same order
+    """Runs as they are, except that one whose w* comes from another device is that device's if
+    it is done or kept there."""
+
     def found(s: RunSettings) -> RunSettings:
         there = s if s.trained_on is None else s.model_copy(update={"device": s.trained_on})
         return there if state(runs_root(runs) / run_key(there), root)[0] in ("done", "kept") else s
+
     return [found(s) for s in settings]
 
 # %% ../nbs/51_grid.ipynb #ea8e3231
@@ -183,73 +337,149 @@ def as_done(settings: Iterable[RunSettings],
 def label(settings: RunSettings) -> str:
     "What is special about a run, in a few words."
     judge = "" if settings.held_out is None else f"judged by {settings.held_out} training images"
-    asked = "" if settings.request == "class" else " ".join(map(str, [settings.request, *settings.asked[1:2]]))
+    asked = (
+        ""
+        if settings.request == "class"
+        else " ".join(map(str, [settings.request, *settings.asked[1:2]]))
+    )
     limit = "" if settings.remain_limit is None else f"{settings.remain_limit} remain images"
     rate = "" if settings.fine_tune_lr is None else f"rate {settings.fine_tune_lr:g}"
-    share = f"R {settings.ratio:g}" if settings.method in MASKING and settings.method != "mask_classifier" else ""
+    share = (
+        f"R {settings.ratio:g}"
+        if settings.method in MASKING and settings.method != "mask_classifier"
+        else ""
+    )
     tuned = "" if settings.fine_tune_epochs else "not fine-tuned"
-    parts = [settings.method, settings.preset if settings.method in PRESETS["paper"] else "", *(f"{n} {v}" for n, v in unusual_options(settings).items()), share, asked, limit, rate, tuned, judge]
-    return f"{settings.dataset} {settings.network} {settings.seed}: " + ", ".join(filter(None, parts))
+    parts = [
+        settings.method,
+        settings.preset if settings.method in PRESETS["paper"] else "",
+        *(f"{n} {v}" for n, v in unusual_options(settings).items()),
+        share,
+        asked,
+        limit,
+        rate,
+        tuned,
+        judge,
+    ]
+    return f"{settings.dataset} {settings.network} {settings.seed}: " + ", ".join(
+        filter(None, parts)
+    )
+
 
 @checked
-def plan(settings: Iterable[RunSettings],
-         runs: str | Path | None = None,  # folder of runs
-         root: str | Path | None = None,  # folder of data sets
-         ) -> pd.DataFrame:               # one row a training of w* or a run: key, what, state, reason, seconds (estimated; 0 if it was kept, NaN where nothing like it was done before)
-    "What is done, running, kept, failed or missing, and how long the rest may take on a machine like the one that made the records at hand."
+def plan(
+    settings: Iterable[RunSettings],
+    runs: str | Path | None = None,  # folder of runs
+    root: str | Path | None = None,  # folder of data sets
+    # one row a training of w* or a run: key, what, state, reason, seconds (estimated; 0 if it was
+    # kept,
+    # NaN where nothing like it was done before)
+) -> pd.DataFrame:
+    """What is done, running, kept, failed or missing, and how long the rest may take on a
+    machine like the one that made the records at hand."""
     folder, chosen = runs_root(runs), list(settings)
     known = _read([*folder.glob("*/record.json"), *kept_root(root).glob("*.json")])
     trained = {f"train-{training_key(s)}": s for s in chosen if s.method != "retrain"}
-    rows = [(key, f"{s.dataset} {s.network} {s.seed}: w*", *state(folder / key, root), _estimate(known, s, "w*")) for key, s in trained.items()]
-    rows += [(key := run_key(s), label(s), *state(folder / key, root), _estimate(known, s, s.method)) for s in chosen]
+    rows = [
+        (
+            key,
+            f"{s.dataset} {s.network} {s.seed}: w*",
+            *state(folder / key, root),
+            _estimate(known, s, "w*"),
+        )
+        for key, s in trained.items()
+    ]
+    rows += [
+        (key := run_key(s), label(s), *state(folder / key, root), _estimate(known, s, s.method))
+        for s in chosen
+    ]
     table = pd.DataFrame(rows, columns=["key", "what", "state", "reason", "seconds"])
-    return table.assign(seconds=table.seconds.mask(table.state == "kept", 0.))
+    return table.assign(seconds=table.seconds.mask(table.state == "kept", 0.0))
 
 # %% ../nbs/51_grid.ipynb #49ad760b
 def _read(records: Iterable[Path]) -> pd.DataFrame:
-    "What the runs of some records took: one row a record, with the seconds in all and for an epoch of training, and the peak of a GPU's memory in MB."
+    """What the runs of some records took: one row a record, with the seconds in all and for an
+    epoch of training, and the peak of a GPU's memory in MB."""
     rows = []
     for path in records:
-        try: record = read_record(path) or {}
-        except ValueError: continue  # `state` says so
-        if not record.get("history"): continue
-        chosen, history = record["settings"], [row["seconds"] for row in record["history"] if row.get("seconds")]
+        try:
+            record = read_record(path) or {}
+        except ValueError:
+            continue  # `state` says so
+        if not record.get("history"):
+            continue
+        chosen, history = (
+            record["settings"],
+            [row["seconds"] for row in record["history"] if row.get("seconds")],
+        )
         method = chosen["method"] if "request" in record else "w*"
         total = sum(record["seconds"].values()) if "seconds" in record else sum(history)
-        rows.append((_like(chosen), chosen.get("remain_limit"), method, len(history), total, pd.Series(history).median(), record.get("memory", {}).get("device")))
-    return pd.DataFrame(rows, columns=["place", "limit", "method", "epochs", "seconds", "epoch", "memory"])
+        rows.append(
+            (
+                _like(chosen),
+                chosen.get("remain_limit"),
+                method,
+                len(history),
+                total,
+                pd.Series(history).median(),
+                record.get("memory", {}).get("device"),
+            )
+        )
+    return pd.DataFrame(
+        rows, columns=["place", "limit", "method", "epochs", "seconds", "epoch", "memory"]
+    )
+
 
 def _like(chosen: Mapping[str, Any]) -> tuple[Any, ...]:
     "What the pace of a run depends on."
     return chosen["dataset"], chosen["subset"], chosen["network"], chosen["device"]
 
+
 def _alike(known: pd.DataFrame, settings: RunSettings) -> pd.DataFrame:
     "The records of the same data set, network and device."
     return known.loc[[place == _like(settings.model_dump()) for place in known.place]]
 
+
 @checked
 def seen(runs: str | Path | None, settings: RunSettings) -> pd.DataFrame:
-    "What runs on the same data set, network and device took: method, epochs, seconds, seconds of an epoch, peak of a GPU's memory in MB."
-    return _alike(_read(runs_root(runs).glob("*/record.json")), settings).drop(columns=["place", "limit"]).astype({"memory": float})
+    """What runs on the same data set, network and device took: method, epochs, seconds, seconds
+    of an epoch, peak of a GPU's memory in MB."""
+    return (
+        _alike(_read(runs_root(runs).glob("*/record.json")), settings)
+        .drop(columns=["place", "limit"])
+        .astype({"memory": float})
+    )
+
 
 def _estimate(known: pd.DataFrame, settings: RunSettings, method: str) -> float:
     "Seconds that a run may take; NaN if nothing like it was done."
     limit, alike = None if method == "w*" else settings.remain_limit, _alike(known, settings)
-    alike = alike[alike.limit.isna() if limit is None else alike.limit == limit]  # an epoch of few images is short
-    epochs = settings.train.length if method in ("w*", "retrain") else settings.fine_tune_length or settings.fine_tune_epochs
+    alike = alike[
+        alike.limit.isna() if limit is None else alike.limit == limit
+    ]  # an epoch of few images is short
+    epochs = (
+        settings.train.length
+        if method in ("w*", "retrain")
+        else settings.fine_tune_length or settings.fine_tune_epochs
+    )
     same = alike[(alike.method == method) & (alike.epochs == epochs)]
     return float(same.seconds.median() if len(same) else alike.epoch.median() * epochs)
 
 # %% ../nbs/51_grid.ipynb #36aa2087
 Executor = Callable[[RunSettings, str | Path | None, str | Path | None, bool], Any]
 
+
 @checked
-def complete(settings: Iterable[RunSettings],
-             runs: str | Path | None = None,  # folder of runs
-             root: str | Path | None = None,  # folder of data sets
-             on: str | None = "inline",       # a name in `EXECUTORS`; None: inline
-             ) -> list[dict[str, Any] | None]:  # the records, in the order of the settings; None where a run failed or was left undone
-    "Do the runs that are missing, and read all. Raises `OSError` in one sentence if the disk takes no more; what is done stays."
+def complete(
+    settings: Iterable[RunSettings],
+    runs: str | Path | None = None,  # folder of runs
+    root: str | Path | None = None,  # folder of data sets
+    on: str | None = "inline",  # a name in `EXECUTORS`; None: inline
+) -> list[
+    dict[str, Any] | None
+]:  # the records, in the order of the settings; None where a run failed or was left undone
+    """Do the runs that are missing, and read all. Raises `OSError` in one sentence if the disk
+    takes no more; what is done stays."""
     on = "inline" if on is None else on
     chosen, folder = list(settings), runs_root(runs)
     todo = [s for s in _once(chosen) if not (folder / run_key(s) / "record.json").exists()]
@@ -260,12 +490,15 @@ def complete(settings: Iterable[RunSettings],
     check_same_images(record for record in records if record)
     return records
 
+
 def _kept(settings: RunSettings, root: str | Path | None) -> dict[str, Any] | None:
     "The record of a run that is kept beside the data, if there is one."
     return _kept_record(run_key(settings), root)
 
+
 def _whole(folder: Path, root: str | Path | None, clean: bool) -> dict[str, Any] | None:
-    "A record; None, and a line that says why, if it is damaged or of other images than those at hand; None if there is none. Whoever only looks cleans nothing."
+    """A record; None, and a line that says why, if it is damaged or of other images than those
+    at hand; None if there is none. Whoever only looks cleans nothing."""
     try:
         record = read_record(folder / "record.json")
         reason = record and other_images(record, folder, root)
@@ -274,55 +507,79 @@ def _whole(folder: Path, root: str | Path | None, clean: bool) -> dict[str, Any]
     if reason:
         print(f"failed: {reason}", flush=True)
         return None
-    if record and clean: tidy(folder)
+    if record and clean:
+        tidy(folder)
     return record
 
-def _in_turn(one: Executor, todo: list[RunSettings], runs: str | Path | None, root: str | Path | None) -> None:
+
+def _in_turn(
+    one: Executor, todo: list[RunSettings], runs: str | Path | None, root: str | Path | None
+) -> None:
     "One run after the other; those that other processes do come last."
     for wait in (False, True):
-        todo = [s for s in tqdm(todo, unit="run", disable=not sys.stderr.isatty()) if not attempt(s, partial(one, s, runs, root, wait))]
+        todo = [
+            s
+            for s in tqdm(todo, unit="run", disable=not sys.stderr.isatty())
+            if not attempt(s, partial(one, s, runs, root, wait))
+        ]
+
 
 @checked
 def attempt(settings: RunSettings, do: Callable[[], Any]) -> bool:
-    "Do a run, or say why it failed; False if another process does it. Raises `OSError` if the disk is full or the folder can't be written: the next run would fare no better."
-    try: do()
-    except BlockingIOError: return False
-    except FileNotFoundError as error: _say(settings, error)  # its data are not at hand; others' may be
-    except OSError: raise
-    except Exception as error: _say(settings, error)
+    """Do a run, or say why it failed; False if another process does it. Raises `OSError` if the
+    disk is full or the folder can't be written: the next run would fare no better."""
+    try:
+        do()
+    except BlockingIOError:
+        return False
+    except FileNotFoundError as error:
+        _say(settings, error)  # its data are not at hand; others' may be
+    except OSError:
+        raise
+    except Exception as error:  # noqa: BLE001
+        _say(settings, error)
     return True
+
 
 def _say(settings: RunSettings, error: Exception) -> None:
     print(f"failed: {label(settings)}: {' '.join(str(error).split())}", flush=True)
 
 # %% ../nbs/51_grid.ipynb #c4e69e94
 @checked
-def at_hand(records: Iterable[dict[str, Any] | None],  # from `complete`
-            ) -> list[dict[str, Any]]:
+def at_hand(
+    records: Iterable[dict[str, Any] | None],  # from `complete`
+) -> list[dict[str, Any]]:
     "The records that are there; `ValueError` if there is none, since nothing can be made of that."
     wanted = list(records)
     there = [record for record in wanted if record is not None]
     if not there:
-        raise ValueError(f"none of the {len(wanted)} runs that this is made from is done: do them first (`on` inline, papermill or ray), "
-                         "or name the folder that holds them as `runs`.")
+        raise ValueError(
+            f"none of the {len(wanted)} runs that this is made from is done: do them "
+            "first (`on` inline, papermill or ray), "
+            "or name the folder that holds them as `runs`."
+        )
     return there
 
 # %% ../nbs/51_grid.ipynb #de08e14d
-def _inline(settings: RunSettings, runs: str | Path | None, root: str | Path | None, wait: bool) -> None:
+def _inline(
+    settings: RunSettings, runs: str | Path | None, root: str | Path | None, wait: bool
+) -> None:
     "A run in this process."
     print(f"--- {label(settings)}", flush=True)
     run(settings, runs, root, "lines", wait)
 
 # %% ../nbs/51_grid.ipynb #2c73a474
 @checked
-def reading(settings: RunSettings,
-            kind: str,                       # a name in `READOUTS`
-            runs: str | Path | None = None,  # folder of runs
-            root: str | Path | None = None,  # folder of data sets
-            on: str | None = "inline",       # a name in `EXECUTORS`; None: inline
-            cap: Count = 100,                # epochs of re-learning at most
-            ) -> dict[str, Any] | None:      # as `readout` gives it
-    "What a readout of a run says, which is done here if it is not there; None if nobody is to do it."
+def reading(
+    settings: RunSettings,
+    kind: str,  # a name in `READOUTS`
+    runs: str | Path | None = None,  # folder of runs
+    root: str | Path | None = None,  # folder of data sets
+    on: str | None = "inline",  # a name in `EXECUTORS`; None: inline
+    cap: Count = 100,  # epochs of re-learning at most
+) -> dict[str, Any] | None:  # as `readout` gives it
+    """What a readout of a run says, which is done here if it is not there; None if nobody is to
+    do it."""
     if on != "none":
         return readout(settings, kind, runs, root, "none", cap)
     name = choose(kind, READOUTS, "readout") + ("" if kind == "agreement" else f"_{cap}")
@@ -331,37 +588,75 @@ def reading(settings: RunSettings,
 # %% ../nbs/51_grid.ipynb #2ac0e80b
 @checked
 def parameters(settings: RunSettings) -> dict[str, Any]:
-    "A run as flat parameters with a profile: `resolve(**parameters(settings))` has the same key; `ValueError` if no profile allows it."
-    flat = {**settings.model_dump(), **settings.model_dump()["train"], **settings.model_dump()["train"]["schedule"]}
-    flat = {n: list(v) if isinstance(v, tuple) else v for n, v in flat.items() if n in PARAMETERS and v is not None} | {"seed": settings.seed}
+    """A run as flat parameters with a profile: `resolve(**parameters(settings))` has the same
+    key; `ValueError` if no profile allows it."""
+    flat = {
+        **settings.model_dump(),
+        **settings.model_dump()["train"],
+        **settings.model_dump()["train"]["schedule"],
+    }
+    flat = {
+        n: list(v) if isinstance(v, tuple) else v
+        for n, v in flat.items()
+        if n in PARAMETERS and v is not None
+    } | {"seed": settings.seed}
     flat = {n: v for n, v in flat.items() if n not in strangers(settings.request)}
     for profile in profiles():
-        try: same = resolve(profile, **flat)
-        except ValueError: continue
-        if run_key(same) == run_key(settings): return {"profile": profile, **flat}
+        try:
+            same = resolve(profile, **flat)
+        except ValueError:
+            continue
+        if run_key(same) == run_key(settings):
+            return {"profile": profile, **flat}
     raise ValueError(f"no profile has settings for {label(settings)}: run it inline.")
 
+
 @checked
-def in_notebook(settings: RunSettings, runs: str | Path | None, root: str | Path | None, wait: bool) -> None:
-    "Do a run in a notebook of its own, kept beside its record. Raises `OSError` and `RuntimeError` for what the notebook raised, `BlockingIOError` as `run` does."
+def in_notebook(
+    settings: RunSettings, runs: str | Path | None, root: str | Path | None, wait: bool
+) -> None:
+    """Do a run in a notebook of its own, kept beside its record. Raises `OSError` and
+    `RuntimeError` for what the notebook raised, `BlockingIOError` as `run` does."""
     folder = runs_root(runs) / run_key(settings)
-    if not wait and _held(folder): raise BlockingIOError(f"another process does {label(settings)}.")
+    if not wait and _held(folder):
+        raise BlockingIOError(f"another process does {label(settings)}.")
     folder.mkdir(parents=True, exist_ok=True)
-    places = {name: str(Path(place).resolve()) for name, place in (("runs", runs_root(runs)), ("root", root)) if place}
+    places = {
+        name: str(Path(place).resolve())
+        for name, place in (("runs", runs_root(runs)), ("root", root))
+        if place
+    }
     print(f"--- {label(settings)}", flush=True)
-    try: execute(find_notebook("unlearn"), folder / "unlearn.ipynb", parameters(settings) | places, echo=False)
-    except PapermillExecutionError as error: raise (OSError if error.ename == "OSError" else RuntimeError)(error.evalue) from None
+    try:
+        execute(
+            find_notebook("unlearn"),
+            folder / "unlearn.ipynb",
+            parameters(settings) | places,
+            echo=False,
+        )
+    except PapermillExecutionError as error:
+        raise (OSError if error.ename == "OSError" else RuntimeError)(error.evalue) from None
     except KernelDied as error:
         write_failure(folder, settings, error)
         raise
 
+
 def _on_ray(todo: list[RunSettings], runs: str | Path | None, root: str | Path | None) -> None:
-    "Notebooks on a Ray cluster, as the next chapter has it; that builds on this one, and Ray is an extra."
+    """Notebooks on a Ray cluster, as the next chapter has it; that builds on this one, and Ray
+    is an extra."""
     from fisher_unlearn.cluster import on_ray
+
     on_ray(todo, runs, root)
+
 
 def _nobody(todo: list[RunSettings], runs: str | Path | None, root: str | Path | None) -> None:
     "Leave the missing runs missing, for a look at those that are done or kept."
     print(f"left undone: {sum(_kept(s, root) is None for s in todo)}", flush=True)
 
-EXECUTORS: dict[str, Callable[..., None]] = {"inline": partial(_in_turn, _inline), "papermill": partial(_in_turn, in_notebook), "ray": _on_ray, "none": _nobody}
+
+EXECUTORS: dict[str, Callable[..., None]] = {
+    "inline": partial(_in_turn, _inline),
+    "papermill": partial(_in_turn, in_notebook),
+    "ray": _on_ray,
+    "none": _nobody,
+}

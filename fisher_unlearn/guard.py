@@ -28,6 +28,7 @@ from .arguments import checked
 # %% ../nbs/01a_guard.ipynb #af302d1e
 class _Items:
     "The items of a dictionary, by identity and in their order; one may change meanwhile."
+
     def __init__(self, held: dict, free: str | None = None):
         self.held, self.free = held, free
         self.kind: Any = OrderedDict if isinstance(held, OrderedDict) else dict
@@ -50,6 +51,7 @@ class _Items:
 # %% ../nbs/01a_guard.ipynb #8bc0f598
 class _Row:
     "The elements of a list or deque, by identity."
+
     def __init__(self, held: Any):
         self.held, self.elements = held, list(held)
 
@@ -64,8 +66,10 @@ class _Row:
         self.held.extend(self.elements)
         return True
 
+
 class _Bag:
     "The elements of a set."
+
     def __init__(self, held: set):
         self.held, self.elements = held, set(held)
 
@@ -82,6 +86,7 @@ class _Bag:
 # %% ../nbs/01a_guard.ipynb #d1d5d130
 class _Object:
     "The attributes and the class of an object."
+
     def __init__(self, held: Any):
         self.held = held
         self.kind = type(held)
@@ -106,6 +111,7 @@ class _Object:
                 changed = True
         return changed
 
+
 def _slots(kind: type) -> tuple[str, ...]:
     "The names of the slots of a class."
     found: list[str] = []
@@ -117,6 +123,7 @@ def _slots(kind: type) -> tuple[str, ...]:
 # %% ../nbs/01a_guard.ipynb #550a1104
 class _Bytes:
     "The bytes of a storage."
+
     def __init__(self, storage: Any):
         self.storage, self.size = storage, storage.nbytes()
         self.before = _view(storage).clone()
@@ -133,9 +140,11 @@ class _Bytes:
         _view(self.storage).copy_(self.before)
         return True
 
+
 def _view(storage: Any) -> Tensor:
     "All bytes of a storage, as a tensor."
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+
 
 def _storage(tensor: Tensor) -> Any:
     "The storage of a tensor with values of its own; None for others."
@@ -149,6 +158,7 @@ def _plainly() -> Iterator[None]:
     with torch.no_grad(), torch._C.DisableTorchFunction():
         yield
 
+
 def _looks(tensor: Tensor) -> tuple[Any, ...]:
     "Where a tensor's window lies."
     storage = _storage(tensor)
@@ -156,6 +166,7 @@ def _looks(tensor: Tensor) -> tuple[Any, ...]:
         return tensor.shape, tensor.dtype, tensor.device
     layout = tensor.stride(), tensor.storage_offset()
     return tensor.shape, tensor.dtype, tensor.device, layout, storage._cdata
+
 
 def _inner(tensor: Tensor) -> list[Tensor]:
     "The tensors that one without a storage consists of."
@@ -166,6 +177,7 @@ def _inner(tensor: Tensor) -> list[Tensor]:
 # %% ../nbs/01a_guard.ipynb #dec61480
 class _Window:
     "What a tensor is, beside the bytes of its storage."
+
     def __init__(self, held: Tensor):
         self.held, self.alias = held, held.detach()
         self.leaf, self.requires_grad = held.is_leaf, held.requires_grad
@@ -203,6 +215,7 @@ class _Window:
 # %% ../nbs/01a_guard.ipynb #7976337e
 class _State:
     "What an object says of itself, and takes back."
+
     def __init__(self, read: Callable[[], Any], write: Callable[[Any], Any]):
         self.read, self.write, self.before = read, write, read()
 
@@ -214,6 +227,7 @@ class _State:
             return False
         self.write(self.before)
         return True
+
 
 def _same(a: Any, b: Any) -> bool:
     "Are two states the same, tensors and arrays within them bit for bit?"
@@ -227,9 +241,11 @@ def _same(a: Any, b: Any) -> bool:
         return len(a) == len(b) and all(map(_same, a, b))
     return bool(a == b)
 
+
 def _array_state(array: np.ndarray) -> _State:
     "Of a NumPy array: its elements."
     return _State(array.copy, lambda before: array.__setitem__(..., before))
+
 
 def _numpy_state(generator: np.random.Generator) -> _State:
     "Of a generator of NumPy."
@@ -238,11 +254,27 @@ def _numpy_state(generator: np.random.Generator) -> _State:
 
 # %% ../nbs/01a_guard.ipynb #aa58c083
 _ATOMS = (type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device)
-_ELSEWHERE = {"torch", "weakref", "threading", "_thread", "logging", "io", "concurrent", "asyncio",
-              "multiprocessing", "functools", "pathlib", "enum", "numpy", "llvmlite"}
+_ELSEWHERE = {
+    "torch",
+    "weakref",
+    "threading",
+    "_thread",
+    "logging",
+    "io",
+    "concurrent",
+    "asyncio",
+    "multiprocessing",
+    "functools",
+    "pathlib",
+    "enum",
+    "numpy",
+    "llvmlite",
+}
+
 
 class _Class:
     "What a class of the user's holds, such as a cache that all its modules share."
+
     def __init__(self, held: type):
         self.held = held
         self.items = {k: v for k, v in vars(held).items() if _is_value(k, v)}
@@ -259,13 +291,16 @@ class _Class:
             setattr(self.held, name, self.items[name])
         return bool(lost) or len(now) > len(self.items)
 
+
 def _is_value(name: str, value: Any) -> bool:
     "Is this attribute of a class data, not a part of its code?"
     return not name.startswith("__") and not callable(value) and not hasattr(value, "__get__")
 
+
 def _kept_by_classes(kind: type) -> list[_Class]:
     "The keepers of a module's classes that aren't torch's."
     return [_Class(k) for k in kind.__mro__ if k.__module__.partition(".")[0] not in _LIBRARIES]
+
 
 _LIBRARIES = {"torch", "torchvision", "builtins"}
 _KINDS: list[tuple[Any, Callable[[Any], list[Any]]]] = [
@@ -278,6 +313,7 @@ _KINDS: list[tuple[Any, Callable[[Any], list[Any]]]] = [
     (object, lambda value: _states(value) or [_Object(value)] * _looked_into(value)),
 ]
 
+
 def _keepers(value: Any) -> list[Any]:
     "What keeps an object; none where there is nothing to keep."
     return next(keep(value) for kind, keep in _KINDS if isinstance(value, kind))
@@ -285,6 +321,7 @@ def _keepers(value: Any) -> list[Any]:
 # %% ../nbs/01a_guard.ipynb #7d03eccc
 class _Fixed:
     "A tuple: it can't change, but what it holds can."
+
     def __init__(self, held: Any):
         self.held = held
 
@@ -293,6 +330,7 @@ class _Fixed:
 
     def put_back(self) -> bool:
         return False
+
 
 def _states(value: Any) -> list[_State]:
     "The keeper of an object with a state of its own."
@@ -306,6 +344,7 @@ def _states(value: Any) -> list[_State]:
         return [_State(value.getstate, value.setstate)]
     return []
 
+
 def _looked_into(value: Any) -> bool:
     "Is this an object with attributes that may be a part of a network?"
     kind = type(value)
@@ -313,13 +352,20 @@ def _looked_into(value: Any) -> bool:
         return False
     return bool(_slots(kind)) or isinstance(getattr(value, "__dict__", None), dict)
 
-_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType,
-              types.GeneratorType)
+
+_FUNCTIONS = (
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.MethodType,
+    types.ModuleType,
+    types.GeneratorType,
+)
 
 # %% ../nbs/01a_guard.ipynb #fa5c19e8
 def _tensor_keepers(tensor: Tensor) -> list[Any]:
     "Of a tensor: its attributes and class, and its window, where it has values already."
     return [_Object(tensor), *([] if is_lazy(tensor) else [_Window(tensor)])]
+
 
 def _walk(roots: list[Any]) -> list[Any]:
     "The keepers of all that can be reached from some objects, each object and each storage once."
@@ -338,6 +384,7 @@ def _walk(roots: list[Any]) -> list[Any]:
             todo += keeper.parts()
         found += new
     return found
+
 
 def _bytes_of(tensor: Tensor, seen: dict[Any, Any]) -> list[_Bytes]:
     "The keeper of a tensor's storage, unless it has been seen."
@@ -358,14 +405,22 @@ _SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
     (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
     (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
     (torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled),
-    *((partial(torch.is_autocast_enabled, device), partial(torch.set_autocast_enabled, device))
-      for device in ("cpu", "cuda")),
-    *((partial(torch.get_autocast_dtype, device), partial(torch.set_autocast_dtype, device))
-      for device in ("cpu", "cuda")),
-    *((partial(getattr, torch.backends.cudnn, name), partial(setattr, torch.backends.cudnn, name))
-      for name in ("enabled", "benchmark", "deterministic", "allow_tf32")),
-    *((getattr(_CUDA, f"{kind}_sdp_enabled"), getattr(_CUDA, f"enable_{kind}_sdp"))
-      for kind in ("flash", "mem_efficient", "math", "cudnn")),
+    *(
+        (partial(torch.is_autocast_enabled, device), partial(torch.set_autocast_enabled, device))
+        for device in ("cpu", "cuda")
+    ),
+    *(
+        (partial(torch.get_autocast_dtype, device), partial(torch.set_autocast_dtype, device))
+        for device in ("cpu", "cuda")
+    ),
+    *(
+        (partial(getattr, torch.backends.cudnn, name), partial(setattr, torch.backends.cudnn, name))
+        for name in ("enabled", "benchmark", "deterministic", "allow_tf32")
+    ),
+    *(
+        (getattr(_CUDA, f"{kind}_sdp_enabled"), getattr(_CUDA, f"enable_{kind}_sdp"))
+        for kind in ("flash", "mem_efficient", "math", "cudnn")
+    ),
     (torch.get_rng_state, torch.set_rng_state),
     (random.getstate, random.setstate),
     (np.random.get_state, np.random.set_state),
@@ -383,6 +438,7 @@ def _torch_state() -> list[_State]:
             states.append(_State(read, write))
     return states
 
+
 def _global_hooks() -> list[dict]:
     "The dictionaries of the hooks that every module runs."
     found = vars(modules.module)
@@ -394,11 +450,13 @@ def _modes(found: list[Module]) -> dict[Module, bool]:
     "Which modules are in training mode?"
     return {module: module.training for module in found}
 
+
 def _switches(module: Module) -> bool:
     "Does a module do something of its own when its mode is set, such as merging weights?"
     kind = type(module)
     own = kind.train is not Module.train or kind.eval is not Module.eval
     return own or not vars(module).keys().isdisjoint(("train", "eval"))
+
 
 def _set_modes(modes: dict[Module, bool]) -> bool:
     "Put each module into its mode: was any in another?"
@@ -407,18 +465,21 @@ def _set_modes(modes: dict[Module, bool]) -> bool:
         module.training = mode
     return bool(others)
 
+
 def _all_back(keepers: Iterator[Any]) -> tuple[bool, list[Exception]]:
     "Put all back, also those after one that fails: was anything changed, and what failed?"
     changed, errors = False, list[Exception]()
     for keeper in keepers:
         try:
             changed |= keeper.put_back()
-        except Exception as error:  # raised once the others are back
+        except Exception as error:  # noqa: BLE001  # raised once the others are back
             errors.append(error)
     return changed, errors
 
+
 class Snapshot:
     "What a model and the state of torch were."
+
     def __init__(self, model: Module):
         self._settings = _torch_state()
         with _plainly():
@@ -458,9 +519,10 @@ class Snapshot:
 # %% ../nbs/01a_guard.ipynb #fe113266
 @checked
 @contextmanager
-def untouched(model: Module,
-              mode: Literal["eval", "train"] | None = None,  # that modules are put in meanwhile
-              ) -> Iterator[Snapshot]:  # to put the model back in between
+def untouched(
+    model: Module,
+    mode: Literal["eval", "train"] | None = None,  # that modules are put in meanwhile
+) -> Iterator[Snapshot]:  # to put the model back in between
     "Whatever happens within, errors included: afterwards model and torch are as before."
     before = Snapshot(model)
     with ExitStack() as stack:

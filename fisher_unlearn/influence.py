@@ -30,16 +30,19 @@ def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
         raise ValueError("no parameter of the model requires a gradient: there is nothing to move.")
     return found
 
+
 @checked
 def count_images(batches: Loader) -> int:
     "The number of images in all batches."
     return sum(len(labels) for _, labels in pairs(batches))
 
+
 @checked
-def forget_gradient(model: nn.Module,
-                    forget: Loader,            # normalised (inputs, labels)
-                    images: Count,             # |D|, the number of all training images
-                    ) -> dict[str, Tensor]:    # {parameter name: tensor of its shape}
+def forget_gradient(
+    model: nn.Module,
+    forget: Loader,  # normalised (inputs, labels)
+    images: Count,  # |D|, the number of all training images
+) -> dict[str, Tensor]:  # {parameter name: tensor of its shape}
     "1/|D| Σ ∇ℓ over the forget set, in evaluation mode."
     check_batches(model, forget, "forget")
     parameters, device = _trainable(model), device_of(model)
@@ -55,17 +58,20 @@ def forget_gradient(model: nn.Module,
 
 # %% ../nbs/22_influence.ipynb #07a92282
 @checked
-def hessian_product(model: nn.Module,
-                    inputs: Tensor,            # normalised images of one batch, on the model's device
-                    labels: Tensor,
-                    vector: dict[str, Tensor], # {parameter name: tensor of its shape}
-                    ) -> dict[str, Tensor]:
+def hessian_product(
+    model: nn.Module,
+    inputs: Tensor,  # normalised images of one batch, on the model's device
+    labels: Tensor,
+    vector: dict[str, Tensor],  # {parameter name: tensor of its shape}
+) -> dict[str, Tensor]:
     "H v for the mean cross-entropy of a batch, by a second backward pass, in the model's own mode."
     with untouched(model), sdpa_kernel(SDPBackend.MATH):
         return _hessian_product(model, inputs.clone(), labels, vector)
 
-def _hessian_product(model: nn.Module, inputs: Tensor, labels: Tensor,
-                     vector: dict[str, Tensor]) -> dict[str, Tensor]:
+
+def _hessian_product(
+    model: nn.Module, inputs: Tensor, labels: Tensor, vector: dict[str, Tensor]
+) -> dict[str, Tensor]:
     "The same, where the model is guarded and attention has second derivatives."
     named = dict(model.named_parameters())
     parameters = [named[name] for name in vector]
@@ -78,20 +84,26 @@ def _hessian_product(model: nn.Module, inputs: Tensor, labels: Tensor,
 
 # %% ../nbs/22_influence.ipynb #3ae2969a
 @checked
-def lissa(model: nn.Module,
-          gradient: dict[str, Tensor],  # g, as of `forget_gradient`
-          reference: Loader,            # all training images D, normalised; ours are shuffled in each epoch, a loader of the user's comes as it comes
-          epochs: Count = 30,           # passes over D
-          damping: Share = 0.01,        # d, in [0, 1)
-          scale: Positive = 20.0,       # s, at least half the largest eigenvalue of a batch's Hessian
-          seed: Seed = 666,             # of the order of images
-          ) -> Iterator[dict[str, Tensor]]:  # after each epoch, v / s: an estimate of (H + s·d)⁻¹ g
-    """Inverse-Hessian-vector product by the recursion of LiSSA (Agarwal, Bullins and Hazan 2017), as in the authors' code.
+def lissa(
+    model: nn.Module,
+    gradient: dict[str, Tensor],  # g, as of `forget_gradient`
+    # all training images D, normalised; ours are shuffled in each epoch, a loader of the user's
+    # comes as it comes
+    reference: Loader,
+    epochs: Count = 30,  # passes over D
+    damping: Share = 0.01,  # d, in [0, 1)
+    scale: Positive = 20.0,  # s, at least half the largest eigenvalue of a batch's Hessian
+    seed: Seed = 666,  # of the order of images
+) -> Iterator[dict[str, Tensor]]:  # after each epoch, v / s: an estimate of (H + s·d)⁻¹ g
+    """Inverse-Hessian-vector product by the recursion of LiSSA (Agarwal, Bullins and Hazan
+    2017), as in the authors' code.
 
     `FloatingPointError` as soon as it diverges."""
     classes = check_batches(model, reference, "reference")
     v = {n: g.clone() for n, g in gradient.items()}
-    longest = growth = 1.001 * get_total_norm(list(gradient.values()))  # a little more, for rounding
+    longest = growth = 1.001 * get_total_norm(
+        list(gradient.values())
+    )  # a little more, for rounding
     for epoch in range(epochs):
         order = torch.Generator().manual_seed(epoch_seed(seed, epoch))
         with untouched(model, "eval"), sdpa_kernel(SDPBackend.MATH):
@@ -103,14 +115,25 @@ def lissa(model: nn.Module,
         yield {n: t / scale for n, t in v.items()}
 
 # %% ../nbs/22_influence.ipynb #c04e7a15
-def _step(model: nn.Module, inputs: Tensor, labels: Tensor, gradient: dict[str, Tensor],
-          v: dict[str, Tensor], damping: float, scale: float) -> dict[str, Tensor]:
+def _step(
+    model: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    gradient: dict[str, Tensor],
+    v: dict[str, Tensor],
+    damping: float,
+    scale: float,
+) -> dict[str, Tensor]:
     "v after one batch."
     device = device_of(model)
     curved = _hessian_product(model, inputs.to(device), labels.to(device), v)
     return {n: gradient[n] + (1 - damping) * v[n] - curved[n] / scale for n in v}
 
+
 def _diverged(epoch: int, damping: float, scale: float) -> str:
     "What to say of a recursion that diverges."
-    return (f"LiSSA diverged in epoch {epoch + 1}: a Hessian has an eigenvalue above {scale * (2 - damping):g} "
-            f"or below {-scale * damping:g}. Raise the scale, {scale:g}.")
+    return (
+        f"LiSSA diverged in epoch {epoch + 1}: a Hessian has an eigenvalue above "
+        f"{scale * (2 - damping):g} "
+        f"or below {-scale * damping:g}. Raise the scale, {scale:g}."
+    )

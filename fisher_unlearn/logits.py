@@ -19,18 +19,27 @@ from .arguments import checked
 class UnclearOutput(ValueError):
     "A model's output, in which the logits can't be told."
 
+
 _REMEDY = "wrap the model so that it returns its logits, a tensor of the shape (n, classes)."
+
 
 def _first_of(output: tuple[Any, ...] | list[Any]) -> Tensor:
     "The first item of a model's tuple, if it alone can be the logits; `UnclearOutput` otherwise."
     first = output[0] if output else None
     if not isinstance(first, Tensor):
-        raise UnclearOutput(f"the model returns a {type(output).__name__} of {_kinds(output)}: {_REMEDY}")
-    rivals = [o for o in output[1:] if isinstance(o, Tensor) and o.dim() == 2 and o.shape != first.shape]
+        raise UnclearOutput(
+            f"the model returns a {type(output).__name__} of {_kinds(output)}: {_REMEDY}"
+        )
+    rivals = [
+        o for o in output[1:] if isinstance(o, Tensor) and o.dim() == 2 and o.shape != first.shape
+    ]
     if rivals or first.dim() != 2 and len(output) > 1:
-        raise UnclearOutput(f"the model returns a {type(output).__name__} of {_kinds(output)}, and which "
-                            f"of them are the logits isn't clear: {_REMEDY}")
+        raise UnclearOutput(
+            f"the model returns a {type(output).__name__} of {_kinds(output)}, and which "
+            f"of them are the logits isn't clear: {_REMEDY}"
+        )
     return first
+
 
 def _kinds(output: Any) -> str:
     "The shapes, or else the types, of a few things, for a message."
@@ -42,12 +51,16 @@ def _value_of(output: Mapping[str, Any]) -> Tensor:
     "What a mapping calls logits, or its only tensor; `UnclearOutput` otherwise."
     tensors = {key: value for key, value in output.items() if isinstance(value, Tensor)}
     if "logits" not in tensors and len(tensors) != 1:
-        raise UnclearOutput(f"the model returns a mapping with {', '.join(map(repr, output)) or 'no keys'}"
-                            f", and which of them are the logits isn't clear: {_REMEDY}")
+        raise UnclearOutput(
+            f"the model returns a mapping with {', '.join(map(repr, output)) or 'no keys'}"
+            f", and which of them are the logits isn't clear: {_REMEDY}"
+        )
     return tensors["logits"] if "logits" in tensors else next(iter(tensors.values()))
 
-def read_logits(output: Any,    # what a model returned
-                ) -> Tensor:    # its logits
+
+def read_logits(
+    output: Any,  # what a model returned
+) -> Tensor:  # its logits
     "The logits in a model's output; `UnclearOutput` in one sentence where they can't be told."
     if isinstance(output, Tensor):
         return output
@@ -61,21 +74,25 @@ def read_logits(output: Any,    # what a model returned
 
 # %% ../nbs/01c_logits.ipynb #ca5e1519
 @checked
-def logits_of(model: Callable[[Tensor], Any],  # such as a module in evaluation mode
-              inputs: Tensor,                  # (n, …), on the model's device
-              ) -> Tensor:                     # (n, C)
-    "A model's logits for a batch; a single sample goes in twice where the model can't take it alone."
+def logits_of(
+    model: Callable[[Tensor], Any],  # such as a module in evaluation mode
+    inputs: Tensor,  # (n, …), on the model's device
+) -> Tensor:  # (n, C)
+    """A model's logits for a batch; a single sample goes in twice where the model can't take it
+    alone."""
     if len(inputs) != 1:
         return read_logits(model(inputs))
     try:
         logits = read_logits(model(inputs.clone()))
         alone = logits.dim() == 2 and len(logits) == 1
-    except Exception as error:  # whatever a network says to a batch of one
+    except Exception as error:  # noqa: BLE001  # whatever a network says to a batch of one
         return _of_two(model, inputs, error)
     return logits if alone else _of_two(model, inputs)
 
-def _of_two(model: Callable[[Tensor], Any], inputs: Tensor,
-            error: Exception | None = None) -> Tensor:
+
+def _of_two(
+    model: Callable[[Tensor], Any], inputs: Tensor, error: Exception | None = None
+) -> Tensor:
     "The logits of a single sample that goes in twice; `error` is raised if that doesn't help."
     try:
         return read_logits(model(torch.cat([inputs, inputs])))[:1]
@@ -86,8 +103,9 @@ def _of_two(model: Callable[[Tensor], Any], inputs: Tensor,
 
 # %% ../nbs/01c_logits.ipynb #8f36350f
 @checked
-def probabilities(logits: Tensor,       # (n, C)
-                  ) -> str | None:      # "a softmax" or "a sigmoid", if they look like what one returns
+def probabilities(
+    logits: Tensor,  # (n, C)
+) -> str | None:  # "a softmax" or "a sigmoid", if they look like what one returns
     "Do logits look like probabilities? Rows that sum to one do, and so do many values in [0, 1]."
     if logits.dim() != 2 or logits.shape[1] < 2 or not len(logits):
         return None
@@ -106,6 +124,8 @@ def warn_of_probabilities(logits: Tensor, stacklevel: int = 2) -> None:
     "Warn if logits look like probabilities."
     if kind := probabilities(logits):
         sums = " with rows that sum to one" if kind == "a softmax" else ""
-        warnings.warn(f"the model's outputs look like those of {kind}, in [0, 1]{sums}: cross-entropy "
-                      "takes logits, so leave the model's last activation out.",
-                      stacklevel=stacklevel + 1)
+        warnings.warn(
+            f"the model's outputs look like those of {kind}, in [0, 1]{sums}: cross-entropy "
+            "takes logits, so leave the model's last activation out.",
+            stacklevel=stacklevel + 1,
+        )

@@ -34,16 +34,21 @@ Mask = dict[str, Tensor]  # {name in the state_dict: bool tensor of its shape}
 @dataclass(frozen=True)
 class Stretch:
     "Consecutive entries of a vector in a model's state."
-    name: str   # of the vector
-    size: int   # of the whole vector
+
+    name: str  # of the vector
+    size: int  # of the whole vector
     start: int  # the first of the entries
+
 
 @dataclass(frozen=True)
 class Pool:
     "What may be masked: the units of each parameter, in the order of the modules."
+
     unit: Unit
-    shapes: dict[str, torch.Size]              # shapes of the parameters whose entries form units
-    followers: dict[str, tuple[Stretch, ...]]  # what is masked with the channels of a parameter, one entry a channel
+    shapes: dict[str, torch.Size]  # shapes of the parameters whose entries form units
+    followers: dict[
+        str, tuple[Stretch, ...]
+    ]  # what is masked with the channels of a parameter, one entry a channel
 
     def dims(self, name: str) -> int:
         "How many leading dimensions of a parameter index its units."
@@ -52,15 +57,23 @@ class Pool:
     @property
     def sizes(self) -> dict[str, int]:
         "The number of units in each parameter."
-        return {name: torch.Size(shape[:self.dims(name)]).numel() for name, shape in self.shapes.items()}
+        return {
+            name: torch.Size(shape[: self.dims(name)]).numel()
+            for name, shape in self.shapes.items()
+        }
 
     def __len__(self) -> int:
         return sum(self.sizes.values())
 
     def among(self, names: Mapping[str, object]) -> "Pool":
-        "The part of the pool that is in the parameters with these names; `ValueError` if that is nothing."
+        """The part of the pool that is in the parameters with these names; `ValueError` if that
+        is nothing."""
         shapes = {n: s for n, s in self.shapes.items() if n in names}
-        if not shapes: raise ValueError("none of the layers that may be masked has a score: this method needs convolutions outside the classifier.")
+        if not shapes:
+            raise ValueError(
+                "none of the layers that may be masked has a score: this method needs "
+                "convolutions outside the classifier."
+            )
         return Pool(self.unit, shapes, {n: f for n, f in self.followers.items() if n in shapes})
 
 # %% ../nbs/20_masking.ipynb #05a5ad5c
@@ -74,44 +87,61 @@ def _layers(model: nn.Module, spared: str | None, biases: bool) -> dict[str, lis
         part = maskable(module)
         first = names[_entry(layer, part)] if part else None
         if part is None or biases and module.bias is not None and not maskable(module, "bias"):
-            left += [layer] if any(p.requires_grad for p in module.parameters()) and layer != spared else []
+            left += (
+                [layer]
+                if any(p.requires_grad for p in module.parameters()) and layer != spared
+                else []
+            )
         elif first in parameters and parameters[first].requires_grad:
             found.setdefault(first, []).append(layer)
     if left:
-        warnings.warn(f"the weights of {', '.join(map(repr, left))} are computed by a parametrisation, so that none "
-                      "of them can be masked by itself: they are left out of the pool. Removing the parametrisation "
-                      "first, as torch.nn.utils.parametrize.remove_parametrizations does, puts them in.", stacklevel=4)
+        warnings.warn(
+            f"the weights of {', '.join(map(repr, left))} are computed by a "
+            "parametrisation, so that none "
+            "of them can be masked by itself: they are left out of the pool. Removing "
+            "the parametrisation "
+            "first, as torch.nn.utils.parametrize.remove_parametrizations does, puts them in.",
+            stacklevel=4,
+        )
     return {first: layers for first, layers in found.items() if spared not in layers}
 
 # %% ../nbs/20_masking.ipynb #f76bc8ef
 @checked
-def candidates(model: nn.Module,
-               unit: Unit = "weight",                # "weight", "kernel" or "channel"
-               classifier: bool = False,             # is the final classifier in the pool?
-               classifier_name: str | None = None,   # its name, where `find_classifier` can't tell
-               num_classes: Count | None = None,     # how many rows it must have, if that is known
-               reach: Reach = "bias",                # of a channel: its "kernels", also its "bias", or also the "norm" that reads it
-               inputs: Tensor | None = None,         # a batch, to find that norm where torch.fx can't trace the forward pass
-               ) -> Pool:
-    """The weights of all convolutions and linear layers that are not frozen, each once, in units; `ValueError` if there are none.
+def candidates(
+    model: nn.Module,
+    unit: Unit = "weight",  # "weight", "kernel" or "channel"
+    classifier: bool = False,  # is the final classifier in the pool?
+    classifier_name: str | None = None,  # its name, where `find_classifier` can't tell
+    num_classes: Count | None = None,  # how many rows it must have, if that is known
+    # of a channel: its "kernels", also its "bias", or also the "norm" that reads it
+    reach: Reach = "bias",
+    inputs: Tensor
+    | None = None,  # a batch, to find that norm where torch.fx can't trace the forward pass
+) -> Pool:
+    """The weights of all convolutions and linear layers that are not frozen, each once, in
+    units; `ValueError` if there are none.
 
     What a parametrisation computes is left out, with a warning."""
     spared = None if classifier else find_classifier(model, classifier_name, num_classes)
     layers = _layers(model, spared, unit == "channel" and reach != "kernels")
     if not layers:
-        raise ValueError("the model has no convolution or linear layer outside its classifier that could be "
-                         "masked: there is nothing to mask.")
+        raise ValueError(
+            "the model has no convolution or linear layer outside its classifier that could be "
+            "masked: there is nothing to mask."
+        )
     parameters = parameters_by_name(model)
     shapes = {name: parameters[name].shape for name in layers}
     return Pool(unit, shapes, _followers(model, layers, reach, inputs) if unit == "channel" else {})
+
 
 def _entry(layer: str, name: str) -> str:
     "The name of a layer's tensor in the state; the layer may be the model itself."
     return f"{layer}.{name}" if layer else name
 
 # %% ../nbs/20_masking.ipynb #6d4d5381
-def _followers(model: nn.Module, layers: Mapping[str, list[str]], reach: Reach,
-               inputs: Tensor | None) -> dict[str, tuple[Stretch, ...]]:
+def _followers(
+    model: nn.Module, layers: Mapping[str, list[str]], reach: Reach, inputs: Tensor | None
+) -> dict[str, tuple[Stretch, ...]]:
     "What goes with the channels of each weight, in every layer that has it."
     names, (inner, prefix) = state_names(model), unwrapped(model)
     read = find_readers(inner, inputs) if reach == "norm" else {}
@@ -128,8 +158,10 @@ def _followers(model: nn.Module, layers: Mapping[str, list[str]], reach: Reach,
         found[name] = tuple(dict.fromkeys(stretches))
     return found
 
-def _stretches(model: nn.Module, names: Mapping[str, str], owner: str, start: int,
-               parts: Sequence[str]) -> list[Stretch]:
+
+def _stretches(
+    model: nn.Module, names: Mapping[str, str], owner: str, start: int, parts: Sequence[str]
+) -> list[Stretch]:
     "Entries from `start` on in those of a module's vectors that it has, each under its first name."
     module = model.get_submodule(owner)
     state = {**module._parameters, **module._buffers}
@@ -139,51 +171,77 @@ def _stretches(model: nn.Module, names: Mapping[str, str], owner: str, start: in
 # %% ../nbs/20_masking.ipynb #0aa4a5de
 def _decimal(ratio: float) -> Fraction:
     "The ratio as it is written in decimal; `ValueError` outside [0, 1)."
-    if not 0 <= ratio < 1: raise ValueError(f"`ratio` is {ratio}: the share of units to mask must be in [0, 1).")
+    if not 0 <= ratio < 1:
+        raise ValueError(f"`ratio` is {ratio}: the share of units to mask must be in [0, 1).")
     return Fraction(str(ratio))
+
 
 @checked
 def quota(ratio: Share, n: Whole) -> int:
     "⌊ratio · n⌋, with the ratio as it is written in decimal; `ValueError` outside [0, 1)."
     return int(_decimal(ratio) * n)
 
+
 def _quota(ratio: float, pool: Pool) -> int:
     "The number of units of a pool to mask; a warning if the ratio makes less than one."
     if ratio and not quota(ratio, len(pool)):
-        warnings.warn(f"`ratio` is {ratio}, and the pool has {len(pool)} units ({pool.unit}s): that is less than one, "
-                      "so that nothing is masked.", stacklevel=5)
+        warnings.warn(
+            f"`ratio` is {ratio}, and the pool has {len(pool)} units ({pool.unit}s): "
+            "that is less than one, "
+            "so that nothing is masked.",
+            stacklevel=5,
+        )
     return quota(ratio, len(pool))
 
+
 @checked
-def unit_scores(scores: Mapping[str, Tensor],  # {parameter name: tensor of its shape, or of the shape of its units}
-                pool: Pool) -> Tensor:
-    "The score of every unit of a pool, one after the other: the mean over the unit's weights. `ValueError`, with the name, for NaN and wrong shapes."
+def unit_scores(
+    scores: Mapping[
+        str, Tensor
+    ],  # {parameter name: tensor of its shape, or of the shape of its units}
+    pool: Pool,
+) -> Tensor:
+    """The score of every unit of a pool, one after the other: the mean over the unit's weights.
+    `ValueError`, with the name, for NaN and wrong shapes."""
     for name in pool.shapes:
-        if name in scores and scores[name].isnan().any(): raise ValueError(f"the scores of `{name}` are not all numbers: NaN can't be ranked.")
+        if name in scores and scores[name].isnan().any():
+            raise ValueError(f"the scores of `{name}` are not all numbers: NaN can't be ranked.")
     return _flat(scores, pool)
+
 
 def _flat(scores: Mapping[str, Tensor], pool: Pool) -> Tensor:
     "The score of every unit, NaN or not."
     parts = []
     for name, shape in pool.shapes.items():
-        units = shape[:pool.dims(name)]
+        units = shape[: pool.dims(name)]
         if name not in scores or scores[name].shape not in (shape, units):
-            raise ValueError(f"the scores of `{name}` must have its shape {tuple(shape)}, not {tuple(scores[name].shape) if name in scores else 'be missing'}.")
+            raise ValueError(
+                f"the scores of `{name}` must have its shape {tuple(shape)}, not "
+                f"{tuple(scores[name].shape) if name in scores else 'be missing'}."
+            )
         score = scores[name]
-        parts.append((score if score.shape == units else score.flatten(len(units)).mean(-1)).flatten())
+        parts.append(
+            (score if score.shape == units else score.flatten(len(units)).mean(-1)).flatten()
+        )
     return torch.cat(parts)
 
 # %% ../nbs/20_masking.ipynb #f2234293
 @checked
-def select_top(scores: Mapping[str, Tensor],  # {parameter name: tensor of its shape, or of the shape of its units}, higher is masked first
-               ratio: Share,                  # R, the share of units to mask, in [0, 1)
-               pool: Pool,                    # what may be masked
-               gate: bool = False,            # leave alone the layers of which the ratio makes less than one unit
-               ) -> Mask:                     # True where the state is to be masked; entries of which nothing is chosen are left out
-    "The ⌊R·N⌋ units with the highest scores, over all layers (paper, 'Masking with Fisher Information')."
+def select_top(
+    scores: Mapping[
+        str, Tensor
+        # {parameter name: tensor of its shape, or of the shape of its units}, higher is masked
+        # first
+    ],
+    ratio: Share,  # R, the share of units to mask, in [0, 1)
+    pool: Pool,  # what may be masked
+    gate: bool = False,  # leave alone the layers of which the ratio makes less than one unit
+) -> Mask:  # True where the state is to be masked; entries of which nothing is chosen are left out
+    """The ⌊R·N⌋ units with the highest scores, over all layers (paper, 'Masking with Fisher
+    Information')."""
     flat = unit_scores(scores, pool)
     chosen = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
-    chosen[flat.argsort(descending=True, stable=True)[:_quota(ratio, pool)]] = True
+    chosen[flat.argsort(descending=True, stable=True)[: _quota(ratio, pool)]] = True
     return _mask(chosen & _through(gate, ratio, pool, flat.device), pool)
 
 # %% ../nbs/20_masking.ipynb #ded70633
@@ -191,40 +249,63 @@ def _mask(chosen: Tensor, pool: Pool) -> Mask:
     "The mask of the chosen units of a pool, with what goes with them; `chosen` is bool (N,)."
     mask: Mask = {}
     for (name, shape), part in zip(pool.shapes.items(), chosen.split(list(pool.sizes.values()))):
-        if not part.any(): continue
-        mask[name] = part.reshape(*shape[:pool.dims(name)], *[1] * (len(shape) - pool.dims(name))).expand(shape).clone()
+        if not part.any():
+            continue
+        mask[name] = (
+            part.reshape(*shape[: pool.dims(name)], *[1] * (len(shape) - pool.dims(name)))
+            .expand(shape)
+            .clone()
+        )
         for s in pool.followers.get(name, ()):
-            where = mask.setdefault(s.name, torch.zeros(s.size, dtype=torch.bool, device=part.device))
-            where[s.start:s.start + len(part)] |= part
+            where = mask.setdefault(
+                s.name, torch.zeros(s.size, dtype=torch.bool, device=part.device)
+            )
+            where[s.start : s.start + len(part)] |= part
     return mask
+
 
 def _through(gate: bool, ratio: float, pool: Pool, device: torch.device) -> Tensor:
     "Which units a gate lets through: bool (N,)."
-    return torch.cat([torch.full((n,), not gate or quota(ratio, n) >= 1, device=device) for n in pool.sizes.values()])
+    return torch.cat(
+        [
+            torch.full((n,), not gate or quota(ratio, n) >= 1, device=device)
+            for n in pool.sizes.values()
+        ]
+    )
 
 # %% ../nbs/20_masking.ipynb #82bc3ee3
 @checked
 def select_random(ratio: Share, pool: Pool, seed: Seed) -> Mask:
-    "⌊R·N⌋ units drawn without replacement (RandomMask; paper, 'Baselines'), on the CPU, so that they are the same on every device."
+    """⌊R·N⌋ units drawn without replacement (RandomMask; paper, 'Baselines'), on the CPU, so
+    that they are the same on every device."""
     order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))
     chosen = torch.zeros(len(pool), dtype=torch.bool)
-    chosen[order[:_quota(ratio, pool)]] = True
+    chosen[order[: _quota(ratio, pool)]] = True
     return _mask(chosen, pool)
 
+
 @checked
-def select_bottom(scores: Mapping[str, Tensor],  # as in `select_top`; lower is masked first
-                  ratio: Share,                  # R, in [0, 1)
-                  pool: Pool,
-                  gate: bool = False,            # as in `select_top`
-                  nan: Literal["refused", "highest"] = "refused",  # is NaN the highest score? Then all units go, as in the authors' code
-                  ) -> Mask:
-    "The units that are not above the smallest of the ⌊(1−R)·N⌋ highest scores (TF-IDF in its authors' code); none if R is 0."
+def select_bottom(
+    scores: Mapping[str, Tensor],  # as in `select_top`; lower is masked first
+    ratio: Share,  # R, in [0, 1)
+    pool: Pool,
+    gate: bool = False,  # as in `select_top`
+    nan: Literal[
+        "refused", "highest"
+    ] = "refused",  # is NaN the highest score? Then all units go, as in the authors' code
+) -> Mask:
+    """The units that are not above the smallest of the ⌊(1−R)·N⌋ highest scores (TF-IDF in its
+    authors' code); none if R is 0."""
     flat = unit_scores(scores, pool) if nan == "refused" else _flat(scores, pool)
     if ratio == 0:
         return {}
     if flat.isnan().any():
-        warnings.warn("some scores are NaN, which counts as the highest of all and makes the threshold NaN: all units "
-                      "that may be masked are masked.", stacklevel=3)
+        warnings.warn(
+            "some scores are NaN, which counts as the highest of all and makes the "
+            "threshold NaN: all units "
+            "that may be masked are masked.",
+            stacklevel=3,
+        )
     kept = int((1 - _decimal(ratio)) * len(flat))
     threshold = flat.topk(kept).values.min() if kept else flat.new_tensor(torch.inf)
     return _mask(~(flat > threshold) & _through(gate, ratio, pool, flat.device), pool)
@@ -233,14 +314,17 @@ def select_bottom(scores: Mapping[str, Tensor],  # as in `select_top`; lower is 
 @checked
 @torch.no_grad()
 def zero_(model: nn.Module, mask: Mask) -> nn.Module:
-    "Set the masked entries of a model's parameters and buffers to zero, in place; returns the model."
+    """Set the masked entries of a model's parameters and buffers to zero, in place; returns the
+    model."""
     marks = by_first_name(model, mask)
     own_memory_(model)
     state = {**parameters_by_name(model), **dict(model.named_buffers())}
     for name, where in marks.items():
         if where.shape != state[name].shape or where.dtype != torch.bool:
-            raise ValueError(f"the mask's `{name}` is {where.dtype} {tuple(where.shape)}, and the model's is "
-                             f"{tuple(state[name].shape)}: make it from this model's `candidates`.")
+            raise ValueError(
+                f"the mask's `{name}` is {where.dtype} {tuple(where.shape)}, and the model's is "
+                f"{tuple(state[name].shape)}: make it from this model's `candidates`."
+            )
     for name, where in marks.items():
         state[name].masked_fill_(where.to(state[name].device), 0)
     return model
@@ -249,12 +333,14 @@ def zero_(model: nn.Module, mask: Mask) -> nn.Module:
 @checked
 def masked_units(mask: Mask, pool: Pool) -> dict[str, int]:
     "The number of masked units of each parameter in the pool."
-    per_unit = {n: torch.Size(s[pool.dims(n):]).numel() for n, s in pool.shapes.items()}
+    per_unit = {n: torch.Size(s[pool.dims(n) :]).numel() for n, s in pool.shapes.items()}
     return {n: int(mask[n].sum()) // per_unit[n] if n in mask else 0 for n in pool.shapes}
+
 
 @checked
 def masked_rows(mask: Mask, name: str, rows: Count) -> list[int]:
-    "How many entries of each of the `rows` rows of a parameter are masked: for a classifier, of each class."
+    """How many entries of each of the `rows` rows of a parameter are masked: for a classifier,
+    of each class."""
     return mask[name].flatten(1).sum(1).tolist() if name in mask else [0] * rows
 
 # %% ../nbs/20_masking.ipynb #979a75af
@@ -263,36 +349,72 @@ def masked_whole(where: Tensor, dims: Whole) -> int:
     "How many of the units that the first `dims` dimensions index are masked entirely."
     return int(where.flatten(dims).all(-1).sum()) if where.dim() > dims else int(where.sum())
 
+
 @checked
 def mask_by_layer(mask: Mask, model: nn.Module) -> pd.DataFrame:
-    "One row a convolution or linear layer: its weights, how many are masked, their share in percent, and kernels and channels that are masked entirely."
+    """One row a convolution or linear layer: its weights, how many are masked, their share in
+    percent, and kernels and channels that are masked entirely."""
     rows, names, marks = [], state_names(model), by_first_name(model, mask)
     for name, module in model.named_modules():
-        if not isinstance(module, LAYERS): continue
+        if not isinstance(module, LAYERS):
+            continue
         part = maskable(module)
         none = torch.zeros(weight_of(module).shape, dtype=torch.bool)
         where = marks.get(names[_entry(name, part)], none) if part else none
-        rows.append((name, where.numel(), int(where.sum()), 100 * where.float().mean().item(), masked_whole(where, 2), masked_whole(where, 1)))
-    return pd.DataFrame(rows, columns=["layer", "weights", "masked", "share", "kernels", "channels"])
+        rows.append(
+            (
+                name,
+                where.numel(),
+                int(where.sum()),
+                100 * where.float().mean().item(),
+                masked_whole(where, 2),
+                masked_whole(where, 1),
+            )
+        )
+    return pd.DataFrame(
+        rows, columns=["layer", "weights", "masked", "share", "kernels", "channels"]
+    )
 
 # %% ../nbs/20_masking.ipynb #75da70d2
 @checked
-def draw_mask(mask: Mask,
-              model: nn.Module,
-              classes: Sequence[int] = (),     # the classes to forget, to be marked
-              classifier: str | None = None,   # its name, where `find_classifier` can't tell
-              ) -> Figure:
-    "Where a mask fell: the share of masked weights of each layer, and the number of masked weights in each class's row of the classifier."
+def draw_mask(
+    mask: Mask,
+    model: nn.Module,
+    classes: Sequence[int] = (),  # the classes to forget, to be marked
+    classifier: str | None = None,  # its name, where `find_classifier` can't tell
+) -> Figure:
+    """Where a mask fell: the share of masked weights of each layer, and the number of masked
+    weights in each class's row of the classifier."""
     head = find_classifier(model, classifier)
     layers, weight = mask_by_layer(mask, model), weight_of(model.get_submodule(head))
-    name = state_names(model).get(_entry(head, maskable(model.get_submodule(head)) or "weight"), head)
+    name = state_names(model).get(
+        _entry(head, maskable(model.get_submodule(head)) or "weight"), head
+    )
     rows = masked_rows(by_first_name(model, mask), name, len(weight))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8), width_ratios=(3, 2), layout="constrained")
-    sns.barplot(x=range(1, len(layers) + 1), y=layers.share, color="tab:blue", native_scale=True, ax=left)
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(9, 2.8), width_ratios=(3, 2), layout="constrained"
+    )
+    sns.barplot(
+        x=range(1, len(layers) + 1), y=layers.share, color="tab:blue", native_scale=True, ax=left
+    )
     left.set(xlabel="layer", ylabel="masked weights, %")
-    sns.barplot(x=range(len(rows)), y=rows, hue=[c in classes for c in range(len(rows))], palette={False: "tab:blue", True: "tab:orange"}, dodge=False, legend=False, native_scale=True, ax=right)
+    sns.barplot(
+        x=range(len(rows)),
+        y=rows,
+        hue=[c in classes for c in range(len(rows))],
+        palette={False: "tab:blue", True: "tab:orange"},
+        dodge=False,
+        legend=False,
+        native_scale=True,
+        ax=right,
+    )
     width = weight[0].numel()
-    right.set(ylim=(0, max(1, 1.05 * max(rows))), xlabel="row of the classifier", ylabel=f"masked weights of {width}", title=", ".join(f"class {c}: {rows[c]} of {width}" for c in classes))
+    right.set(
+        ylim=(0, max(1, 1.05 * max(rows))),
+        xlabel="row of the classifier",
+        ylabel=f"masked weights of {width}",
+        title=", ".join(f"class {c}: {rows[c]} of {width}" for c in classes),
+    )
     sns.despine(figure)
     plt.close(figure)  # a figure that is returned is shown once, by whoever shows it
     return figure

@@ -26,30 +26,38 @@ Loader = Iterable[tuple[Tensor, Tensor]]
 
 # %% ../nbs/04_metrics.ipynb #4610f44c
 @checked
-def count_broken(logits: Tensor,  # (n, C)
-                 ) -> Tensor:     # int64 (): of the n, on their device
+def count_broken(
+    logits: Tensor,  # (n, C)
+) -> Tensor:  # int64 (): of the n, on their device
     "Images whose largest logit is not a finite number, so that no class can be read from them."
     return (~logits.amax(1).isfinite()).sum()
 
+
 @checked
-def refuse_broken(broken: Tensor,     # as `count_broken` counts
-                  images: Whole,      # how many there were
-                  whose: str = "the model",
-                  ) -> None:
+def refuse_broken(
+    broken: Tensor,  # as `count_broken` counts
+    images: Whole,  # how many there were
+    whose: str = "the model",
+) -> None:
     "Raise `FloatingPointError` if there are any."
     if number := int(broken):
-        raise FloatingPointError(f"the logits of {whose} are not finite for {number} of {images} images, so that no class can be "
-                                 "read from them: look for NaN or infinity in its weights and inputs.")
+        raise FloatingPointError(
+            f"the logits of {whose} are not finite for {number} of {images} images, so "
+            "that no class can be "
+            "read from them: look for NaN or infinity in its weights and inputs."
+        )
 
 # %% ../nbs/04_metrics.ipynb #8b8c23f7
 @checked
 @torch.no_grad()
-def count_correct(model: nn.Module,
-                  batches: Loader,  # normalised (inputs, labels)
-                  ) -> Tensor:      # float64 (2, C): correctly classified images, and all images, of each class
+def count_correct(
+    model: nn.Module,
+    batches: Loader,  # normalised (inputs, labels)
+) -> Tensor:  # float64 (2, C): correctly classified images, and all images, of each class
     """Correct and all images by class, in evaluation mode.
 
-    `ValueError` for labels that the model has no class for, `FloatingPointError` for outputs that are not numbers."""
+    `ValueError` for labels that the model has no class for, `FloatingPointError` for outputs
+    that are not numbers."""
     device, counts = device_of(model), None
     broken = torch.zeros((), dtype=torch.int64, device=device)
     with untouched(model, "eval"):
@@ -57,28 +65,37 @@ def count_correct(model: nn.Module,
             labels, logits = labels.to(device), logits_of(model, inputs.to(device))
             if counts is None:
                 counts = torch.zeros(2, logits.shape[1] + 1, dtype=torch.float64, device=device)
-            column = torch.where((labels >= 0) & (labels < logits.shape[1]), labels, logits.shape[1])
-            counts.index_add_(1, column, torch.stack([logits.argmax(1) == labels, labels == labels]).double())
+            column = torch.where(
+                (labels >= 0) & (labels < logits.shape[1]), labels, logits.shape[1]
+            )
+            counts.index_add_(
+                1, column, torch.stack([logits.argmax(1) == labels, labels == labels]).double()
+            )
             broken = broken + count_broken(logits)  # it may be made in inference mode
     return _checked_counts(counts, broken)
 
 # %% ../nbs/04_metrics.ipynb #a11cf60e
 def _checked_counts(counts: Tensor | None, broken: Tensor) -> Tensor:
-    "The counts of the model's classes on the CPU; an error unless there are images, all of them with a class and an answer."
+    """The counts of the model's classes on the CPU; an error unless there are images, all of
+    them with a class and an answer."""
     if counts is None:
         raise ValueError("there are no images to evaluate.")
     together = torch.cat([counts.flatten(), broken.view(1)]).cpu()  # asked of the device at once
     return _refuse_stray(together[:-1].view(counts.shape), together[-1])
 
+
 def _refuse_stray(counts: Tensor, broken: Tensor) -> Tensor:
-    "Counts without the last column, which is of labels that no class has; errors as in `_checked_counts`."
+    """Counts without the last column, which is of labels that no class has; errors as in
+    `_checked_counts`."""
     *known, stray = counts[1].tolist()
     images = int(sum(known) + stray)
     if not images:
         raise ValueError("there are no images to evaluate.")
     refuse_broken(broken, images)
     if stray:
-        raise ValueError(f"{int(stray)} labels are outside the model's classes 0 to {len(known) - 1}.")
+        raise ValueError(
+            f"{int(stray)} labels are outside the model's classes 0 to {len(known) - 1}."
+        )
     return counts[:, :-1]
 
 # %% ../nbs/04_metrics.ipynb #d08370d8
@@ -88,6 +105,7 @@ def accuracy(model: nn.Module, batches: Loader) -> float:
     correct, total = count_correct(model, batches).sum(1)
     return 100 * float(correct / total)
 
+
 @checked
 def accuracy_by_class(model: nn.Module, batches: Loader) -> pd.Series:
     "Top-1 accuracy of each class in percent; NaN for a class of which there is no image."
@@ -96,14 +114,21 @@ def accuracy_by_class(model: nn.Module, batches: Loader) -> pd.Series:
 
 # %% ../nbs/04_metrics.ipynb #cce44921
 @checked
-def evaluate(model: nn.Module,
-             sets: Mapping[str, Loader],  # such as {"remain": batches, "forget": batches}
-             ) -> dict[str, float]:       # percent: "<name>_acc" of each set, and "accuracy" over all images of all sets
+def evaluate(
+    model: nn.Module,
+    sets: Mapping[str, Loader],  # such as {"remain": batches, "forget": batches}
+) -> dict[
+    str, float
+]:  # percent: "<name>_acc" of each set, and "accuracy" over all images of all sets
     "Accuracies of a model on several sets of images."
     counts = {name: _counts_of(model, name, batches) for name, batches in sets.items()}
-    pooled = {"accuracy": sum(counts.values(), torch.zeros(2, dtype=torch.float64))} if counts else {}
+    pooled = (
+        {"accuracy": sum(counts.values(), torch.zeros(2, dtype=torch.float64))} if counts else {}
+    )
     named = {f"{name}_acc": count for name, count in counts.items()}
-    return {name: 100 * float(correct / total) for name, (correct, total) in (named | pooled).items()}
+    return {
+        name: 100 * float(correct / total) for name, (correct, total) in (named | pooled).items()
+    }
 
 # %% ../nbs/04_metrics.ipynb #0094315e
 def _counts_of(model: nn.Module, name: str, batches: Loader) -> Tensor:
@@ -116,12 +141,15 @@ def _counts_of(model: nn.Module, name: str, batches: Loader) -> Tensor:
 # %% ../nbs/04_metrics.ipynb #8e58fc3e
 @checked
 @torch.no_grad()
-def mean_loss(model: nn.Module,
-              batches: Loader,  # normalised (inputs, labels)
-              ) -> float:       # nats
-    """Mean cross-entropy over the images, in evaluation mode; infinite if a label has the probability 0.
+def mean_loss(
+    model: nn.Module,
+    batches: Loader,  # normalised (inputs, labels)
+) -> float:  # nats
+    """Mean cross-entropy over the images, in evaluation mode; infinite if a label has the
+    probability 0.
 
-    `ValueError` for no images, or labels that the model has no class for; `FloatingPointError` for outputs that are not numbers."""
+    `ValueError` for no images, or labels that the model has no class for; `FloatingPointError`
+    for outputs that are not numbers."""
     total, images = torch.zeros((), dtype=torch.float64, device=device_of(model)), 0
     broken = torch.zeros((), dtype=torch.int64, device=total.device)
     with untouched(model, "eval"):
@@ -130,7 +158,10 @@ def mean_loss(model: nn.Module,
             logits = logits_of(model, inputs.to(total.device)).double()
             check_labels(labels, logits.shape[1])
             broken = broken + count_broken(logits)  # it may be made in inference mode
-            total, images = total + F.cross_entropy(logits, labels, reduction="sum"), images + len(labels)
+            total, images = (
+                total + F.cross_entropy(logits, labels, reduction="sum"),
+                images + len(labels),
+            )
     if not images:
         raise ValueError("there are no images to evaluate.")
     refuse_broken(broken, images)
@@ -138,14 +169,17 @@ def mean_loss(model: nn.Module,
 
 # %% ../nbs/04_metrics.ipynb #45ea33c8
 @checked
-def unlearn_score(remain_acc: float | pd.Series,  # percent
-                  forget_acc: float | pd.Series,  # percent
-                  ) -> Any:                       # percent: a number, or a column
-    "The paper's summary of a run: remain accuracy / (1 + forget accuracy). Works on columns of a DataFrame too."
+def unlearn_score(
+    remain_acc: float | pd.Series,  # percent
+    forget_acc: float | pd.Series,  # percent
+) -> Any:  # percent: a number, or a column
+    """The paper's summary of a run: remain accuracy / (1 + forget accuracy). Works on columns of
+    a DataFrame too."""
     return remain_acc / (1 + forget_acc / 100)
 
 # %% ../nbs/04_metrics.ipynb #7f565a26
 Window = Literal["fine_tuning", "authors_code", "last"]
+
 
 def _epochs(history: pd.DataFrame) -> pd.Series:
     "The epochs of a history; `ValueError` if it has none."
@@ -153,49 +187,82 @@ def _epochs(history: pd.DataFrame) -> pd.Series:
         raise ValueError("the history has no row: pass one with a row for each epoch.")
     return history[choose("epoch", history.columns, "column")]
 
+
 def _window(history: pd.DataFrame, window: Window) -> pd.DataFrame:
     "The rows that a window admits; the first row, if there is none."
     epochs = _epochs(history)
     last = epochs.max()
-    rows = history[{"fine_tuning": epochs > 0, "authors_code": epochs < last, "last": epochs == last}[choose(window, get_args(Window), "window")]]
+    rows = history[
+        {"fine_tuning": epochs > 0, "authors_code": epochs < last, "last": epochs == last}[
+            choose(window, get_args(Window), "window")
+        ]
+    ]
     return rows if len(rows) else history[:1]
 
-@checked
-def best_epoch(history: pd.DataFrame,           # one row an epoch, with a column `epoch`, 0 being before fine-tuning
-               by: str = "unlearn_score",       # the column that decides, higher is better
-               window: Window = "fine_tuning",  # which epochs may win: 1 to S; 0 to S-1 ("authors_code"); or S ("last")
-               ) -> pd.Series:                  # that epoch's row; its `epoch` is the number of epochs to the best
-    """The row of the best epoch (paper, Table 1); of row 0, if there is no other. `ValueError` for an unknown window or column.
 
-    For a model trained from scratch, the index of its best epoch, counted from zero, is `epoch` - 1."""
+@checked
+def best_epoch(
+    history: pd.DataFrame,  # one row an epoch, with a column `epoch`, 0 being before fine-tuning
+    by: str = "unlearn_score",  # the column that decides, higher is better
+    # which epochs may win: 1 to S; 0 to S-1 ("authors_code"); or S ("last")
+    window: Window = "fine_tuning",
+) -> pd.Series:  # that epoch's row; its `epoch` is the number of epochs to the best
+    """The row of the best epoch (paper, Table 1); of row 0, if there is no other. `ValueError`
+    for an unknown window or column.
+
+    For a model trained from scratch, the index of its best epoch, counted from zero, is `epoch`
+    - 1."""
     rows = _window(history, window)
     values = rows[choose(by, history.columns, "column")]
     if values.isna().all():
-        raise ValueError(f"the column {by!r} has no value in the epochs of the window {window!r}: there is no best one.")
+        raise ValueError(
+            f"the column {by!r} has no value in the epochs of the window {window!r}: "
+            "there is no best one."
+        )
     return rows.loc[values.idxmax()]
 
 # %% ../nbs/04_metrics.ipynb #7a7b3b68
 @checked
-def fluctuation(history: pd.DataFrame,  # one row an epoch, from 0 (before fine-tuning) to S
-                column: str,            # an accuracy or score
-                window: Literal["fine_tuning", "authors_code"] = "fine_tuning",  # changes in the epochs 1 to S, or 1 to S-1
-                ) -> float:             # in the unit of the column
-    "(1/(S-1)) Σ |Acc_t - Acc_{t-1}| (paper, Table 2); `ValueError` for an unknown window or column, missing epochs, or S below 2."
+def fluctuation(
+    history: pd.DataFrame,  # one row an epoch, from 0 (before fine-tuning) to S
+    column: str,  # an accuracy or score
+    window: Literal[
+        "fine_tuning", "authors_code"
+    ] = "fine_tuning",  # changes in the epochs 1 to S, or 1 to S-1
+) -> float:  # in the unit of the column
+    """(1/(S-1)) Σ |Acc_t - Acc_{t-1}| (paper, Table 2); `ValueError` for an unknown window or
+    column, missing epochs, or S below 2."""
     choose(window, ("fine_tuning", "authors_code"), "window")
     epochs = _epochs(history).tolist()
     last = max(epochs)
     if last < 2 or epochs != list(range(last + 1)):
-        raise ValueError(f"the fluctuation needs the epochs 0 to S in order, with S of 2 or more, not {epochs}: fine-tune longer, or pass the whole history.")
+        raise ValueError(
+            "the fluctuation needs the epochs 0 to S in order, with S of 2 or more, "
+            f"not {epochs}: fine-tune longer, or pass the whole history."
+        )
     changes = history[choose(column, history.columns, "column")].diff().abs().iloc[1:]
-    return float(changes.iloc[:last if window == "fine_tuning" else last - 1].sum(skipna=False)) / (last - 1)
+    return float(
+        changes.iloc[: last if window == "fine_tuning" else last - 1].sum(skipna=False)
+    ) / (last - 1)
 
 # %% ../nbs/04_metrics.ipynb #d9958a9f
 @checked
-def mean_and_deviation(runs: pd.DataFrame | pd.Series,  # one row a run: numbers only
-                       ) -> pd.DataFrame:               # one row a column of `runs`: mean, deviation, n (runs that have a value)
-    "Mean and population standard deviation (ddof 0) over runs, as in the paper's tables; NaN where a run has no value."
+def mean_and_deviation(
+    runs: pd.DataFrame | pd.Series,  # one row a run: numbers only
+) -> pd.DataFrame:  # one row a column of `runs`: mean, deviation, n (runs that have a value)
+    """Mean and population standard deviation (ddof 0) over runs, as in the paper's tables; NaN
+    where a run has no value."""
     try:
         values = pd.DataFrame(runs).astype(float)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"runs must be numbers, or None where a run has no value ({error}): leave other columns out.") from error
-    return pd.DataFrame({"mean": values.mean(skipna=False), "deviation": values.std(ddof=0, skipna=False), "n": values.count()})
+        raise TypeError(
+            f"runs must be numbers, or None where a run has no value ({error}): leave "
+            "other columns out."
+        ) from error
+    return pd.DataFrame(
+        {
+            "mean": values.mean(skipna=False),
+            "deviation": values.std(ddof=0, skipna=False),
+            "n": values.count(),
+        }
+    )

@@ -28,12 +28,25 @@ from .parameters import unwrapped, weight_of
 # %% ../nbs/02_models.ipynb #d56d83b5
 def _stage(width_in: int, width: int, blocks: int, stride: int) -> nn.Sequential:
     "Basic blocks of one width; the first may halve the image, with a projection as its shortcut."
-    project = nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width)) if stride > 1 else None
-    return nn.Sequential(BasicBlock(width_in, width, stride, project), *(BasicBlock(width, width) for _ in range(blocks - 1)))
+    project = (
+        nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+        if stride > 1
+        else None
+    )
+    return nn.Sequential(
+        BasicBlock(width_in, width, stride, project),
+        *(BasicBlock(width, width) for _ in range(blocks - 1)),
+    )
+
 
 def _resnet(n: int, num_classes: int, in_channels: int) -> nn.Sequential:
-    "The CIFAR-style ResNet of 6n+2 layers (n=3: ResNet-20; n=8: the paper's ResNet50), with the authors' initialisation."
-    stem = nn.Sequential(nn.Conv2d(in_channels, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True))
+    """The CIFAR-style ResNet of 6n+2 layers (n=3: ResNet-20; n=8: the paper's ResNet50), with
+    the authors' initialisation."""
+    stem = nn.Sequential(
+        nn.Conv2d(in_channels, 16, 3, padding=1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(inplace=True),
+    )
     stages = nn.Sequential(_stage(16, 16, n, 1), _stage(16, 32, n, 2), _stage(32, 64, n, 2))
     model = _network(nn.Sequential(stem, stages), 64, num_classes)
     model.apply(_kaiming)
@@ -41,21 +54,51 @@ def _resnet(n: int, num_classes: int, in_channels: int) -> nn.Sequential:
 
 # %% ../nbs/02_models.ipynb #18eea97a
 def _network(features: nn.Module, width: int, num_classes: int) -> nn.Sequential:
-    "Features (n, width, h, w), averaged over h and w, then a linear classifier to logits (n, num_classes)."
-    layers = {"features": features, "pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "classifier": nn.Linear(width, num_classes)}
+    """Features (n, width, h, w), averaged over h and w, then a linear classifier to logits (n,
+    num_classes)."""
+    layers = {
+        "features": features,
+        "pool": nn.AdaptiveAvgPool2d(1),
+        "flatten": nn.Flatten(),
+        "classifier": nn.Linear(width, num_classes),
+    }
     model = nn.Sequential()
-    for name, layer in layers.items(): model.add_module(name, layer)
+    for name, layer in layers.items():
+        model.add_module(name, layer)
     return model
 
+
 def _kaiming(module: nn.Module) -> None:
-    "Kaiming-normal weights (fan-in) for convolutions and linear layers, BatchNorm weights uniform in [0, 1)."
-    if isinstance(module, (nn.Conv2d, nn.Linear)): nn.init.kaiming_normal_(module.weight)
-    if isinstance(module, nn.BatchNorm2d): nn.init.uniform_(module.weight)
+    """Kaiming-normal weights (fan-in) for convolutions and linear layers, BatchNorm weights
+    uniform in [0, 1)."""
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        nn.init.kaiming_normal_(module.weight)
+    if isinstance(module, nn.BatchNorm2d):
+        nn.init.uniform_(module.weight)
 
 # %% ../nbs/02_models.ipynb #da3e54f7
 def _vgg16(num_classes: int, in_channels: int) -> nn.Sequential:
     "VGG16 with BatchNorm and a single linear layer."
-    plan: list[str | int] = [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"]
+    plan: list[str | int] = [
+        64,
+        64,
+        "M",
+        128,
+        128,
+        "M",
+        256,
+        256,
+        256,
+        "M",
+        512,
+        512,
+        512,
+        "M",
+        512,
+        512,
+        512,
+        "M",
+    ]
     features = make_layers(plan, batch_norm=True)
     features[0] = nn.Conv2d(in_channels, 64, 3, padding=1)
     return _network(features, 512, num_classes)
@@ -63,50 +106,73 @@ def _vgg16(num_classes: int, in_channels: int) -> nn.Sequential:
 # %% ../nbs/02_models.ipynb #622b03df
 _conv = partial(Conv2dNormActivation, bias=True)
 
+
 class Inception(nn.Module):
     "1×1; 3×3; two 3×3; pooled 1×1: four branches, concatenated."
 
-    def __init__(self, width_in: int, one: int, reduce3: int, three: int, reduce5: int, five: int, pool: int):
+    def __init__(
+        self, width_in: int, one: int, reduce3: int, three: int, reduce5: int, five: int, pool: int
+    ):
         super().__init__()
         self.one = _conv(width_in, one, 1)
         self.three = nn.Sequential(_conv(width_in, reduce3, 1), _conv(reduce3, three, 3))
-        self.five = nn.Sequential(_conv(width_in, reduce5, 1), _conv(reduce5, five, 3), _conv(five, five, 3))
+        self.five = nn.Sequential(
+            _conv(width_in, reduce5, 1), _conv(reduce5, five, 3), _conv(five, five, 3)
+        )
         self.pool = nn.Sequential(nn.MaxPool2d(3, 1, 1), _conv(width_in, pool, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([self.one(x), self.three(x), self.five(x), self.pool(x)], 1)
 
 # %% ../nbs/02_models.ipynb #5021160c
-_INCEPTIONS = {"3a": (192, 64, 96, 128, 16, 32, 32), "3b": (256, 128, 128, 192, 32, 96, 64),
-               "4a": (480, 192, 96, 208, 16, 48, 64), "4b": (512, 160, 112, 224, 24, 64, 64), "4c": (512, 128, 128, 256, 24, 64, 64),
-               "4d": (512, 112, 144, 288, 32, 64, 64), "4e": (528, 256, 160, 320, 32, 128, 128),
-               "5a": (832, 256, 160, 320, 32, 128, 128), "5b": (832, 384, 192, 384, 48, 128, 128)}
+_INCEPTIONS = {
+    "3a": (192, 64, 96, 128, 16, 32, 32),
+    "3b": (256, 128, 128, 192, 32, 96, 64),
+    "4a": (480, 192, 96, 208, 16, 48, 64),
+    "4b": (512, 160, 112, 224, 24, 64, 64),
+    "4c": (512, 128, 128, 256, 24, 64, 64),
+    "4d": (512, 112, 144, 288, 32, 64, 64),
+    "4e": (528, 256, 160, 320, 32, 128, 128),
+    "5a": (832, 256, 160, 320, 32, 128, 128),
+    "5b": (832, 384, 192, 384, 48, 128, 128),
+}
+
 
 def _googlenet(num_classes: int, in_channels: int) -> nn.Sequential:
     "GoogLeNet for small images: no auxiliary heads, no dropout."
     features = nn.Sequential(_conv(in_channels, 192, 3))
     for name, plan in _INCEPTIONS.items():
-        if name in ("4a", "5a"): features.add_module(f"pool{name[0]}", nn.MaxPool2d(3, 2, 1))
+        if name in ("4a", "5a"):
+            features.add_module(f"pool{name[0]}", nn.MaxPool2d(3, 2, 1))
         features.add_module(name, Inception(*plan))
     return _network(features, 1024, num_classes)
 
 # %% ../nbs/02_models.ipynb #197f2e3c
 def _preactivated(width_in: int, width: int, kernel: int) -> nn.Sequential:
     "BatchNorm, ReLU, convolution."
-    return nn.Sequential(nn.BatchNorm2d(width_in), nn.ReLU(inplace=True), nn.Conv2d(width_in, width, kernel, padding=kernel // 2, bias=False))
+    return nn.Sequential(
+        nn.BatchNorm2d(width_in),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(width_in, width, kernel, padding=kernel // 2, bias=False),
+    )
+
 
 class DenseLayer(nn.Module):
     "A 1×1 bottleneck and a 3×3 convolution whose output is put before the input."
 
     def __init__(self, width: int, growth: int):
         super().__init__()
-        self.layers = nn.Sequential(_preactivated(width, 4 * growth, 1), _preactivated(4 * growth, growth, 3))
+        self.layers = nn.Sequential(
+            _preactivated(width, 4 * growth, 1), _preactivated(4 * growth, growth, 3)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([self.layers(x), x], 1)
 
 # %% ../nbs/02_models.ipynb #b43a73e3
-def _densenet(num_classes: int, in_channels: int, growth: int = 12, blocks: tuple[int, ...] = (6, 12, 24, 16)) -> nn.Sequential:
+def _densenet(
+    num_classes: int, in_channels: int, growth: int = 12, blocks: tuple[int, ...] = (6, 12, 24, 16)
+) -> nn.Sequential:
     "DenseNet-BC with bottlenecks of 4 × growth and compression 1/2 between blocks."
     width = 2 * growth
     features = nn.Sequential(nn.Conv2d(in_channels, width, 3, padding=1, bias=False))
@@ -114,14 +180,22 @@ def _densenet(num_classes: int, in_channels: int, growth: int = 12, blocks: tupl
         if number:
             features.append(nn.Sequential(_preactivated(width, width // 2, 1), nn.AvgPool2d(2)))
             width //= 2
-        features.append(nn.Sequential(*(DenseLayer(width + k * growth, growth) for k in range(layers))))
+        features.append(
+            nn.Sequential(*(DenseLayer(width + k * growth, growth) for k in range(layers)))
+        )
         width += layers * growth
     features.append(nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace=True)))
     return _network(features, width, num_classes)
 
 # %% ../nbs/02_models.ipynb #66bd403f
 NETWORKS: dict[str, Callable[..., nn.Sequential]] = {
-    "resnet20": partial(_resnet, 3), "resnet50": partial(_resnet, 8), "vgg16": _vgg16, "googlenet": _googlenet, "densenet": _densenet}
+    "resnet20": partial(_resnet, 3),
+    "resnet50": partial(_resnet, 8),
+    "vgg16": _vgg16,
+    "googlenet": _googlenet,
+    "densenet": _densenet,
+}
+
 
 @checked
 def min_size(name: str) -> int:
@@ -130,43 +204,62 @@ def min_size(name: str) -> int:
 
 # %% ../nbs/02_models.ipynb #267c9cb0
 @checked
-def build_model(name: str,                # "resnet20", "resnet50" (the 6n+2 network), "vgg16", "googlenet" or "densenet"
-                num_classes: Count = 10,  # columns of the logits
-                in_channels: Count = 3,   # 1 for grey images, 3 for colour
-                seed: Seed | None = None, # of the initial weights; None draws them from torch's global generator
-                ) -> nn.Module:           # maps float (n, in_channels, h, w) to logits (n, num_classes)
-    "A freshly initialised network in the layer plan of this chapter; `ValueError` for an unknown name, no classes or no channels."
+def build_model(
+    name: str,  # "resnet20", "resnet50" (the 6n+2 network), "vgg16", "googlenet" or "densenet"
+    num_classes: Count = 10,  # columns of the logits
+    in_channels: Count = 3,  # 1 for grey images, 3 for colour
+    seed: Seed
+    | None = None,  # of the initial weights; None draws them from torch's global generator
+) -> nn.Module:  # maps float (n, in_channels, h, w) to logits (n, num_classes)
+    """A freshly initialised network in the layer plan of this chapter; `ValueError` for an
+    unknown name, no classes or no channels."""
     build, smallest = NETWORKS[choose(name, NETWORKS, "network")], min_size(name)
     with nullcontext() if seed is None else torch.random.fork_rng():
-        if seed is not None: torch.manual_seed(seed)
+        if seed is not None:
+            torch.manual_seed(seed)
         model = build(num_classes=num_classes, in_channels=in_channels)
     model.register_forward_pre_hook(partial(_check_input, name, in_channels, smallest))
     return model
 
 # %% ../nbs/02_models.ipynb #2364823f
-def _check_input(name: str, channels: int, smallest: int, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+def _check_input(
+    name: str, channels: int, smallest: int, module: nn.Module, args: tuple[Tensor, ...]
+) -> None:
     "Refuse images that a network can't take, in one sentence."
     x, *_ = args
     if not x.is_floating_point():
-        raise TypeError(f"{name} takes normalised floating-point images, not {x.dtype}: feed it `samples.batches()`, which normalises bytes.")
+        raise TypeError(
+            f"{name} takes normalised floating-point images, not {x.dtype}: feed it "
+            "`samples.batches()`, which normalises bytes."
+        )
     if x.dim() != 4 or x.shape[1] != channels:
-        raise ValueError(f"{name} was built for images of the shape (n, {channels}, h, w), not {tuple(x.shape)}.")
+        raise ValueError(
+            f"{name} was built for images of the shape (n, {channels}, h, w), not {tuple(x.shape)}."
+        )
     if min(x.shape[2:]) < smallest:
-        raise ValueError(f"{name} needs images of at least {smallest}×{smallest} pixels, not {x.shape[2]}×{x.shape[3]}: pad them, as `images.resized({smallest})` does.")
+        raise ValueError(
+            f"{name} needs images of at least {smallest}×{smallest} pixels, not "
+            f"{x.shape[2]}×{x.shape[3]}: pad them, as `images.resized({smallest})` "
+            "does."
+        )
 
 # %% ../nbs/02_models.ipynb #a2022fd0
 def _used(model: nn.Module) -> list[str]:
-    "The modules with parameters, and parameters outside of them, that the forward pass uses, in order."
+    """The modules with parameters, and parameters outside of them, that the forward pass uses,
+    in order."""
     try:
         with untouched(model):  # the forward pass runs on symbols, and may keep some
             graph = fx.symbolic_trace(model).graph
     except Exception as error:  # whatever a forward pass raises when it meets symbols, not tensors
-        raise ValueError(f"the forward pass can't be traced ({_line(error)}): say which layer is the "
-                         'classifier with classifier="name".') from error
+        raise ValueError(
+            f"the forward pass can't be traced ({_line(error)}): say which layer is the "
+            'classifier with classifier="name".'
+        ) from error
     owners = {n for n, m in model.named_modules() if any(True for _ in m.parameters())}
     owners |= {n for n, _ in model.named_parameters()}
     targets = [str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")]
     return [target for target in targets if target in owners]
+
 
 def _line(error: Exception) -> str:
     "What an exception says, in one line."
@@ -174,22 +267,29 @@ def _line(error: Exception) -> str:
 
 # %% ../nbs/02_models.ipynb #bbc1b502
 @checked
-def find_classifier(model: nn.Module,
-                    name: str | None = None,         # the name of the layer, where it can't be found
-                    num_classes: Count | None = None,  # how many rows it must have, if that is known
-                    ) -> str:                        # its name in `model.named_modules()`
-    "The name of the layer whose rows are the classes; `ValueError` if it can't be told and none is given."
+def find_classifier(
+    model: nn.Module,
+    name: str | None = None,  # the name of the layer, where it can't be found
+    num_classes: Count | None = None,  # how many rows it must have, if that is known
+) -> str:  # its name in `model.named_modules()`
+    """The name of the layer whose rows are the classes; `ValueError` if it can't be told and
+    none is given."""
     inner, prefix = unwrapped(model)
-    layers = [n for n, m in inner.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))
-              and num_classes in (None, len(weight_of(m)))]
+    layers = [
+        n
+        for n, m in inner.named_modules()
+        if isinstance(m, (nn.Linear, nn.Conv2d)) and num_classes in (None, len(weight_of(m)))
+    ]
     if name is not None:
         return prefix + choose(name.removeprefix(prefix), layers, "classifier")
     used = _used(inner)
     if used and used[-1] in layers:
         return prefix + used[-1]
     rows = f" with {num_classes} rows" if num_classes else ""
-    raise ValueError("the last parameters that the forward pass uses are not those of a linear layer or a "
-                     f"convolution{rows}: say which layer is the classifier with classifier=\"name\".")
+    raise ValueError(
+        "the last parameters that the forward pass uses are not those of a linear layer or a "
+        f'convolution{rows}: say which layer is the classifier with classifier="name".'
+    )
 
 # %% ../nbs/02_models.ipynb #4c01eee9
 @checked
@@ -198,22 +298,28 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     "Put all modules in evaluation mode, and each back into its own mode afterwards."
     modes = {module: module.training for module in model.modules()}
     model.eval()
-    try: yield
+    try:
+        yield
     finally:
-        for module, training in modes.items(): module.training = training
+        for module, training in modes.items():
+            module.training = training
 
 # %% ../nbs/02_models.ipynb #64965b3e
 @checked
 def device_of(model: nn.Module) -> torch.device:
     "The device of a model's parameters; `ValueError` if it has none."
-    for parameter in model.parameters(): return parameter.device
+    for parameter in model.parameters():
+        return parameter.device
     raise ValueError("the model has no parameters: there is nothing to train or to forget with.")
+
 
 def _check_inputs(inputs: Tensor, name: str) -> None:
     "Raise `TypeError` if inputs are bytes."
     if inputs.dtype == torch.uint8:
-        raise TypeError(f"`{name}` yields bytes ({inputs.dtype}): normalise them to floating point, as "
-                        "`samples.batches()` does.")
+        raise TypeError(
+            f"`{name}` yields bytes ({inputs.dtype}): normalise them to floating point, as "
+            "`samples.batches()` does."
+        )
 
 # %% ../nbs/02_models.ipynb #303616a4
 @torch.no_grad()
@@ -226,27 +332,35 @@ def _answer(model: nn.Module, inputs: Tensor, name: str) -> Tensor:
     except UnclearOutput:
         raise
     except Exception as error:  # a foreign forward pass may raise anything
-        raise ValueError(f"the model can't take the inputs of `{name}`, {tuple(inputs.shape)}: "
-                         f"{_line(error).removesuffix('.')}.") from error
+        raise ValueError(
+            f"the model can't take the inputs of `{name}`, {tuple(inputs.shape)}: "
+            f"{_line(error).removesuffix('.')}."
+        ) from error
     if logits.dim() != 2 or len(logits) != len(inputs) or not logits.is_floating_point():
-        raise ValueError(f"the model must return logits of the shape ({len(inputs)}, classes) for "
-                         f"{len(inputs)} inputs, not {logits.dtype} {tuple(logits.shape)}.")
+        raise ValueError(
+            f"the model must return logits of the shape ({len(inputs)}, classes) for "
+            f"{len(inputs)} inputs, not {logits.dtype} {tuple(logits.shape)}."
+        )
     return logits
 
 # %% ../nbs/02_models.ipynb #aefe10af
 @checked
-def check_batch(model: nn.Module,
-                inputs: Any,             # tensor or array (n, …)
-                labels: Any,             # whole numbers (n,)
-                name: str = "batches",   # of the argument that they came in, for the message
-                ) -> int:                # the number of classes of the model
-    "Check that a model and one batch fit each other; `TypeError` or `ValueError` in one sentence if not."
+def check_batch(
+    model: nn.Module,
+    inputs: Any,  # tensor or array (n, …)
+    labels: Any,  # whole numbers (n,)
+    name: str = "batches",  # of the argument that they came in, for the message
+) -> int:  # the number of classes of the model
+    """Check that a model and one batch fit each other; `TypeError` or `ValueError` in one
+    sentence if not."""
     inputs, labels = read_pair((inputs, labels), name)
     _check_inputs(inputs, name)
     logits = _answer(model, inputs[:2], name)  # two are as good as all of them, and cheaper
     if logits.shape[1] < 2:
-        raise ValueError("the model returns one column of logits: cross-entropy needs one for each class, "
-                         "so two for a yes or a no.")
+        raise ValueError(
+            "the model returns one column of logits: cross-entropy needs one for each class, "
+            "so two for a yes or a no."
+        )
     check_labels(labels, logits.shape[1], name)
     if bool(((logits >= 0) & (logits <= 1)).all()):
         warn_of_probabilities(_answer(model, inputs[:64], name), stacklevel=3)
@@ -256,15 +370,22 @@ def check_batch(model: nn.Module,
 def check_labels(labels: Tensor, num_classes: int, name: str = "batches") -> None:
     "Raise `ValueError` unless all labels are classes of the model."
     if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
-        raise ValueError(f"`{name}` has labels from {labels.min()} to {labels.max()}, but the model has {num_classes} classes.")
+        raise ValueError(
+            f"`{name}` has labels from {labels.min()} to {labels.max()}, but the model "
+            f"has {num_classes} classes."
+        )
+
 
 @checked
-def check_batches(model: nn.Module,
-                  batches: Any,  # anyone's batches, readable again and again
-                  name: str,     # the name of the argument that they came in, for the message
-                  known: dict[Any, int] | None = None,  # what the model is known to take, from checks before; this one is added
-                  ) -> int:      # the number of classes of the model
-    "Check that batches are repeatable and fit the model; `TypeError` or `ValueError` in one sentence otherwise."
+def check_batches(
+    model: nn.Module,
+    batches: Any,  # anyone's batches, readable again and again
+    name: str,  # the name of the argument that they came in, for the message
+    known: dict[Any, int]
+    | None = None,  # what the model is known to take, from checks before; this one is added
+) -> int:  # the number of classes of the model
+    """Check that batches are repeatable and fit the model; `TypeError` or `ValueError` in one
+    sentence otherwise."""
     check_repeatable(batches, name)
     inputs, labels = first_pair(batches, name)
     kind, known = (inputs.shape[1:], inputs.dtype), {} if known is None else known

@@ -19,55 +19,72 @@ from .parameters import maskable, parameters_by_name, state_names
 @checked
 @dataclass(frozen=True)
 class NoiseRule:
-    "How the standard deviation of the noise follows from the Fisher information h: (α · min(1/(h + 1e-8), clamp)) ** exponent. The defaults are the public code's."
-    alpha: Positive = 1e-6   # α, the scale of the variance
-    exponent: Positive = 0.5 # 1/2: the public code; 1/4: the paper's Equation 1
-    clamp: Positive = 1e3    # the largest 1/h; for the classifier, a tenth of it
-    averaged: bool = True    # average over the inputs of a channel, and take ten times the variance in vectors and in the classifier
-    row: bool = True         # forgotten classes' rows of the classifier start from 0, with the variance 1e-4 before that factor
+    """How the standard deviation of the noise follows from the Fisher information h: (α ·
+    min(1/(h + 1e-8), clamp)) ** exponent. The defaults are the public code's."""
+
+    alpha: Positive = 1e-6  # α, the scale of the variance
+    exponent: Positive = 0.5  # 1/2: the public code; 1/4: the paper's Equation 1
+    clamp: Positive = 1e3  # the largest 1/h; for the classifier, a tenth of it
+    # average over the inputs of a channel, and take ten times the variance in vectors and in the
+    # classifier
+    averaged: bool = True
+    # forgotten classes' rows of the classifier start from 0, with the variance 1e-4 before that
+    # factor
+    row: bool = True
 
     def __post_init__(self):
         check_fields(self, " of the noise")
 
 # %% ../nbs/21_noise.ipynb #a455665f
 @checked
-def noise_moments(weights: Tensor,         # a parameter of any shape; of a classifier, with a row for each class
-                  fisher: Tensor,          # its diagonal Fisher information on the remain set, of the same shape
-                  rule: NoiseRule,
-                  head: bool = False,      # is it a parameter of the classifier?
-                  rows: Sequence[int] = (),# the classes to forget
-                  ) -> tuple[Tensor, Tensor]:
+def noise_moments(
+    weights: Tensor,  # a parameter of any shape; of a classifier, with a row for each class
+    fisher: Tensor,  # its diagonal Fisher information on the remain set, of the same shape
+    rule: NoiseRule,
+    head: bool = False,  # is it a parameter of the classifier?
+    rows: Sequence[int] = (),  # the classes to forget
+) -> tuple[Tensor, Tensor]:
     "Mean and standard deviation of the noisy weights (Golatkar et al. 2020; paper, Equation 1)."
     variance = rule.alpha * (1 / (fisher + 1e-8)).clamp(max=rule.clamp / 10 if head else rule.clamp)
     mean = weights.detach().clone()
-    if rule.averaged and weights.dim() > 1: variance = variance.mean(1, keepdim=True).expand_as(weights).clone()
-    if rule.row and head: mean[list(rows)], variance[list(rows)] = 0, 1e-4
-    if rule.averaged and (head or weights.dim() == 1): variance = 10 * variance
-    return mean, variance ** rule.exponent
+    if rule.averaged and weights.dim() > 1:
+        variance = variance.mean(1, keepdim=True).expand_as(weights).clone()
+    if rule.row and head:
+        mean[list(rows)], variance[list(rows)] = 0, 1e-4
+    if rule.averaged and (head or weights.dim() == 1):
+        variance = 10 * variance
+    return mean, variance**rule.exponent
 
 # %% ../nbs/21_noise.ipynb #ab7435af
 @checked
 @torch.no_grad()
-def add_noise_(model: nn.Module,
-               fisher: Mapping[str, Tensor],  # {parameter name: diagonal Fisher information on the remain set}
-               rule: NoiseRule,
-               classifier: str,               # the name of the layer whose rows are classes
-               rows: Sequence[Whole],         # the classes to forget
-               seed: Seed) -> nn.Module:
+def add_noise_(
+    model: nn.Module,
+    fisher: Mapping[str, Tensor],  # {parameter name: diagonal Fisher information on the remain set}
+    rule: NoiseRule,
+    classifier: str,  # the name of the layer whose rows are classes
+    rows: Sequence[Whole],  # the classes to forget
+    seed: Seed,
+) -> nn.Module:
     "Replace each parameter by a draw from its `noise_moments`, in place; returns the model."
     generator, heads = torch.Generator().manual_seed(seed), _heads(model, classifier, rule)
     for name, parameter in parameters_by_name(model).items():
-        if name not in fisher: continue
+        if name not in fisher:
+            continue
         mean, std = noise_moments(parameter, fisher[name], rule, name in heads, rows)
         parameter.copy_(mean + std * torch.randn(parameter.shape, generator=generator).to(std))
     return model
 
 # %% ../nbs/21_noise.ipynb #9989ec46
 def _heads(model: nn.Module, classifier: str, rule: NoiseRule) -> set[str]:
-    "The first names of the classifier's parameters; `ValueError` if its rows are not there to be reset."
+    """The first names of the classifier's parameters; `ValueError` if its rows are not there to
+    be reset."""
     layer, names = model.get_submodule(classifier), state_names(model)
     if rule.row and maskable(layer) is None:
-        raise ValueError(f"the weight of the classifier {classifier!r} is computed by a parametrisation, so that no row of it "
-                         "can start from 0: remove the parametrisation first, or let `noise_row` be False.")
+        raise ValueError(
+            f"the weight of the classifier {classifier!r} is computed by a "
+            "parametrisation, so that no row of it "
+            "can start from 0: remove the parametrisation first, or let `noise_row` be False."
+        )
     prefix = f"{classifier}." if classifier else ""
     return {names[f"{prefix}{name}"] for name, _ in layer.named_parameters(recurse=False)}

@@ -30,17 +30,27 @@ def notebooks() -> dict[str, Path]:
     "The experiment notebooks by name, installed or in the checkout."
     package = Path(fisher_unlearn.__file__).parent
     folders = (package / "experiments", package.parent / "nbs" / "experiments")
-    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.ipynb")) if not path.stem.startswith(".")}
+    return {
+        path.stem: path
+        for folder in folders
+        for path in sorted(folder.glob("*.ipynb"))
+        if not path.stem.startswith(".")
+    }
+
 
 @checked
 def find_notebook(name: str) -> Path:
     "The path of an experiment notebook; `FileNotFoundError` if there is none of that name."
     if name in (found := notebooks()):
         return found[name]
-    raise FileNotFoundError(f"the notebook {name!r} is neither in the package nor in a checkout: install the package again.")
+    raise FileNotFoundError(
+        f"the notebook {name!r} is neither in the package nor in a checkout: install "
+        "the package again."
+    )
 
 # %% ../nbs/50b_notebook.ipynb #faf87f73
 _INJECTED = "# Parameters\n"  # the first line of the cell that papermill puts in
+
 
 def _assigned(source: str) -> list[str]:
     "The names that a cell assigns at its top level, in their order."
@@ -49,6 +59,7 @@ def _assigned(source: str) -> list[str]:
         targets = line.targets if isinstance(line, ast.Assign) else [getattr(line, "target", None)]
         names += [target.id for target in targets if isinstance(target, ast.Name)]
     return names
+
 
 def _check_names(cells: Sequence[str]) -> None:
     "`ValueError` if papermill put in a name that the cell before it does not declare."
@@ -69,10 +80,13 @@ _RULES: dict[str, Any] = {
 }
 PLACES = ("runs", "root", "figures")  # parameters that say where, not what
 
+
 @checked
-def check_parameters(namespace: Mapping[str, Any],  # `globals()` of the notebook
-                     ) -> None:
-    """Refuse parameters that a notebook doesn't have, and values that make no sense: the first line behind the parameters cell.
+def check_parameters(
+    namespace: Mapping[str, Any],  # `globals()` of the notebook
+) -> None:
+    """Refuse parameters that a notebook doesn't have, and values that make no sense: the first
+    line behind the parameters cell.
 
     Raises `ValueError` or `TypeError` in one sentence."""
     _check_names(namespace.get("In", ()))
@@ -90,13 +104,16 @@ def _remove_old(output: Path) -> None:
         with suppress(BlockingIOError, FileNotFoundError), locked(old, wait=False):
             shutil.rmtree(old, ignore_errors=True)
 
+
 @contextmanager
 def _draft(output: Path) -> Iterator[Path]:
     "A folder beside an output, that is there and locked as long as this lasts."
     _remove_old(output)
     with ExitStack() as held:
         folder = output
-        while folder == output or not folder.exists():  # another process may take it for an old one before it is locked
+        while (
+            folder == output or not folder.exists()
+        ):  # another process may take it for an old one before it is locked
             folder = Path(mkdtemp(".draft", f".{output.stem}-", output.parent))
             held.callback(shutil.rmtree, folder, ignore_errors=True)
             with suppress(FileNotFoundError):
@@ -113,12 +130,15 @@ def _put(draft: Path, output: Path, notebook: Path) -> None:
         executed.metadata["papermill"]["parameters"].pop(place, None)
     for cell in executed.cells:
         if "injected-parameters" in cell.metadata.get("tags", []):
-            cell.source = "\n".join(line for line in cell.source.splitlines() if not line.startswith(places))
+            cell.source = "\n".join(
+                line for line in cell.source.splitlines() if not line.startswith(places)
+            )
     write_whole(output, lambda part: nbformat.write(executed, part))
 
 # %% ../nbs/50b_notebook.ipynb #de7f1b1d
 class _Stopped(Exception):
     "No cell is to be executed any more."
+
 
 class _Watch:
     "The kernel of a notebook, and whether it is to stop."
@@ -136,6 +156,7 @@ class _Watch:
             def __init__(self, *args: Any, **more: Any) -> None:
                 super().__init__(*args, **more)
                 known.append(self)
+
         return Manager
 
     def before_cell(self, **cell: Any) -> None:
@@ -183,21 +204,35 @@ def _stoppable(watch: _Watch) -> Iterator[None]:
 class KernelDied(RuntimeError):
     "The kernel of a notebook ended before the notebook did."
 
+
 def _death(notebook: Path, watch: _Watch) -> KernelDied:
     "What happened to a kernel, its likely cause, and how it goes on."
-    ends = [getattr(getattr(k.provisioner, "process", None), "returncode", None) for k in watch.kernels]
+    ends = [
+        getattr(getattr(k.provisioner, "process", None), "returncode", None) for k in watch.kernels
+    ]
     code = next((code for code in ends if code is not None), 0)
     how = f"was killed by signal {-code}" if code < 0 else "died"
-    why = "most likely because the memory ran out" if code in (0, -signal.SIGKILL) else "which is a fault of a library or of the machine"
-    return KernelDied(f"the process that ran the notebook {notebook.stem} {how}, {why}: what is done stays, and the same command goes on from there; "
-                      "let fewer processes run beside it.")
+    why = (
+        "most likely because the memory ran out"
+        if code in (0, -signal.SIGKILL)
+        else "which is a fault of a library or of the machine"
+    )
+    return KernelDied(
+        f"the process that ran the notebook {notebook.stem} {how}, {why}: what is done "
+        "stays, and the same command goes on from there; "
+        "let fewer processes run beside it."
+    )
 
 # %% ../nbs/50b_notebook.ipynb #9da81d99
-_QUIET = ["--log-level=40"]  # kernels say errors only: their warnings are about how Jupyter is set up
+_QUIET = [
+    "--log-level=40"
+]  # kernels say errors only: their warnings are about how Jupyter is set up
+
 
 @contextmanager
 def _unlogged() -> Iterator[None]:
-    "Papermill's log goes to whoever listens to it, and not to the terminal if nobody does: what went wrong is said in one line."
+    """Papermill's log goes to whoever listens to it, and not to the terminal if nobody does:
+    what went wrong is said in one line."""
     logger, handler = logging.getLogger("papermill"), logging.NullHandler()
     logger.addHandler(handler)
     try:
@@ -205,17 +240,27 @@ def _unlogged() -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
 
+
 @checked
 def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], echo: bool = True) -> None:
-    """Execute a notebook with papermill. The output is put in place when it is whole, or as far as it came, as `.partial.ipynb`, if it fails; without paths of this machine.
+    """Execute a notebook with papermill. The output is put in place when it is whole, or as far
+    as it came, as `.partial.ipynb`, if it fails; without paths of this machine.
 
     Raises what papermill raises, `KernelDied`, and `KeyboardInterrupt` if it was stopped."""
     rest, watch = output.with_suffix(".partial.ipynb"), _Watch()
     with _draft(output) as folder, _unlogged(), _stoppable(watch):
         draft = folder / output.name
         try:
-            papermill.execute_notebook(notebook, draft, dict(parameters), progress_bar=False, stdout_file=sys.stdout if echo else None,
-                                       extra_arguments=[*_QUIET], kernel_manager_class=watch.manager(), on_cell_start=watch.before_cell)
+            papermill.execute_notebook(
+                notebook,
+                draft,
+                dict(parameters),
+                progress_bar=False,
+                stdout_file=sys.stdout if echo else None,
+                extra_arguments=[*_QUIET],
+                kernel_manager_class=watch.manager(),
+                on_cell_start=watch.before_cell,
+            )
         except Exception as error:
             if watch.stopped or getattr(error, "ename", "") == "KeyboardInterrupt":
                 raise KeyboardInterrupt from None
@@ -234,5 +279,7 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], echo: b
 def failures(executed: Path) -> list[str]:
     "The lines in which an executed notebook says that runs failed."
     cells = [cell for cell in nbformat.read(executed, 4).cells if cell.cell_type == "code"]
-    texts = [output.text for cell in cells for output in cell.outputs if output.output_type == "stream"]
+    texts = [
+        output.text for cell in cells for output in cell.outputs if output.output_type == "stream"
+    ]
     return [line for text in texts for line in text.splitlines() if line.startswith("failed: ")]

@@ -30,6 +30,7 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
         prefix += f"{inner}."
     return model, prefix
 
+
 def _within(model: nn.Module) -> str | None:
     "The name under which a wrapper holds a network; None if the model is no wrapper."
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
@@ -42,7 +43,14 @@ def place_of(tensor: Tensor) -> Hashable:
     start = 0 if tensor.is_sparse or tensor.is_meta else tensor.untyped_storage().data_ptr()
     if not start:
         return id(tensor)
-    return tensor.device, start, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
+    return (
+        tensor.device,
+        start,
+        tensor.storage_offset(),
+        tensor.shape,
+        tensor.stride(),
+        tensor.dtype,
+    )
 
 # %% ../nbs/01d_parameters.ipynb #85105097
 @checked
@@ -52,6 +60,7 @@ def state_names(model: nn.Module) -> dict[str, str]:
     named = [pair for kind in kinds for pair in kind(remove_duplicate=False)]
     first: dict[Hashable, str] = {}
     return {name: first.setdefault(place_of(tensor), name) for name, tensor in named}
+
 
 @checked
 def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -65,16 +74,21 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     "The tensors of a model's state, without what `get_extra_state` adds."
     return {n: t for n, t in model.state_dict().items() if isinstance(t, Tensor)}
 
+
 @checked
 def extras_of(model: nn.Module) -> dict[str, Any]:
     "What is in a model's state and no tensor."
     return {n: v for n, v in model.state_dict().items() if not isinstance(v, Tensor)}
 
+
 @checked
-def put_state_(model: nn.Module, tensors: Mapping[str, Tensor], extras: Mapping[str, Any] | None = None) -> None:
+def put_state_(
+    model: nn.Module, tensors: Mapping[str, Tensor], extras: Mapping[str, Any] | None = None
+) -> None:
     "Write tensors into a model's state, and extras in place of its own, if given."
     own_memory_(model)
     model.load_state_dict({**extras_of(model), **tensors, **(extras or {})})
+
 
 @checked
 def own_memory_(model: nn.Module) -> None:
@@ -85,22 +99,28 @@ def own_memory_(model: nn.Module) -> None:
                 module._buffers[name] = buffer.clone(memory_format=torch.contiguous_format)
     for name, parameter in model.named_parameters():
         if _expanded(parameter):
-            raise ValueError(f"the parameter `{name}` is expanded, so that many of its entries are one: make "
-                             "it a parameter of the smaller shape, and expand it in the forward pass.")
+            raise ValueError(
+                f"the parameter `{name}` is expanded, so that many of its entries are one: make "
+                "it a parameter of the smaller shape, and expand it in the forward pass."
+            )
+
 
 def _expanded(tensor: Tensor) -> bool:
     "Are several entries of a tensor one place in memory?"
     return tensor.layout == torch.strided and any(
-        step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape))
+        step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape)
+    )
 
 # %% ../nbs/01d_parameters.ipynb #53276a6a
 @checked
-def first_name(model: nn.Module,
-               name: str,                            # any name of a parameter or buffer
-               what: str = "the mask",               # who says so, for the message
-               names: Mapping[str, str] | None = None,  # `state_names(model)`, if that is at hand
-               ) -> str:                             # the first name of that tensor
-    "The name that stands for a tensor of the state; `ValueError` with the nearest if there is none."
+def first_name(
+    model: nn.Module,
+    name: str,  # any name of a parameter or buffer
+    what: str = "the mask",  # who says so, for the message
+    names: Mapping[str, str] | None = None,  # `state_names(model)`, if that is at hand
+) -> str:  # the first name of that tensor
+    """The name that stands for a tensor of the state; `ValueError` with the nearest if there is
+    none."""
     names = state_names(model) if names is None else names
     prefix = unwrapped(model)[1]
     for known in (name, f"{prefix}{name}"):
@@ -112,10 +132,11 @@ def first_name(model: nn.Module,
 
 # %% ../nbs/01d_parameters.ipynb #ab3c8857
 @checked
-def by_first_name(model: nn.Module,
-                  marks: Mapping[str, Tensor],   # {any name: bool tensor of its shape}
-                  what: str = "the mask",        # who says so, for the message
-                  ) -> dict[str, Tensor]:        # {first name: bool tensor}, marked under any of its names
+def by_first_name(
+    model: nn.Module,
+    marks: Mapping[str, Tensor],  # {any name: bool tensor of its shape}
+    what: str = "the mask",  # who says so, for the message
+) -> dict[str, Tensor]:  # {first name: bool tensor}, marked under any of its names
     "Marked entries of the state, each tensor once; errors as in `first_name`."
     names, found = state_names(model), dict[str, Tensor]()
     for name, where in marks.items():
@@ -127,9 +148,10 @@ def by_first_name(model: nn.Module,
 
 # %% ../nbs/01d_parameters.ipynb #e3a4fd14
 @checked
-def maskable(module: nn.Module,
-             part: str = "weight",    # or "bias"
-             ) -> str | None:         # a name in the module's state
+def maskable(
+    module: nn.Module,
+    part: str = "weight",  # or "bias"
+) -> str | None:  # a name in the module's state
     "The tensor whose zeros are the zeros of a module's weight or bias; None if there is none."
     own = {**module._parameters, **module._buffers}
     if isinstance(own.get(part), Tensor):
@@ -165,11 +187,14 @@ def copied(model: nn.Module) -> nn.Module:
     try:
         made = copy.deepcopy(model, memo)
     except Exception as error:  # whatever an attribute of someone's network says to being copied
-        raise TypeError(f"the model can't be copied ({' '.join(str(error).split())}): take out of its "
-                        "attributes what can't be, such as generators, locks and open files.") from error
+        raise TypeError(
+            f"the model can't be copied ({' '.join(str(error).split())}): take out of its "
+            "attributes what can't be, such as generators, locks and open files."
+        ) from error
     _share_again(model, made)
     _rebind(made, memo)
     return made
+
 
 def _kept(values: Iterable[Any], seen: set[int]) -> Iterable[Tensor]:
     "The tensors among some values, also in lists, tuples and dictionaries."
@@ -196,13 +221,15 @@ def _share_again(model: nn.Module, made: nn.Module) -> None:
 
 # %% ../nbs/01d_parameters.ipynb #4be01c72
 def _rebind(made: nn.Module, copies: Mapping[int, Any]) -> None:
-    "Let a copy's functions hold the copy of whatever they hold of the original; `copies` is by identity."
+    """Let a copy's functions hold the copy of whatever they hold of the original; `copies` is by
+    identity."""
     for module in made.modules():
         held = [v for v in vars(module).values() if isinstance(v, dict)]  # hooks among them
         for place in (vars(module), *held):
             for key, value in list(place.items()):
                 if isinstance(value, FunctionType):
                     place[key] = _moved(value, copies, set())
+
 
 def _moved(value: Any, copies: Mapping[int, Any], seen: set[int]) -> Any:
     "The copy of a value that a function holds, or the value itself."
@@ -212,15 +239,20 @@ def _moved(value: Any, copies: Mapping[int, Any], seen: set[int]) -> Any:
         return MethodType(value.__func__, copies[id(value.__self__)])
     if isinstance(value, partial):
         call, *args = (_moved(part, copies, seen) for part in (value.func, *value.args))
-        return partial(call, *args, **{n: _moved(v, copies, seen) for n, v in value.keywords.items()})
+        return partial(
+            call, *args, **{n: _moved(v, copies, seen) for n, v in value.keywords.items()}
+        )
     if isinstance(value, FunctionType) and id(value) not in seen:
         seen.add(id(value))
         return _moved_function(value, copies, seen)
     return value
 
 # %% ../nbs/01d_parameters.ipynb #4be01c73
-def _moved_function(function: FunctionType, copies: Mapping[int, Any], seen: set[int]) -> FunctionType:
-    "A function with copies in its closure, defaults and globals; itself if it holds nothing of the original."
+def _moved_function(
+    function: FunctionType, copies: Mapping[int, Any], seen: set[int]
+) -> FunctionType:
+    """A function with copies in its closure, defaults and globals; itself if it holds nothing of
+    the original."""
     code = function.__code__
     cells = [_content(cell) for cell in function.__closure__ or ()]
     names = [n for n in code.co_names if n in function.__globals__]
@@ -228,16 +260,20 @@ def _moved_function(function: FunctionType, copies: Mapping[int, Any], seen: set
     new = [_moved(value, copies, seen) for value in old]
     if all(a is b for a, b in zip(old, new)):
         return function
-    closure = tuple(CellType() if value is _EMPTY else CellType(value) for value in new[:len(cells)])
-    rest = new[len(cells):]
-    defaults = tuple(rest[:len(rest) - len(names)]) or None
-    known = {**function.__globals__, **dict(zip(names, rest[len(rest) - len(names):]))}
+    closure = tuple(
+        CellType() if value is _EMPTY else CellType(value) for value in new[: len(cells)]
+    )
+    rest = new[len(cells) :]
+    defaults = tuple(rest[: len(rest) - len(names)]) or None
+    known = {**function.__globals__, **dict(zip(names, rest[len(rest) - len(names) :]))}
     made = FunctionType(code, known, function.__name__, defaults, closure)
     made.__kwdefaults__ = function.__kwdefaults__
     made.__dict__.update(function.__dict__)
     return made
 
+
 _EMPTY = object()  # what a cell holds before its variable is set
+
 
 def _content(cell: CellType) -> Any:
     "What a cell of a closure holds."

@@ -26,9 +26,10 @@ from .parameters import unwrapped
 @dataclass
 class Passes:
     "Forward passes of a network, each from the same state and with inputs of its own."
+
     model: nn.Module
     before: Snapshot | None = None  # the state; None: the network is taken as it comes
-    moves: bool = False             # is it put back before each pass?
+    moves: bool = False  # is it put back before each pass?
     _unsure: bool = False
     _seen: set[Any] = field(default_factory=set)
 
@@ -62,12 +63,15 @@ def _is_compiled(module: nn.Module) -> bool:
     "Is this module run by torch.compile?"
     return "_orig_mod" in module._modules or module._compiled_call_impl is not None
 
+
 def _checked(logits: Tensor, inputs: Tensor) -> Tensor:
     "Logits as they are; `ValueError` if they are not one row for each sample."
     if logits.dim() != 2 or len(logits) != len(inputs):
-        raise ValueError(f"the model returns logits of the shape {tuple(logits.shape)} for a batch of "
-                         f"{len(inputs)}, not ({len(inputs)}, classes): let its forward pass keep the "
-                         "dimension of the samples, also for a batch of one.")
+        raise ValueError(
+            f"the model returns logits of the shape {tuple(logits.shape)} for a batch of "
+            f"{len(inputs)}, not ({len(inputs)}, classes): let its forward pass keep the "
+            "dimension of the samples, also for a batch of one."
+        )
     return logits
 
 # %% ../nbs/08b_passes.ipynb #6fb4d3d7
@@ -75,24 +79,29 @@ def few_of(inputs: Tensor, count: int = 4) -> Tensor:
     "The first samples of a batch, again from its beginning where it has too few."
     return inputs[torch.arange(count, device=inputs.device) % len(inputs)].detach()
 
+
 def _replacements(rows: Tensor) -> Iterator[Tensor]:
-    "Other inputs in place of each: its neighbour scaled, or as it is for networks that don't take that."
+    """Other inputs in place of each: its neighbour scaled, or as it is for networks that don't
+    take that."""
     other = rows.roll(1, 0)
-    factors = torch.tensor([.5, 2, .5, 2], device=rows.device).view(-1, *[1] * (rows.dim() - 1))
+    factors = torch.tensor([0.5, 2, 0.5, 2], device=rows.device).view(-1, *[1] * (rows.dim() - 1))
     scaled = other * factors.to(rows.dtype) if rows.is_floating_point() else other
     for found in (scaled, other):
         same = (found == rows).reshape(len(rows), -1).all(1)
         blank = (rows == 0).to(rows.dtype)
         yield torch.where(same.view(-1, *[1] * (rows.dim() - 1)), blank, found)
 
+
 def tight(logits: Tensor) -> float:
     "How far logits that are computed in the same way may lie apart, relative to the largest."
-    return min(32 * torch.finfo(logits.dtype).eps, .02)
+    return min(32 * torch.finfo(logits.dtype).eps, 0.02)
+
 
 def loose(logits: Tensor) -> float:
     "The same where batches differ in size, so that numbers are added in another order."
     coarse = logits.is_cuda or torch.is_autocast_enabled(logits.device.type)
-    return .02 if coarse or torch.finfo(logits.dtype).bits < 32 else 1e-4
+    return 0.02 if coarse or torch.finfo(logits.dtype).bits < 32 else 1e-4
+
 
 def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
     "Are two sets of logits the same within a tolerance? What isn't finite is for others to find."
@@ -104,16 +113,19 @@ def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
 # %% ../nbs/08b_passes.ipynb #02c65bc4
 _REPLACED = ([0, 1], [2, 3], [0, 2])
 
-def check_independent(passes: Passes,
-                      rows: Tensor,                  # 4 samples
-                      logits: Tensor | None = None,  # theirs, if they are known
-                      ) -> Tensor:                   # their logits
+
+def check_independent(
+    passes: Passes,
+    rows: Tensor,  # 4 samples
+    logits: Tensor | None = None,  # theirs, if they are known
+) -> Tensor:  # their logits
     "Raise `ValueError` if logits are drawn at random, or those of a sample depend on the others."
     logits = passes(rows).detach() if logits is None else logits
     if not all(_stay(passes, rows, logits, replaced) for replaced in _REPLACED):
         check_repeats(passes, rows)
         raise ValueError(DEPENDENT)
     return logits
+
 
 def _stay(passes: Passes, rows: Tensor, logits: Tensor, replaced: list[int]) -> bool:
     "Are the logits of some samples the same when the others are replaced?"
@@ -123,48 +135,65 @@ def _stay(passes: Passes, rows: Tensor, logits: Tensor, replaced: list[int]) -> 
         changed[replaced] = others[replaced]
         try:
             found = passes(changed)
-        except Exception:  # whatever a network says to inputs that nobody has given it
+        except Exception:  # noqa: BLE001
+            # whatever a network says to inputs that nobody has given it
             continue
         return close(found[kept], logits[kept], tight(logits))
     return True
+
 
 def check_repeats(passes: Passes, rows: Tensor) -> None:
     "Raise `ValueError` if the same inputs give other logits."
     first = passes(rows).detach()
     if not close(passes(rows), first, tight(first)):
-        raise ValueError("the model's logits are drawn at random, also in evaluation mode, so that they have "
-                         "no one gradient: switch its noise or dropout off in evaluation mode.")
+        raise ValueError(
+            "the model's logits are drawn at random, also in evaluation mode, so that they have "
+            "no one gradient: switch its noise or dropout off in evaluation mode."
+        )
 
-DEPENDENT = ("the model's logits of a sample depend on the other samples in its batch, even in evaluation "
-             "mode (BatchNorm without running statistics does that), so a sample has no gradient of its "
-             "own: freeze such statistics, or score per batch.")
+
+DEPENDENT = (
+    "the model's logits of a sample depend on the other samples in its batch, even in evaluation "
+    "mode (BatchNorm without running statistics does that), so a sample has no gradient of its "
+    "own: freeze such statistics, or score per batch."
+)
 
 # %% ../nbs/08b_passes.ipynb #290fa300
 def stands_alone(passes: Passes, rows: Tensor, logits: Tensor) -> bool:
     "Does a batch of one give what the batch gives?"
     try:
         return close(passes(rows[:1]), logits[:1], loose(logits))
-    except Exception:  # whatever a network says to a batch of one
+    except Exception:  # noqa: BLE001  # whatever a network says to a batch of one
         return False
 
 # %% ../nbs/08b_passes.ipynb #3a251d64
-def squares_in_batch(logits: Tensor,                  # (n, C), with their graph
-                     parameters: Mapping[str, Tensor],
-                     directions: list[Tensor],        # s (m, C): for the first m of n samples
-                     ) -> dict[str, Tensor]:          # float64
+def squares_in_batch(
+    logits: Tensor,  # (n, C), with their graph
+    parameters: Mapping[str, Tensor],
+    directions: list[Tensor],  # s (m, C): for the first m of n samples
+) -> dict[str, Tensor]:  # float64
     "Σᵢ (∂⟨zᵢ, sᵢ⟩/∂w)² for samples of a batch, by one backward pass each."
     total = _zeros(parameters)
     for s in directions:
         for i, row in enumerate(s):
             one = torch.zeros_like(logits)
             one[i] = row
-            _add_squares(total, torch.autograd.grad(
-                logits, list(parameters.values()), one, retain_graph=True, allow_unused=True))
+            _add_squares(
+                total,
+                torch.autograd.grad(
+                    logits, list(parameters.values()), one, retain_graph=True, allow_unused=True
+                ),
+            )
     return total
+
 
 def _zeros(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     "Where the sums go."
-    return {n: torch.zeros_like(p, dtype=torch.float64, requires_grad=False) for n, p in parameters.items()}
+    return {
+        n: torch.zeros_like(p, dtype=torch.float64, requires_grad=False)
+        for n, p in parameters.items()
+    }
+
 
 def _add_squares(total: dict[str, Tensor], slopes: Any) -> None:
     "Add the squares of gradients; half precision would lose small ones."
@@ -191,13 +220,20 @@ def _replaced(model: nn.Module, new: Mapping[int, Tensor]) -> Iterator[None]:
             where[key] = p
 
 # %% ../nbs/08b_passes.ipynb #94f6a285
-def squares_by_vmap(passes: Passes, free: Mapping[str, Tensor], inputs: Tensor, directions: list[Tensor],
-                    copies: int) -> dict[str, Tensor]:
+def squares_by_vmap(
+    passes: Passes,
+    free: Mapping[str, Tensor],
+    inputs: Tensor,
+    directions: list[Tensor],
+    copies: int,
+) -> dict[str, Tensor]:
     "Σᵢ (∂⟨zᵢ, sᵢ⟩/∂w)² by `torch.func`, in parts of at most 2²⁶ entries."
+
     def along(values: dict[str, Tensor], x: Tensor, s: Tensor) -> Tensor:
         with _replaced(passes.inner, {id(free[n]): t for n, t in values.items()}):
             logits = read_logits(passes.inner(torch.stack([x] * copies)))
         return (_checked(logits, s[None].expand(copies, -1))[0] * s).sum()
+
     slopes, values = vmap(grad(along), (None, 0, 0)), {n: p.detach() for n, p in free.items()}
     total, size = _zeros(free), max(1, min(32, 2**26 // sum(p.numel() for p in free.values())))
     for s in directions:
@@ -209,13 +245,19 @@ def squares_by_vmap(passes: Passes, free: Mapping[str, Tensor], inputs: Tensor, 
     passes.rewind()
     return total
 
-def squares_by_loop(passes: Passes, free: Mapping[str, Tensor], inputs: Tensor, directions: list[Tensor],
-                    copies: int) -> dict[str, Tensor]:
+
+def squares_by_loop(
+    passes: Passes,
+    free: Mapping[str, Tensor],
+    inputs: Tensor,
+    directions: list[Tensor],
+    copies: int,
+) -> dict[str, Tensor]:
     "The same, one sample at a time."
     total = _zeros(free)
     for i in range(len(inputs)):
-        logits = passes(torch.cat([inputs[i:i + 1]] * copies))
-        found = squares_in_batch(logits, free, [s[i:i + 1] for s in directions])
+        logits = passes(torch.cat([inputs[i : i + 1]] * copies))
+        found = squares_in_batch(logits, free, [s[i : i + 1] for s in directions])
         for name, square in found.items():
             total[name] += square
     return total
@@ -223,36 +265,47 @@ def squares_by_loop(passes: Passes, free: Mapping[str, Tensor], inputs: Tensor, 
 # %% ../nbs/08b_passes.ipynb #6d2810a1
 WAYS = [(squares_by_vmap, 1), (squares_by_vmap, 2), (squares_by_loop, 1), (squares_by_loop, 2)]
 
+
 def try_directions(logits: Tensor, samples: int = 2) -> Tensor:
     "Some directions (samples, C) for a trial, always the same."
     generator = torch.Generator("cpu").manual_seed(0)
-    drawn = torch.randn(samples, logits.shape[1], generator=generator, dtype=torch.float64, device="cpu")
+    drawn = torch.randn(
+        samples, logits.shape[1], generator=generator, dtype=torch.float64, device="cpu"
+    )
     return drawn.to(logits)
+
 
 def distance(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, float]:
     "How far squares are from others, relative to the largest, of each parameter in common."
-    most = max((float(w.max()) for w in wanted.values() if w.numel()), default=0.)
-    return {name: _distance(found[name], w, most) for name, w in wanted.items() if name in found and w.numel()}
+    most = max((float(w.max()) for w in wanted.values() if w.numel()), default=0.0)
+    return {
+        name: _distance(found[name], w, most)
+        for name, w in wanted.items()
+        if name in found and w.numel()
+    }
+
 
 def _distance(found: Tensor, wanted: Tensor, most: float) -> float:
     "0 if they are the same; what is rounding beside other parameters' squares counts little."
     if not bool(wanted.isfinite().all()):
-        return 0.  # which is for others to find
+        return 0.0  # which is for others to find
     off = float((found - wanted).abs().max())
-    return off / (float(wanted.max()) + 1e-6 * most) if off else 0.
+    return off / (float(wanted.max()) + 1e-6 * most) if off else 0.0
+
 
 def tolerance(logits: Tensor) -> float:
     "How far squares of the same gradients may lie apart."
     if loose(logits) > 1e-3:
-        return .1
+        return 0.1
     return 1e-6 if logits.dtype == torch.float64 else 2e-3
 
 # %% ../nbs/08b_passes.ipynb #97e8f1b5
-def find_way(passes: Passes,
-             free: Mapping[str, Tensor],  # the parameters in question
-             inputs: Tensor,
-             first: int = 0,              # in `WAYS`
-             ) -> int:                    # in `WAYS`
+def find_way(
+    passes: Passes,
+    free: Mapping[str, Tensor],  # the parameters in question
+    inputs: Tensor,
+    first: int = 0,  # in `WAYS`
+) -> int:  # in `WAYS`
     "The fastest way to the squares that agrees with the definition; `ValueError` if there is none."
     if any(isinstance(m, nn.Embedding) and m.scale_grad_by_freq for m in passes.inner.modules()):
         return _alone(passes, inputs)
@@ -265,38 +318,47 @@ def find_way(passes: Passes,
     for k in range(2 if _hooked(passes.inner, free) else first, len(WAYS)):
         way, copies = WAYS[k]
         try:
-            found = way(passes, free, rows[:len(s)], [s], copies)
-        except Exception:  # whatever torch.func can't follow, or a network says to a batch of one
+            found = way(passes, free, rows[: len(s)], [s], copies)
+        except Exception:
+            # whatever torch.func can't follow, or a network says to a batch of one
             if k == len(WAYS) - 1 and best[0] == float("inf"):
                 raise
             continue
-        off = max(distance(found, wanted).values(), default=0.)
+        off = max(distance(found, wanted).values(), default=0.0)
         if off <= bound:
             return k
         best = min(best, (off, k))
     return _nearest(*best)
+
 
 def _alone(passes: Passes, inputs: Tensor) -> int:
     "The way of single samples, of which a row's slopes are divided by its count in the sample."
     try:
         passes(inputs[:1])
     except Exception as error:  # whatever a network says to a batch of one
-        raise ValueError("an embedding scales its gradients by the frequency in a batch "
-                         "(`scale_grad_by_freq`), so samples are scored one at a time, and this model "
-                         f"can't take one alone ({' '.join(str(error).split()).removesuffix('.')}).") from error
+        raise ValueError(
+            "an embedding scales its gradients by the frequency in a batch "
+            "(`scale_grad_by_freq`), so samples are scored one at a time, and this model "
+            f"can't take one alone ({' '.join(str(error).split()).removesuffix('.')})."
+        ) from error
     return WAYS.index((squares_by_loop, 1))
+
 
 def _nearest(off: float, way: int) -> int:
     "What to do if no way agrees: rounding is forgiven, a dependence is not."
-    if off > .05:
-        raise ValueError("the gradient of a sample depends on the other samples in its batch, though its "
-                         "logits don't (a hook on gradients or a custom backward pass may do that): "
-                         "remove what does, or score per batch.")
+    if off > 0.05:
+        raise ValueError(
+            "the gradient of a sample depends on the other samples in its batch, though its "
+            "logits don't (a hook on gradients or a custom backward pass may do that): "
+            "remove what does, or score per batch."
+        )
     return way
+
 
 def _hooked(model: nn.Module, free: Mapping[str, Tensor]) -> bool:
     "Are there hooks on gradients, which torch.func doesn't run?"
     return any(p._backward_hooks for p in free.values()) or has_backward_hooks(model)
+
 
 def has_backward_hooks(model: nn.Module) -> bool:
     "Does any module have hooks that see or change gradients?"

@@ -29,73 +29,93 @@ from .train import Progress, TrainSettings, shows_bar, train_epoch
 
 # %% ../nbs/31_readouts.ipynb #0d58ab28
 @checked
-def jensen_shannon(logits: Tensor,  # (n, C) of one model
-                   others: Tensor,  # (n, C) of another
-                   ) -> Tensor:     # float64 (n,): nats, from 0 to ln 2
+def jensen_shannon(
+    logits: Tensor,  # (n, C) of one model
+    others: Tensor,  # (n, C) of another
+) -> Tensor:  # float64 (n,): nats, from 0 to ln 2
     "The Jensen-Shannon divergence of the two predicted distributions of each image."
     if logits.dim() != 2 or logits.shape != others.shape:
-        raise ValueError(f"the logits have the shapes {tuple(logits.shape)} and {tuple(others.shape)}: both must be (n, classes).")
+        raise ValueError(
+            f"the logits have the shapes {tuple(logits.shape)} and "
+            f"{tuple(others.shape)}: both must be (n, classes)."
+        )
     p, q = logits.double().log_softmax(1), others.double().log_softmax(1)
     return ((_to_mean(p, q) + _to_mean(q, p)) / 2).clamp_min(0)
 
+
 def _to_mean(p: Tensor, q: Tensor) -> Tensor:
-    "KL(p‖(p + q)/2) in nats, from log-probabilities; where q/p is too large for a double, p is as good as 0."
+    """KL(p‖(p + q)/2) in nats, from log-probabilities; where q/p is too large for a double, p is
+    as good as 0."""
     terms = -p.exp() * (torch.expm1((q - p).clamp_max(700)) / 2).log1p()
     return terms.masked_fill(p.exp() == 0, 0).sum(1)
 
 # %% ../nbs/31_readouts.ipynb #346af90e
 Percent = Annotated[Number, Interval(ge=0, le=100)]
 
+
 @checked
 @dataclass(frozen=True)
 class Agreement:
     "How alike two models answer."
-    divergence: NotNegative  # mean Jensen-Shannon divergence of the predicted distributions: nats, from 0 (the same) to ln 2
-    same_top1: Percent       # images on which both models rank the same class first: percent
-    images: Count            # how many there were
+
+    # mean Jensen-Shannon divergence of the predicted distributions: nats, from 0 (the same) to ln 2
+    divergence: NotNegative
+    same_top1: Percent  # images on which both models rank the same class first: percent
+    images: Count  # how many there were
 
     def __post_init__(self):
         check_fields(self, " of the agreement")
 
+
 @checked
 @torch.no_grad()
-def agreement(model: nn.Module,
-              other: nn.Module,  # such as the retrained model
-              batches: Loader,   # normalised (inputs, labels); the labels are not used
-              ) -> Agreement:
+def agreement(
+    model: nn.Module,
+    other: nn.Module,  # such as the retrained model
+    batches: Loader,  # normalised (inputs, labels); the labels are not used
+) -> Agreement:
     """How alike two models answer, in evaluation mode.
 
-    `ValueError` or `TypeError` for batches that don't fit both, or other classes; `FloatingPointError` for outputs that are not numbers."""
+    `ValueError` or `TypeError` for batches that don't fit both, or other classes;
+    `FloatingPointError` for outputs that are not numbers."""
     _check_pair(model, other, batches, "batches")
     total, images = torch.zeros(2, dtype=torch.float64), 0
     broken = torch.zeros(2, dtype=torch.int64)
     with untouched(model, "eval"), untouched(other, "eval"):
         for inputs, _ in pairs(batches):
             one, two = (logits_of(m, inputs.to(device_of(m))).cpu() for m in (model, other))
-            total += torch.stack([jensen_shannon(one, two).sum(), (one.argmax(1) == two.argmax(1)).sum()])
+            total += torch.stack(
+                [jensen_shannon(one, two).sum(), (one.argmax(1) == two.argmax(1)).sum()]
+            )
             images += len(inputs)
             broken += torch.stack([count_broken(one), count_broken(two)])
     for number, whose in zip(broken, ("the first model", "the second model")):
         refuse_broken(number, images, whose)
     return Agreement(total[0].item() / images, 100 * total[1].item() / images, images)
 
+
 def _check_pair(model: nn.Module, other: nn.Module, batches: Loader, name: str) -> int:
     "The number of classes of both models; `ValueError` or `TypeError` unless the batches fit both."
     classes, others = (check_batches(m, batches, name) for m in (model, other))
-    if classes != others: raise ValueError(f"the models have {classes} and {others} classes: compare models of the same classes.")
+    if classes != others:
+        raise ValueError(
+            f"the models have {classes} and {others} classes: compare models of the same classes."
+        )
     return classes
 
 # %% ../nbs/31_readouts.ipynb #c25bfc07
 Scope = Literal["classifier", "all"]
 MARGIN = 1e-5  # nats above the loss of w* that still count as equal
 
+
 @checked
 @dataclass(frozen=True, eq=False)
 class Relearned:
     "How long it took to learn the forget set again."
+
     epochs: Whole | None  # of training until the loss was back; None: not within `cap` epochs
-    cap: Count            # epochs at most
-    threshold: Number     # nats: the loss of w* on the forget set, plus `MARGIN`
+    cap: Count  # epochs at most
+    threshold: Number  # nats: the loss of w* on the forget set, plus `MARGIN`
     losses: pd.DataFrame  # epoch (0 is before training) and forget_loss (nats, evaluation mode)
 
     def __post_init__(self):
@@ -108,8 +128,12 @@ class Relearned:
 
     @property
     def note(self) -> str:
-        "The time in words, such as \"more than 100 epochs\"."
-        return f"{self.epochs} epoch{'s' * (self.epochs != 1)}" if self.reached else f"more than {self.cap} epochs"
+        'The time in words, such as "more than 100 epochs".'
+        return (
+            f"{self.epochs} epoch{'s' * (self.epochs != 1)}"
+            if self.reached
+            else f"more than {self.cap} epochs"
+        )
 
 # %% ../nbs/31_readouts.ipynb #2910ed6b
 class _Features(Batches):
@@ -122,18 +146,25 @@ class _Features(Batches):
         return pixels
 
 # %% ../nbs/31_readouts.ipynb #05a4f19d
-def _on_features(model: nn.Module,         # a copy of which only this will be used
-                 name: str,                # of its classifier
-                 sets: dict[str, Loader],  # {name of an argument: batches}
-                 ) -> tuple[nn.Module, list[_Features]]:
-    "A copy of the classifier `name`, and each set as the inputs that it gets; `ValueError` if the logits are not its output."
+def _on_features(
+    model: nn.Module,  # a copy of which only this will be used
+    name: str,  # of its classifier
+    sets: dict[str, Loader],  # {name of an argument: batches}
+) -> tuple[nn.Module, list[_Features]]:
+    """A copy of the classifier `name`, and each set as the inputs that it gets; `ValueError` if
+    the logits are not its output."""
     layer, seen = model.get_submodule(name), list[Tensor]()
     alone = nn.Sequential(copy.deepcopy(layer), nn.Flatten())
     layer.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs))
-    return alone, [_read(model, alone, seen, name, batches, which) for which, batches in sets.items()]
+    return alone, [
+        _read(model, alone, seen, name, batches, which) for which, batches in sets.items()
+    ]
+
 
 @torch.no_grad()
-def _read(model: nn.Module, alone: nn.Module, seen: list[Tensor], name: str, batches: Loader, which: str) -> _Features:
+def _read(
+    model: nn.Module, alone: nn.Module, seen: list[Tensor], name: str, batches: Loader, which: str
+) -> _Features:
     "What the hook puts into `seen`, for all images of a set."
     device, parts = device_of(model), []
     with eval_mode(model):
@@ -144,9 +175,15 @@ def _read(model: nn.Module, alone: nn.Module, seen: list[Tensor], name: str, bat
                 seen[:] = [features[:1] for features in seen[-1:]]
             check_labels(labels, logits.shape[1], which)
             if len(seen) != 1 or not _same(alone(seen[0]), logits):
-                raise ValueError(f'the logits are not the output of `{name}` alone: re-learn with scope="all", or name the last layer with classifier="name".')
+                raise ValueError(
+                    f"the logits are not the output of `{name}` alone: re-learn with "
+                    'scope="all", or name the last layer with classifier="name".'
+                )
             parts.append((seen[0], labels.to(device)))
-    return _Features(torch.cat([f for f, _ in parts]), torch.cat([y for _, y in parts]), len(parts[0][1]))
+    return _Features(
+        torch.cat([f for f, _ in parts]), torch.cat([y for _, y in parts]), len(parts[0][1])
+    )
+
 
 def _same(a: Tensor, b: Tensor) -> bool:
     "Are two tensors equal, up to rounding?"
@@ -159,46 +196,80 @@ def _loss(model: nn.Module, forget: Loader, when: str) -> float:
         loss = mean_loss(model, forget)
     except FloatingPointError:  # the logits are not numbers, and so the loss
         loss = math.nan
-    if math.isfinite(loss): return loss
-    raise FloatingPointError(f"the loss on the forget set is {loss} {when}: look for bad values in inputs or weights, or lower the learning rate.")
+    if math.isfinite(loss):
+        return loss
+    raise FloatingPointError(
+        f"the loss on the forget set is {loss} {when}: look for bad values in inputs "
+        "or weights, or lower the learning rate."
+    )
 
-def _relearn(learner: nn.Module, train: Loader, forget: Loader, threshold: float, settings: TrainSettings, classes: int, cap: int,
-             progress: Progress) -> list[float]:
-    "The loss before the first epoch and after each one, until it is at most the threshold, for `cap` epochs at most."
+
+def _relearn(
+    learner: nn.Module,
+    train: Loader,
+    forget: Loader,
+    threshold: float,
+    settings: TrainSettings,
+    classes: int,
+    cap: int,
+    progress: Progress,
+) -> list[float]:
+    """The loss before the first epoch and after each one, until it is at most the threshold, for
+    `cap` epochs at most."""
     learner.requires_grad_()
-    optimizer = torch.optim.SGD(learner.parameters(), settings.schedule.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
-    steps, losses = length_hint(train) or sum(1 for _ in train), [_loss(learner, forget, "before re-learning")]
+    optimizer = torch.optim.SGD(
+        learner.parameters(),
+        settings.schedule.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+    )
+    steps, losses = (
+        length_hint(train) or sum(1 for _ in train),
+        [_loss(learner, forget, "before re-learning")],
+    )
     with tqdm(total=cap * steps, unit="batch", disable=not shows_bar(progress)) as bar:
         while losses[-1] > threshold and (epoch := len(losses)) <= cap:
             train_epoch(learner, train, optimizer, settings, epoch - 1, steps, classes, bar)
             losses.append(_loss(learner, forget, f"after epoch {epoch} of re-learning"))
-            line = f"re-learning epoch {epoch}  forget loss {losses[-1]:.6f}  to reach {threshold:.6f}"
-            if bar.disable and progress in ("auto", "lines"): print(line, flush=True)
+            line = (
+                f"re-learning epoch {epoch}  forget loss {losses[-1]:.6f}  to reach {threshold:.6f}"
+            )
+            if bar.disable and progress in ("auto", "lines"):
+                print(line, flush=True)
     return losses
 
 # %% ../nbs/31_readouts.ipynb #ff3007e2
 def _laid_out(model: nn.Module, settings: TrainSettings) -> nn.Module:
-    "The model with its weights in the memory layout of its training, so that a model read from a file gives the same numbers."
+    """The model with its weights in the memory layout of its training, so that a model read from
+    a file gives the same numbers."""
     layout = torch.channels_last if settings.layout == "channels_last" else torch.contiguous_format
     for p in model.parameters():
-        if p.dim() == 4: p.data = p.data.to(memory_format=layout)
+        if p.dim() == 4:
+            p.data = p.data.to(memory_format=layout)
     return model
 
 # %% ../nbs/31_readouts.ipynb #75a9f1c3
 @checked
-def relearn_time(model: nn.Module,      # what forgot; it is not changed
-                 original: nn.Module,   # w*, whose loss must be reached
-                 train: Loader,         # the whole training set D, normalised (inputs, labels), readable again and again
-                 forget: Loader,        # the forget set, a part of it
-                 settings: TrainSettings | None = None,  # how w* was trained, seed included; None: the paper's for CIFAR
-                 scope: Scope = "classifier",   # what is trained: the classifier on fixed features, or "all" parameters
-                 cap: Count = 100,              # epochs at most
-                 classifier: str | None = None, # the name of the classifier, where it can't be found
-                 progress: Progress = "auto",   # as in `train_model`
-                 ) -> Relearned:
-    """Epochs of training on D until the mean loss on the forget set is that of w* again (paper, Figure 2; the details are its authors' code's). Its steps are computed in float32 and not compiled, however w* was trained.
+def relearn_time(
+    model: nn.Module,  # what forgot; it is not changed
+    original: nn.Module,  # w*, whose loss must be reached
+    # the whole training set D, normalised (inputs, labels), readable again and again
+    train: Loader,
+    forget: Loader,  # the forget set, a part of it
+    settings: TrainSettings
+    | None = None,  # how w* was trained, seed included; None: the paper's for CIFAR
+    # what is trained: the classifier on fixed features, or "all" parameters
+    scope: Scope = "classifier",
+    cap: Count = 100,  # epochs at most
+    classifier: str | None = None,  # the name of the classifier, where it can't be found
+    progress: Progress = "auto",  # as in `train_model`
+) -> Relearned:
+    """Epochs of training on D until the mean loss on the forget set is that of w* again (paper,
+    Figure 2; the details are its authors' code's). Its steps are computed in float32 and not
+    compiled, however w* was trained.
 
-    Under "classifier", `train` is read only once. Raises `ValueError` or `TypeError` in one sentence before any training for what doesn't
+    Under "classifier", `train` is read only once. Raises `ValueError` or `TypeError` in one
+    sentence before any training for what doesn't
     fit, and `FloatingPointError` if the loss stops being a number."""
     settings = settings or TrainSettings()
     check_batches(model, train, "train")
@@ -206,7 +277,11 @@ def relearn_time(model: nn.Module,      # what forgot; it is not changed
     threshold = _loss(original, forget, "of `original`") + MARGIN
     learner = _laid_out(copied(model), settings)
     if scope == "classifier":
-        learner, (train, forget) = _on_features(learner, find_classifier(model, classifier, classes), {"train": train, "forget": forget})
+        learner, (train, forget) = _on_features(
+            learner, find_classifier(model, classifier, classes), {"train": train, "forget": forget}
+        )
     losses = _relearn(learner, train, forget, threshold, settings, classes, cap, progress)
     epochs = len(losses) - 1 if losses[-1] <= threshold else None
-    return Relearned(epochs, cap, threshold, pd.DataFrame({"epoch": range(len(losses)), "forget_loss": losses}))
+    return Relearned(
+        epochs, cap, threshold, pd.DataFrame({"epoch": range(len(losses)), "forget_loss": losses})
+    )

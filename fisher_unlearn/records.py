@@ -25,7 +25,8 @@ from annotated_types import Interval, Le
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 import fisher_unlearn
-from .arguments import Count, NotNegative, Number, Positive, Seed, Share, Whole, checked, rule_of, scalar, shown
+from .arguments import Count, NotNegative, Number, Positive, Seed, Share, Whole
+from .arguments import checked, rule_of, scalar, shown
 from .atomic import write_whole
 from .data import DATASETS, choose
 from .fisher import Labels, Per
@@ -34,16 +35,22 @@ from .masking import Reach, Unit
 from .models import NETWORKS
 from .schedule import Schedule
 from .train import TrainSettings
-from .unlearn import METHODS, PRESETS, READS, Direction, MethodOptions, method_options, options_read
+from .unlearn import METHODS, PRESETS, READS, Direction, MethodOptions, method_options
+from .unlearn import options_read
 
 # %% ../nbs/50_records.ipynb #27f8be0c
 class _Settings(BaseModel):
-    "Values that are checked when they are made: the first that is wrong is a `ValueError` of one sentence."
+    """Values that are checked when they are made: the first that is wrong is a `ValueError` of
+    one sentence."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     def __init__(self, *unnamed: Any, **values: Any):
         if unnamed:
-            raise TypeError(f"`{type(self).__name__}` takes its values by name, such as {next(iter(type(self).model_fields))}=….")
+            raise TypeError(
+                f"`{type(self).__name__}` takes its values by name, such as "
+                f"{next(iter(type(self).model_fields))}=…."
+            )
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -51,23 +58,41 @@ class _Settings(BaseModel):
 
 # %% ../nbs/50_records.ipynb #ded095dd
 def _sentence(kind: type[BaseModel], error: Any) -> str:
-    "One of pydantic's errors in one sentence, with the name under which a value is given and the rule of its annotation."
-    path = [part for part in error["loc"] if isinstance(part, str) and part not in ("train", "schedule")]
+    """One of pydantic's errors in one sentence, with the name under which a value is given and
+    the rule of its annotation."""
+    path = [
+        part for part in error["loc"] if isinstance(part, str) and part not in ("train", "schedule")
+    ]
     name = path[0] if path else "train"
     if error["type"] == "value_error":
         return error["msg"].removeprefix("Value error, ")
     hints = _hints(kind)
-    if "extra_forbidden" in error["type"] or error["type"] == "unexpected_keyword_argument" or name not in hints:
+    if (
+        "extra_forbidden" in error["type"]
+        or error["type"] == "unexpected_keyword_argument"
+        or name not in hints
+    ):
         return f"unknown parameter {name!r}: {_near(name, hints)}Known: {', '.join(hints)}."
     large = ", which is too large" if error["type"] == "too_large" else ""
     return f"`{name}` is {shown(error['input'])}{large}: it must be {rule_of(hints[name])}."
 
+
 def _hints(kind: type[BaseModel]) -> dict[str, Any]:
     "The annotation of each value of some settings, those of the training among them."
-    own = {name: hint for name, hint in get_type_hints(kind, include_extras=True).items() if name in kind.model_fields}
+    own = {
+        name: hint
+        for name, hint in get_type_hints(kind, include_extras=True).items()
+        if name in kind.model_fields
+    }
     if "train" not in own:
         return own
-    return own | get_type_hints(TrainSettings, include_extras=True) | get_type_hints(Schedule, include_extras=True) | own
+    return (
+        own
+        | get_type_hints(TrainSettings, include_extras=True)
+        | get_type_hints(Schedule, include_extras=True)
+        | own
+    )
+
 
 def _near(name: str, known: Iterable[str]) -> str:
     "A hint at the name that may be meant."
@@ -82,18 +107,21 @@ Threads = Annotated[Count, Le(4096)]
 # %% ../nbs/50_records.ipynb #473cb390
 class RequestSettings(_Settings):
     "What a run is to forget, and how much of the rest it may use."
+
     request: Literal["class", "samples", "random", "poison", "mislabel"] = "class"
     classes: tuple[Whole | str, ...] = (0,)  # class: indices or names of the classes to forget
-    samples: tuple[Whole, ...] = ()          # samples: positions of the training images to forget
-    count: Count = 200                       # random: training images to draw; poison: training images to poison
-    target: Whole | str = 0                  # poison: index or name of the class that the patch calls up
-    patch_size: Count = 4                    # poison: side of the patch in pixels
-    patch_value: Pixel = 0                   # poison: raw pixel value of the patch
-    patch_corner: str = "lower right"        # poison: where the patch is
-    patch_replace: bool = False              # poison: take the place of the originals, instead of being added
-    mislabel_ratio: Part = 0.1               # mislabel: share of the training images with a wrong label
-    mislabel_how: str = "uniform"            # mislabel: "uniform" over all classes, or "permuted" among themselves
-    remain_limit: Whole | None = None        # images of the remain set that may be used; None: all
+    samples: tuple[Whole, ...] = ()  # samples: positions of the training images to forget
+    count: Count = 200  # random: training images to draw; poison: training images to poison
+    target: Whole | str = 0  # poison: index or name of the class that the patch calls up
+    patch_size: Count = 4  # poison: side of the patch in pixels
+    patch_value: Pixel = 0  # poison: raw pixel value of the patch
+    patch_corner: str = "lower right"  # poison: where the patch is
+    patch_replace: bool = False  # poison: take the place of the originals, instead of being added
+    mislabel_ratio: Part = 0.1  # mislabel: share of the training images with a wrong label
+    mislabel_how: str = (
+        "uniform"  # mislabel: "uniform" over all classes, or "permuted" among themselves
+    )
+    remain_limit: Whole | None = None  # images of the remain set that may be used; None: all
 
     @field_validator("classes")
     @classmethod
@@ -111,8 +139,15 @@ class RequestSettings(_Settings):
         values = {n: getattr(self, n) for n in ASKED[self.request]}
         return [self.request, *(sorted(v) if n == "samples" else v for n, v in values.items())]
 
-ASKED = {"class": ("classes",), "samples": ("samples",), "random": ("count",), "mislabel": ("mislabel_ratio", "mislabel_how"),
-         "poison": ("count", "target", "patch_size", "patch_value", "patch_corner", "patch_replace")}
+
+ASKED = {
+    "class": ("classes",),
+    "samples": ("samples",),
+    "random": ("count",),
+    "mislabel": ("mislabel_ratio", "mislabel_how"),
+    "poison": ("count", "target", "patch_size", "patch_value", "patch_corner", "patch_replace"),
+}
+
 
 def _index(which: int | str) -> int | str:
     "An index that is written as text as the number, so that both have one key; a name as it is."
@@ -121,57 +156,86 @@ def _index(which: int | str) -> int | str:
 # %% ../nbs/50_records.ipynb #e0a7c468
 class OptionSettings(_Settings):
     "The options of a method; None: the preset's value."
-    ratio: Share = 0.02                          # share of the units to mask
-    unit: Unit | None = None                     # what is masked together
-    reach: Reach | None = None                   # how much of a channel is masked
-    classifier_in_pool: bool | None = None       # may the final classifier be masked?
-    hard: bool = False                           # are masked weights held at zero in fine-tuning?
-    fisher_labels: Labels | None = None          # labels under which the Fisher information is taken
-    fisher_per: Per | None = None                # squares per sample, or per batch of 128
-    remain_weight: NotNegative | None = None     # λ in F_f/n_f − λ F_r/n_r
-    activation_per: Per | None = None            # activations per image, or per batch of 128
-    tfidf_direction: Direction | None = None     # which end of the scores is masked
-    tfidf_gate: bool | None = None               # are layers spared of which the ratio makes less than one filter?
-    tfidf_batches: Whole | None = None           # of the training set, that TF-IDF reads; 0: all
-    noise_alpha: Positive | None = None          # scale of the noise's variance
-    noise_exponent: Positive | None = None       # of the variance, for the standard deviation
-    noise_clamp: Positive | None = None          # the largest inverse Fisher information
-    noise_averaged: bool | None = None           # is the variance averaged over inputs?
-    noise_row: bool | None = None                # do the forgotten classes' rows of the classifier start from 0?
-    lissa_epochs: Count | None = None            # passes of LiSSA over the training set
+
+    ratio: Share = 0.02  # share of the units to mask
+    unit: Unit | None = None  # what is masked together
+    reach: Reach | None = None  # how much of a channel is masked
+    classifier_in_pool: bool | None = None  # may the final classifier be masked?
+    hard: bool = False  # are masked weights held at zero in fine-tuning?
+    fisher_labels: Labels | None = None  # labels under which the Fisher information is taken
+    fisher_per: Per | None = None  # squares per sample, or per batch of 128
+    remain_weight: NotNegative | None = None  # λ in F_f/n_f − λ F_r/n_r
+    activation_per: Per | None = None  # activations per image, or per batch of 128
+    tfidf_direction: Direction | None = None  # which end of the scores is masked
+    tfidf_gate: bool | None = (
+        None  # are layers spared of which the ratio makes less than one filter?
+    )
+    tfidf_batches: Whole | None = None  # of the training set, that TF-IDF reads; 0: all
+    noise_alpha: Positive | None = None  # scale of the noise's variance
+    noise_exponent: Positive | None = None  # of the variance, for the standard deviation
+    noise_clamp: Positive | None = None  # the largest inverse Fisher information
+    noise_averaged: bool | None = None  # is the variance averaged over inputs?
+    noise_row: bool | None = None  # do the forgotten classes' rows of the classifier start from 0?
+    lissa_epochs: Count | None = None  # passes of LiSSA over the training set
     lissa_damping: Share | None = None
-    lissa_scale: Positive | None = None          # at least half the largest eigenvalue of a batch's Hessian
-    lissa_divide: bool | None = None             # is the step divided by the number of forgotten images?
+    lissa_scale: Positive | None = None  # at least half the largest eigenvalue of a batch's Hessian
+    lissa_divide: bool | None = None  # is the step divided by the number of forgotten images?
 
     @property
     def options(self) -> dict[str, Any]:
         "The options that are set here and that the method reads; the preset has the others."
-        given = {name: value for name in OptionSettings.model_fields if (value := getattr(self, name)) is not None}
+        given = {
+            name: value
+            for name in OptionSettings.model_fields
+            if (value := getattr(self, name)) is not None
+        }
         MethodOptions(**given)  # values that make no sense are refused, whoever reads them
         reads = READS.get(getattr(self, "method", ""), given)
-        return {name: value for name, value in given.items() if name in reads or (name == "hard" and value)}
+        return {
+            name: value
+            for name, value in given.items()
+            if name in reads or (name == "hard" and value)
+        }
 
 # %% ../nbs/50_records.ipynb #777f535c
 _TABLES: dict[str, tuple[Any, str]] = {
-    "dataset": (DATASETS, "data set"), "network": (NETWORKS, "network"), "method": (METHODS, "method"), "preset": (PRESETS, "preset"),
-    "patch_corner": (CORNERS, "corner"), "mislabel_how": (WRONG, "way to mislabel")}
+    "dataset": (DATASETS, "data set"),
+    "network": (NETWORKS, "network"),
+    "method": (METHODS, "method"),
+    "preset": (PRESETS, "preset"),
+    "patch_corner": (CORNERS, "corner"),
+    "mislabel_how": (WRONG, "way to mislabel"),
+}
+
 
 class RunSettings(RequestSettings, OptionSettings):
     "Everything that can be chosen about one run. Unknown names and wrong types are refused."
-    dataset: str = "digits"                   # a name of `load_images`
-    subset: Count | None = None               # training images to draw; None: all
-    held_out: Count | None = None             # of these, images to draw that take the place of the test images; None: the test images
-    network: str = "resnet20"                 # a name of `build_model`
-    seed: Seed = 666                          # of all that is drawn: weights, orders, subsets, poisoned and mislabelled images
-    method: str = "fisher_mask"               # a name in `METHODS`
-    preset: str = "paper"                     # "paper" or "authors_code"
-    fine_tune_epochs: Whole = 5               # S, in which the schedule is replayed; 0: no fine-tuning
-    fine_tune_length: Count | None = None     # epochs of fine-tuning to run, beyond S at the last rate; None: S
-    fine_tune_lr: Positive | None = None      # a constant rate in place of the replayed schedule (paper, Figure 3)
+
+    dataset: str = "digits"  # a name of `load_images`
+    subset: Count | None = None  # training images to draw; None: all
+    held_out: Count | None = (
+        # of these, images to draw that take the place of the test images; None: the test images
+        None
+    )
+    network: str = "resnet20"  # a name of `build_model`
+    seed: Seed = (
+        666  # of all that is drawn: weights, orders, subsets, poisoned and mislabelled images
+    )
+    method: str = "fisher_mask"  # a name in `METHODS`
+    preset: str = "paper"  # "paper" or "authors_code"
+    fine_tune_epochs: Whole = 5  # S, in which the schedule is replayed; 0: no fine-tuning
+    fine_tune_length: Count | None = (
+        None  # epochs of fine-tuning to run, beyond S at the last rate; None: S
+    )
+    fine_tune_lr: Positive | None = (
+        None  # a constant rate in place of the replayed schedule (paper, Figure 3)
+    )
     device: Literal["cpu", "cuda"] = "cpu"
-    trained_on: Literal["cpu", "cuda"] | None = None  # device of w* and of retraining; None: `device`
-    threads: Threads = 2                      # of the CPU; their number can change the last bits of a result
-    train: TrainSettings = TrainSettings()    # its seed is replaced by `seed`
+    trained_on: Literal["cpu", "cuda"] | None = (
+        None  # device of w* and of retraining; None: `device`
+    )
+    threads: Threads = 2  # of the CPU; their number can change the last bits of a result
+    train: TrainSettings = TrainSettings()  # its seed is replaced by `seed`
 
     @field_validator(*_TABLES)
     @classmethod
@@ -194,20 +258,34 @@ def _too_many(settings: RunSettings) -> str | None:
         return f"`subset` is {subset}: {settings.dataset} has {known.images} training images."
     left = subset or known.images
     if settings.held_out is not None and not 2 <= settings.held_out < left:
-        return (f"`held_out` is {settings.held_out}: it must be from 2, so that there is one image of what is to be forgotten and one "
-                f"of the rest, to {left - 1}, less than the {left} training images.")
+        return (
+            f"`held_out` is {settings.held_out}: it must be from 2, so that there is "
+            "one image of what is to be forgotten and one "
+            f"of the rest, to {left - 1}, less than the {left} training images."
+        )
     rest = left - (settings.held_out or 0)
-    wanted = [n for n in (settings.classes if settings.request == "class" else [settings.target]) if isinstance(n, int)]
+    wanted = [
+        n
+        for n in (settings.classes if settings.request == "class" else [settings.target])
+        if isinstance(n, int)
+    ]
     if settings.request in ("class", "poison") and max(wanted, default=0) >= known.classes:
-        return f"class {max(wanted)} does not exist: {settings.dataset} has the classes 0 to {known.classes - 1}."
+        return (
+            f"class {max(wanted)} does not exist: {settings.dataset} has the classes 0 to "
+            f"{known.classes - 1}."
+        )
     return _unasked(settings, rest)
+
 
 def _unasked(settings: RunSettings, images: int) -> str | None:
     "Why what is to be forgotten is nothing, everything, or not there."
     if settings.request == "class" and not settings.classes:
         return "`classes` is empty: name a class to forget."
     if settings.request == "samples" and max(settings.samples) >= images:
-        return f"sample {max(settings.samples)} does not exist: there are the training images 0 to {images - 1}."
+        return (
+            f"sample {max(settings.samples)} does not exist: there are the training images "
+            f"0 to {images - 1}."
+        )
     if settings.request == "samples" and len(set(settings.samples)) < len(settings.samples):
         return "a sample is named twice in `samples`: give each position once."
     if settings.request in ("random", "poison") and settings.count >= images:
@@ -221,95 +299,185 @@ def strangers(request: str) -> set[str]:
     choose(request, ASKED, "request")
     return {name for names in ASKED.values() for name in names} - set(ASKED[request])
 
+
 def _stray(settings: RunSettings) -> str | None:
-    "Why a setting has no meaning for the kind of the request or without fine-tuning, or is missing."
+    """Why a setting has no meaning for the kind of the request or without fine-tuning, or is
+    missing."""
     tuning = [n for n in ("fine_tune_length", "fine_tune_lr") if getattr(settings, n) is not None]
-    if tuning and (settings.method == "retrain" or not settings.fine_tune_epochs): return f"`{tuning[0]}` has no meaning without fine-tuning: leave it out."
-    if settings.request == "samples" and not settings.samples: return '`samples` must be given if, and only if, `request` is "samples".'
+    if tuning and (settings.method == "retrain" or not settings.fine_tune_epochs):
+        return f"`{tuning[0]}` has no meaning without fine-tuning: leave it out."
+    if settings.request == "samples" and not settings.samples:
+        return '`samples` must be given if, and only if, `request` is "samples".'
     known = strangers(settings.request)
-    odd = [n for n in RunSettings.model_fields if n in known and getattr(settings, n) != RunSettings.model_fields[n].default]
-    return f"`{odd[0]}` has no meaning for the request {settings.request!r}: leave it out, or choose another `request`." if odd else None
+    odd = [
+        n
+        for n in RunSettings.model_fields
+        if n in known and getattr(settings, n) != RunSettings.model_fields[n].default
+    ]
+    return (
+        f"`{odd[0]}` has no meaning for the request {settings.request!r}: leave it "
+        "out, or choose another `request`."
+        if odd
+        else None
+    )
+
 
 def _unfit(settings: RunSettings) -> str | None:
-    "Why a method can't do what is asked: some only forget classes (paper, 'Remove Poisoned Samples')."
-    if settings.request == "class" or settings.method not in ("mask_classifier", "tfidf", "fisher_noise"): return None
-    return f"`{settings.method}` forgets classes: it has no meaning for the request {settings.request!r}."
+    """Why a method can't do what is asked: some only forget classes (paper, 'Remove Poisoned
+    Samples')."""
+    if settings.request == "class" or settings.method not in (
+        "mask_classifier",
+        "tfidf",
+        "fisher_noise",
+    ):
+        return None
+    return (
+        f"`{settings.method}` forgets classes: it has no meaning for the request "
+        f"{settings.request!r}."
+    )
+
 
 def _unlimited(settings: RunSettings) -> str | None:
     "Why a method needs more of the remain set than there is (paper, Table 5)."
-    if settings.remain_limit is None: return None
-    whole = {"retrain": "is the yardstick", "influence": "needs the Hessian of the whole training set"}
-    if settings.method in whole: return f"`{settings.method}` {whole[settings.method]}: leave `remain_limit` out."
-    if settings.remain_limit: return None
-    if settings.method == "fisher_noise": return "`fisher_noise` can't be calculated without remain data: let `remain_limit` be 1 or more."
-    return "there is nothing to fine-tune on without remain data: let `fine_tune_epochs` be 0." if settings.fine_tune_epochs else None
+    if settings.remain_limit is None:
+        return None
+    whole = {
+        "retrain": "is the yardstick",
+        "influence": "needs the Hessian of the whole training set",
+    }
+    if settings.method in whole:
+        return f"`{settings.method}` {whole[settings.method]}: leave `remain_limit` out."
+    if settings.remain_limit:
+        return None
+    if settings.method == "fisher_noise":
+        return (
+            "`fisher_noise` can't be calculated without remain data: let `remain_limit` be "
+            "1 or more."
+        )
+    return (
+        "there is nothing to fine-tune on without remain data: let `fine_tune_epochs` be 0."
+        if settings.fine_tune_epochs
+        else None
+    )
 
 # %% ../nbs/50_records.ipynb #70c81b6c
 RECIPE = 1
+
 
 def _hash(values: dict[str, Any]) -> str:
     "16 hexadecimal digits of the SHA-256 of JSON with sorted keys."
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
+
 _OF_TRAINING = ("dataset", "subset", "network", "seed", "device", "threads")
 _OF_DATA = ("poison", "mislabel")  # requests that change the training set
+
 
 @checked
 def training_settings(settings: RunSettings) -> dict[str, Any]:
     "The settings that can change w*, by name."
     asked = ("request", *ASKED[settings.request]) if settings.request in _OF_DATA else ()
-    return settings.model_dump(include={*_OF_TRAINING, "held_out", "train", *asked}) | {"device": _trained_on(settings)}
+    return settings.model_dump(include={*_OF_TRAINING, "held_out", "train", *asked}) | {
+        "device": _trained_on(settings)
+    }
+
 
 def _trained_on(settings: RunSettings) -> str:
     "The device of w* and of retraining."
     return settings.trained_on or settings.device
 
+
 def _training_values(settings: RunSettings) -> dict[str, Any]:
     "What can change w*, as its key has it."
     changed: dict[str, Any] = {"data": settings.asked} if settings.request in _OF_DATA else {}
-    if settings.held_out is not None: changed["held_out"] = settings.held_out
-    return {n: getattr(settings, n) for n in _OF_TRAINING} | {"device": _trained_on(settings), "train": replace(settings.train, seed=settings.seed).values, "recipe": RECIPE} | changed
+    if settings.held_out is not None:
+        changed["held_out"] = settings.held_out
+    return (
+        {n: getattr(settings, n) for n in _OF_TRAINING}
+        | {
+            "device": _trained_on(settings),
+            "train": replace(settings.train, seed=settings.seed).values,
+            "recipe": RECIPE,
+        }
+        | changed
+    )
+
 
 @checked
 def training_key(settings: RunSettings) -> str:
-    "The key of the training of w*, shared by all methods, and by all requests that leave the training set as it is."
+    """The key of the training of w*, shared by all methods, and by all requests that leave the
+    training set as it is."""
     return _hash(_training_values(settings))
+
 
 @checked
 def unusual_options(settings: RunSettings) -> dict[str, Any]:
-    "The options that decide what a run does and are not those of its preset, without the ratio, which has no preset."
+    """The options that decide what a run does and are not those of its preset, without the
+    ratio, which has no preset."""
     method, preset = settings.method, settings.preset
-    given, usual = options_read(method, method_options(method, preset, **settings.options)), options_read(method, method_options(method, preset))
-    return {name: value for name, value in given.items() if name != "ratio" and usual.get(name) != value}
+    given, usual = (
+        options_read(method, method_options(method, preset, **settings.options)),
+        options_read(method, method_options(method, preset)),
+    )
+    return {
+        name: value for name, value in given.items() if name != "ratio" and usual.get(name) != value
+    }
+
 
 @checked
 def run_key(settings: RunSettings) -> str:
     "The key of a whole run."
-    options = options_read(settings.method, method_options(settings.method, settings.preset, **settings.options))
+    options = options_read(
+        settings.method, method_options(settings.method, settings.preset, **settings.options)
+    )
     tuned = None if settings.method == "retrain" else settings.fine_tune_epochs
-    rare = {n: v for n in ("remain_limit", "fine_tune_length", "fine_tune_lr") if (v := getattr(settings, n)) is not None}
-    if settings.method != "retrain" and settings.device != _trained_on(settings): rare["unlearned_on"] = settings.device
-    return _hash(_training_values(settings) | {"request": settings.asked, "method": settings.method, "fine_tune_epochs": tuned, "options": options} | rare)
+    rare = {
+        n: v
+        for n in ("remain_limit", "fine_tune_length", "fine_tune_lr")
+        if (v := getattr(settings, n)) is not None
+    }
+    if settings.method != "retrain" and settings.device != _trained_on(settings):
+        rare["unlearned_on"] = settings.device
+    return _hash(
+        _training_values(settings)
+        | {
+            "request": settings.asked,
+            "method": settings.method,
+            "fine_tune_epochs": tuned,
+            "options": options,
+        }
+        | rare
+    )
 
 # %% ../nbs/50_records.ipynb #a0ea8ea5
-_TRAIN = tuple(f.name for f in fields(TrainSettings) if f.name not in ("schedule", "epochs", "seed"))
+_TRAIN = tuple(
+    f.name for f in fields(TrainSettings) if f.name not in ("schedule", "epochs", "seed")
+)
 _SCHEDULE = ("lr", "epochs", "drops", "warmup")
 PARAMETERS = tuple(n for n in RunSettings.model_fields if n != "train") + _SCHEDULE + _TRAIN
+
 
 @cache
 def profiles() -> dict[str, dict[str, Any]]:
     "The profiles by name, as their YAML files have them. They are read once: don't change them."
     folder = importlib.resources.files("fisher_unlearn.profiles")
-    return {Path(f.name).stem: yaml.safe_load(f.read_text(encoding="utf-8")) for f in folder.iterdir() if f.name.endswith(".yaml")}
+    return {
+        Path(f.name).stem: yaml.safe_load(f.read_text(encoding="utf-8"))
+        for f in folder.iterdir()
+        if f.name.endswith(".yaml")
+    }
 
 # %% ../nbs/50_records.ipynb #0ce6b255
 @checked
-def resolve(profile: str = "quick",  # "quick", "cpu" or "paper"
-            **parameters: Any,       # names in `PARAMETERS`; None means the profile's value
-            ) -> RunSettings:
-    """Settings from a profile and parameters. Drops and warm-up scale with `epochs` unless they are given too.
+def resolve(
+    profile: str = "quick",  # "quick", "cpu" or "paper"
+    **parameters: Any,  # names in `PARAMETERS`; None means the profile's value
+) -> RunSettings:
+    """Settings from a profile and parameters. Drops and warm-up scale with `epochs` unless they
+    are given too.
 
-    Raises `ValueError` in one sentence, with the nearest valid name, for anything that can't be run."""
+    Raises `ValueError` in one sentence, with the nearest valid name, for anything that can't be
+    run."""
     table = profiles()
     values = dict(table[choose(profile, table, "profile")])
     given = {name: value for name, value in parameters.items() if value is not None}
@@ -317,31 +485,50 @@ def resolve(profile: str = "quick",  # "quick", "cpu" or "paper"
         choose(name, PARAMETERS, "parameter")
     _no_stranger(given)
     sets = values.pop("datasets")
-    for name in ("seeds", "cells", "tasks"): values.pop(name)
+    for name in ("seeds", "cells", "tasks"):
+        values.pop(name)
     name = choose(given.get("dataset", values["dataset"]), DATASETS, "data set")
-    if name not in sets: raise ValueError(f"the profile {profile!r} has no settings for {name}: choose {', '.join(sets)}, or another profile.")
+    if name not in sets:
+        raise ValueError(
+            f"the profile {profile!r} has no settings for {name}: choose "
+            f"{', '.join(sets)}, or another profile."
+        )
     values |= sets[name]
-    return _settings(values | _scaled(values, given) | given | {"device": _device(given.get("device", "auto"))})
+    return _settings(
+        values | _scaled(values, given) | given | {"device": _device(given.get("device", "auto"))}
+    )
 
 # %% ../nbs/50_records.ipynb #a03ccf3a
 def _no_stranger(given: Mapping[str, Any]) -> None:
-    "`ValueError` if a parameter is given that only other kinds of requests have, even at its default."
+    """`ValueError` if a parameter is given that only other kinds of requests have, even at its
+    default."""
     request = given.get("request", "class")
     odd = sorted(strangers(request) & {*given}) if request in ASKED else []
     if odd:
-        raise ValueError(f"`{odd[0]}` has no meaning for the request {request!r}: leave it out, or choose another `request`.")
+        raise ValueError(
+            f"`{odd[0]}` has no meaning for the request {request!r}: leave it out, or "
+            "choose another `request`."
+        )
+
 
 def _scaled(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    "Drops and warm-up in proportion, if only the number of epochs was given; drops that fall on neither side are left out."
+    """Drops and warm-up in proportion, if only the number of epochs was given; drops that fall
+    on neither side are left out."""
     epochs = _index(scalar(given.get("epochs", values["epochs"])))
     if not isinstance(epochs, int) or isinstance(epochs, bool):
         return {}
     scale = lambda e: e * epochs // values["epochs"]
-    return {"drops": [scale(e) for e in values["drops"] if 0 < scale(e) < epochs], "warmup": scale(values.get("warmup", 0))}
+    return {
+        "drops": [scale(e) for e in values["drops"] if 0 < scale(e) < epochs],
+        "warmup": scale(values.get("warmup", 0)),
+    }
+
 
 def _device(device: str) -> str:
-    "`auto` is the GPU if there is one; `cuda` may be asked for without one, to read what was run elsewhere."
-    if choose(device, ("auto", "cpu", "cuda"), "device") != "auto": return device
+    """`auto` is the GPU if there is one; `cuda` may be asked for without one, to read what was
+    run elsewhere."""
+    if choose(device, ("auto", "cpu", "cuda"), "device") != "auto":
+        return device
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 # %% ../nbs/50_records.ipynb #535f1c45
@@ -349,6 +536,7 @@ def _device(device: str) -> str:
 def _plain_hints() -> dict[str, Any]:
     "The types of all settings by name."
     return get_type_hints(RunSettings) | get_type_hints(TrainSettings) | get_type_hints(Schedule)
+
 
 def _numbers_only(values: Mapping[str, Any]) -> None:
     "`ValueError` for True and False where neither is meant: they would pass for 1 and 0."
@@ -358,19 +546,26 @@ def _numbers_only(values: Mapping[str, Any]) -> None:
         if any(isinstance(v, bool) for v in inside) and "bool" not in str(hints.get(name)):
             raise ValueError(f"`{name}` is {value}: True and False are no values of it.")
 
+
 def _settings(values: dict[str, Any]) -> RunSettings:
     "Flat values as `RunSettings`; the first thing that is wrong with them in one sentence."
     _numbers_only(values)
     schedule = {n: values[n] for n in _SCHEDULE if n in values}
     train = {n: values[n] for n in _TRAIN if n in values} | {"schedule": schedule}
-    return RunSettings(**{n: v for n, v in values.items() if n in RunSettings.model_fields} | {"train": train})
+    return RunSettings(
+        **{n: v for n, v in values.items() if n in RunSettings.model_fields} | {"train": train}
+    )
 
 # %% ../nbs/50_records.ipynb #2b32f6ea
 def _git_environment() -> dict[str, str]:
-    "Without what points git to another repository, such as `GIT_DIR` in a hook; its configuration stays."
+    """Without what points git to another repository, such as `GIT_DIR` in a hook; its
+    configuration stays."""
+
     def elsewhere(name: str) -> bool:
         return name.startswith("GIT_") and not name.startswith("GIT_CONFIG_")
+
     return {name: value for name, value in os.environ.items() if not elsewhere(name)}
+
 
 def _git(*args: str) -> str | None:
     "The output of a git command in the folder of this package, or None."
@@ -381,35 +576,66 @@ def _git(*args: str) -> str | None:
         return None  # no git on this machine
     return os.fsdecode(done.stdout).strip() if done.returncode == 0 else None
 
+
 def _own_checkout() -> bool:
-    "Is the repository around this package its own, and not one that it was installed or copied into?"
+    """Is the repository around this package its own, and not one that it was installed or copied
+    into?"""
     if _git("rev-parse", "--show-prefix") != "fisher_unlearn/":
         return False
     return _git("ls-files", "--error-unmatch", "__init__.py", "../nbs/index.ipynb") is not None
 
+
 def _processor() -> str:
     "The name of the CPU."
     info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text(encoding="utf-8").splitlines() if line.startswith("model name")] if info.exists() else []
+    names = (
+        [
+            line.split(":")[1].strip()
+            for line in info.read_text(encoding="utf-8").splitlines()
+            if line.startswith("model name")
+        ]
+        if info.exists()
+        else []
+    )
     return names[0] if names else platform.processor() or platform.machine()
+
 
 @checked
 def provenance(device: Literal["cpu", "cuda"] = "cpu") -> dict[str, Any]:
     "Versions, commit and device of this process."
     tracked = _own_checkout()
-    return {"fisher_unlearn": fisher_unlearn.__version__, "commit": _git("rev-parse", "HEAD") if tracked else None,
-            "clean": _git("status", "--porcelain", "--untracked-files=no", "--", ":(top,exclude)figures") == "" if tracked else None,
-            "python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__, "numpy": numpy.__version__,
-            "cuda": torch.version.cuda if device == "cuda" else None, "system": platform.system(), "processor": _processor(), "instructions": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count(),
-            "device": torch.cuda.get_device_name() if device == "cuda" else "cpu"}
+    return {
+        "fisher_unlearn": fisher_unlearn.__version__,
+        "commit": _git("rev-parse", "HEAD") if tracked else None,
+        "clean": _git(
+            "status", "--porcelain", "--untracked-files=no", "--", ":(top,exclude)figures"
+        )
+        == ""
+        if tracked
+        else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": numpy.__version__,
+        "cuda": torch.version.cuda if device == "cuda" else None,
+        "system": platform.system(),
+        "processor": _processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+    }
 
 # %% ../nbs/50_records.ipynb #3141cad1
 @checked
 def machine_of(record: Mapping[str, Any]) -> str:
-    "Device, processor, instruction set and number of threads of a record, such as `cpu (AMD EPYC with AVX512, 2 threads)`."
+    """Device, processor, instruction set and number of threads of a record, such as `cpu (AMD
+    EPYC with AVX512, 2 threads)`."""
     made = record["provenance"]
     instructions = f" with {made['instructions']}" if made.get("instructions") else ""
-    return f"{made['device']} ({made['processor']}{instructions}, {record['settings']['threads']} threads)"
+    return (
+        f"{made['device']} ({made['processor']}{instructions}, "
+        f"{record['settings']['threads']} threads)"
+    )
 
 # %% ../nbs/50_records.ipynb #c9ab341a
 Percent = Annotated[float, Interval(ge=0, le=100)]
@@ -417,12 +643,16 @@ Hex = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Key = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
 Plain = bool | int | float | str | None
 
+
 class _Part(BaseModel):
     "A part of a record: nothing else is in it, no type is converted, and no number is infinite."
+
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
 
 class _Data(_Part):
     "The images of a record."
+
     name: str
     digest: Hex
     source: str
@@ -431,8 +661,10 @@ class _Data(_Part):
     size: Count
     remarks: dict[str, str]
 
+
 class _Provenance(_Part):
     "What a record was made by; see `provenance`."
+
     fisher_unlearn: str
     commit: str | None
     clean: bool | None
@@ -450,6 +682,7 @@ class _Provenance(_Part):
 # %% ../nbs/50_records.ipynb #cea5a715
 class _Epoch(_Part):
     "A row of a history, or of the measurements within a method."
+
     epoch: Whole
     lr: NotNegative | None = None
     train_loss: NotNegative | None = None
@@ -467,8 +700,10 @@ class _Epoch(_Part):
     precision: str | None = None
     graphed: bool | None = None
 
+
 class _Changed(_Part):
     "What a method did to a tensor."
+
     name: str
     entries: Whole
     masked: Whole
@@ -477,8 +712,10 @@ class _Changed(_Part):
     kernels: Whole | None = None
     channels: Whole | None = None
 
+
 class _Asked(_Part):
     "What a run was asked to forget."
+
     kind: Literal["class", "samples", "random", "poison", "mislabel"]
     classes: list[Whole]
     forget: Count
@@ -489,12 +726,15 @@ class _Asked(_Part):
 # %% ../nbs/50_records.ipynb #b0581214
 class _Agreed(_Part):
     "How like a retrained model one answers on a set of images; see `Agreement`."
+
     images: Count
     same_top1: Percent
     divergence: NotNegative
 
+
 class ReadoutRecord(_Part):
     "What was read out of a run: an agreement, or a re-learn time."
+
     key: Key
     readout: Literal["agreement", "relearn_classifier", "relearn_all"]
     provenance: _Provenance
@@ -522,6 +762,7 @@ class ReadoutRecord(_Part):
 # %% ../nbs/50_records.ipynb #9a0a2dd8
 class _Made(_Part):
     "What all records hold that were made from settings."
+
     key: Key
     settings: dict[str, Any]
     digest: Hex | None = None  # of all else that is in the record
@@ -531,8 +772,10 @@ class _Made(_Part):
         "The settings."
         return RunSettings.model_validate(self.settings)
 
+
 class TrainingRecord(_Made):
     "The training of w*."
+
     data: _Data
     provenance: _Provenance
     history: list[_Epoch]
@@ -545,8 +788,10 @@ class TrainingRecord(_Made):
         _check_epochs(self.history, range(1, self.chosen.train.length + 1))
         return self
 
+
 class FailureRecord(_Made):
     "Why a run is not done."
+
     error: str
     reason: str
 
@@ -558,6 +803,7 @@ class FailureRecord(_Made):
 # %% ../nbs/50_records.ipynb #f1448990
 class RunRecord(_Made):
     "A run, and what was read out of it, where that is kept with it."
+
     data: _Data
     provenance: _Provenance
     training: Key | None
@@ -568,7 +814,7 @@ class RunRecord(_Made):
     history: list[_Epoch]
     seconds: dict[str, NotNegative]
     steps: list[_Epoch] = []
-    spared: NotNegative = 0.
+    spared: NotNegative = 0.0
     memory: dict[str, NotNegative] = {}
     weights: Hex | None = None  # the digest of the weights that it ended with
     readouts: dict[str, ReadoutRecord] = {}
@@ -586,10 +832,12 @@ class RunRecord(_Made):
                 raise ValueError(f"the readout {name!r} is not one of this run")
         return self
 
+
 def _check_key(key: str, right: str) -> None:
     "Refuse a record whose key is not that of its settings."
     if key != right:
         raise ValueError(f"its key is {key}, and that of its settings {right}")
+
 
 def _check_epochs(history: list[_Epoch], epochs: range) -> None:
     "Refuse a history that is not of these epochs."
@@ -598,7 +846,12 @@ def _check_epochs(history: list[_Epoch], epochs: range) -> None:
 
 # %% ../nbs/50_records.ipynb #2d7ff642
 _KINDS: dict[str, type[_Part]] = {
-    "readout": ReadoutRecord, "error": FailureRecord, "request": RunRecord, "history": TrainingRecord}
+    "readout": ReadoutRecord,
+    "error": FailureRecord,
+    "request": RunRecord,
+    "history": TrainingRecord,
+}
+
 
 @checked
 def record_digest(record: Mapping[str, Any]) -> str:
@@ -606,9 +859,11 @@ def record_digest(record: Mapping[str, Any]) -> str:
     rest = {name: part for name, part in record.items() if name not in ("digest", "readouts")}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
+
 @checked
-def check_record(record: Any,  # as JSON has it
-                 ) -> Any:     # a `TrainingRecord`, `RunRecord`, `ReadoutRecord` or `FailureRecord`
+def check_record(
+    record: Any,  # as JSON has it
+) -> Any:  # a `TrainingRecord`, `RunRecord`, `ReadoutRecord` or `FailureRecord`
     "Read a record by the schema; `ValueError` that says in a few words what is wrong with it."
     if not isinstance(record, dict) or "key" not in record:
         raise ValueError("it has no key")
@@ -623,6 +878,7 @@ def check_record(record: Any,  # as JSON has it
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     return found
+
 
 def _first(error: ValidationError) -> str:
     "The first thing that is wrong with values, in a few words."
@@ -639,12 +895,18 @@ def _first(error: ValidationError) -> str:
 _KEY = re.compile(r"(train-)?[0-9a-f]{16}")
 _READOUT = re.compile(r"agreement|relearn_(classifier|all)_[1-9][0-9]{0,8}")
 
+
 @checked
 def checked_key(key: str) -> str:
-    "The name of the folder of a run or a training; `ValueError` if it is anything else, such as a path."
+    """The name of the folder of a run or a training; `ValueError` if it is anything else, such
+    as a path."""
     if not _KEY.fullmatch(key):
-        raise ValueError(f"{key!r} is no key of a run: a key is 16 hexadecimal digits, with `train-` before them for w*.")
+        raise ValueError(
+            f"{key!r} is no key of a run: a key is 16 hexadecimal digits, with "
+            "`train-` before them for w*."
+        )
     return key
+
 
 @checked
 def folder_name(record: Any) -> str:
@@ -659,11 +921,14 @@ def runs_root(runs: str | Path | None = None) -> Path:
         raise ValueError("the folder of runs has no name: leave it out, or name one.")
     return Path(runs or os.environ.get("FISHER_UNLEARN_RUNS") or "runs")
 
+
 @checked
-def write_record(path: str | Path,
-                 record: dict[str, Any],
-                 ) -> dict[str, Any]:  # as it will be read
-    "Check a record and write it, with its digest, at once or not at all; `ValueError` if it is none."
+def write_record(
+    path: str | Path,
+    record: dict[str, Any],
+) -> dict[str, Any]:  # as it will be read
+    """Check a record and write it, with its digest, at once or not at all; `ValueError` if it is
+    none."""
     plain = json.loads(json.dumps(record))
     plain["digest"] = record_digest(plain)
     _checked_file(Path(path), plain)
@@ -674,7 +939,8 @@ def write_record(path: str | Path,
 # %% ../nbs/50_records.ipynb #f613bcdb
 @checked
 def read_record(path: str | Path) -> dict[str, Any] | None:
-    "A record, or None if the run is not done; `ValueError` in one sentence if the file is no record, or not the one that belongs there."
+    """A record, or None if the run is not done; `ValueError` in one sentence if the file is no
+    record, or not the one that belongs there."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -689,16 +955,20 @@ def read_record(path: str | Path) -> dict[str, Any] | None:
         raise _refused(path, error) from error
     return record
 
+
 def _refused(path: Path, error: Exception) -> ValueError:
     "What to say of a file that is no record."
     why = " ".join(str(error).split()).rstrip(".")
     return ValueError(f"{path} is not a record ({why}): delete it, and the run will be done again.")
 
+
 @checked
 def parsed(text: str) -> Any:
     "JSON as Python has it; `ValueError` for anything else, numbers that are none among it."
+
     def refuse(name: str) -> None:
         raise ValueError(f"{name} is no number")
+
     try:
         return json.loads(text, parse_constant=refuse)
     except RecursionError:
@@ -706,14 +976,19 @@ def parsed(text: str) -> Any:
 
 # %% ../nbs/50_records.ipynb #c9f3f77e
 _PLACES: dict[str, tuple[type[_Part], ...]] = {
-    "record": (TrainingRecord, RunRecord), "failure": (FailureRecord,)}
+    "record": (TrainingRecord, RunRecord),
+    "failure": (FailureRecord,),
+}
+
 
 def _checked_file(path: Path, record: Any) -> Any:
     "Check a record and that it belongs into a file; `ValueError` in a few words otherwise."
     found = check_record(record)
     named = _PLACES.get(path.stem) or ((ReadoutRecord,) if _READOUT.fullmatch(path.stem) else None)
     if named and not isinstance(found, named):
-        raise ValueError(f"it is a {type(found).__name__}, which does not belong into a file of that name")
+        raise ValueError(
+            f"it is a {type(found).__name__}, which does not belong into a file of that name"
+        )
     if isinstance(found, ReadoutRecord) and named and found.name != path.stem:
         raise ValueError(f"it is the readout {found.name}")
     place = path.parent.name if named else path.stem

@@ -27,7 +27,9 @@ from .arguments import Count, Whole, check_fields, checked
 from .atomic import locked, writable_folder, write_whole
 from .data import choose
 from .metrics import Window, best_epoch, fluctuation, mean_and_deviation
-from .records import ASKED, RunSettings, check_record, machine_of, parsed, profiles, read_record, resolve, run_key, runs_root, unusual_options, write_record
+from .records import ASKED, RunSettings, check_record, machine_of, parsed, profiles
+from .records import read_record, resolve, run_key, runs_root, unusual_options
+from .records import write_record
 from .run import check_same_images, kept_root
 from .unlearn import PRESETS, method_options, options_read
 
@@ -35,76 +37,164 @@ Record = dict[str, Any]
 
 # %% ../nbs/52_report.ipynb #90f0e8da
 @checked
-def paper_numbers(table: int | None = None,  # number of a table, 1 to 5; None: all
-                  ) -> pd.DataFrame:         # columns table, setting, method, phase, metric, mean, std
-    "What the paper prints in Tables 1 to 5: percent, and epochs to the best; `ValueError` for a table that is not there."
-    with importlib.resources.files("fisher_unlearn").joinpath("paper_numbers.csv").open(encoding="utf-8") as file: numbers = pd.read_csv(file)
-    if table is None: return numbers
+def paper_numbers(
+    table: int | None = None,  # number of a table, 1 to 5; None: all
+) -> pd.DataFrame:  # columns table, setting, method, phase, metric, mean, std
+    """What the paper prints in Tables 1 to 5: percent, and epochs to the best; `ValueError` for
+    a table that is not there."""
+    with (
+        importlib.resources.files("fisher_unlearn")
+        .joinpath("paper_numbers.csv")
+        .open(encoding="utf-8") as file
+    ):
+        numbers = pd.read_csv(file)
+    if table is None:
+        return numbers
     choose(str(table), [str(t) for t in numbers.table.unique()], "table")
     return numbers[numbers.table == table].reset_index(drop=True)
 
 # %% ../nbs/52_report.ipynb #88d31b27
-METHOD_NAMES = {"retrain": "Retrain", "finetune": "Finetune", "mask_classifier": "MaskClassifier", "random_mask": "RandomMask", "tfidf": "TF-IDF",
-                "fisher_noise": "FisherNoise", "activation_mask": "ActivationMask", "influence": "Influence", "fisher_mask": "FisherMask"}
+METHOD_NAMES = {
+    "retrain": "Retrain",
+    "finetune": "Finetune",
+    "mask_classifier": "MaskClassifier",
+    "random_mask": "RandomMask",
+    "tfidf": "TF-IDF",
+    "fisher_noise": "FisherNoise",
+    "activation_mask": "ActivationMask",
+    "influence": "Influence",
+    "fisher_mask": "FisherMask",
+}
+
 
 @checked
 def row_label(settings: RunSettings) -> str:
-    "A method as the paper names it, and in parentheses the preset, where presets differ, and options that are not the preset's."
+    """A method as the paper names it, and in parentheses the preset, where presets differ, and
+    options that are not the preset's."""
     differ = len({str(preset.get(settings.method)) for preset in PRESETS.values()}) > 1
-    more = [*([settings.preset] if differ else []), *(f"{name}={value}" for name, value in unusual_options(settings).items())]
+    more = [
+        *([settings.preset] if differ else []),
+        *(f"{name}={value}" for name, value in unusual_options(settings).items()),
+    ]
     return METHOD_NAMES[settings.method] + (f" ({', '.join(more)})" if more else "")
 
 # %% ../nbs/52_report.ipynb #957f8329
-DATASET_NAMES = {"digits": "Digits", "mnist": "MNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100", "tinyimagenet": "TinyImageNet"}
-NETWORK_NAMES = {"resnet20": "ResNet20", "resnet50": "ResNet50", "vgg16": "VGG16", "googlenet": "GoogLeNet", "densenet": "DenseNet"}
-PAPER_NETWORKS = {dataset: (resnet, "vgg16", "googlenet", "densenet")
-                  for dataset, resnet in [("mnist", "resnet20"), ("cifar10", "resnet20"), ("cifar100", "resnet50"), ("tinyimagenet", "resnet50")]}
-CELLS = tuple(f"{NETWORK_NAMES[n]}/{DATASET_NAMES[d]}" for d, networks in PAPER_NETWORKS.items() for n in networks)
+DATASET_NAMES = {
+    "digits": "Digits",
+    "mnist": "MNIST",
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+    "tinyimagenet": "TinyImageNet",
+}
+NETWORK_NAMES = {
+    "resnet20": "ResNet20",
+    "resnet50": "ResNet50",
+    "vgg16": "VGG16",
+    "googlenet": "GoogLeNet",
+    "densenet": "DenseNet",
+}
+PAPER_NETWORKS = {
+    dataset: (resnet, "vgg16", "googlenet", "densenet")
+    for dataset, resnet in [
+        ("mnist", "resnet20"),
+        ("cifar10", "resnet20"),
+        ("cifar100", "resnet50"),
+        ("tinyimagenet", "resnet50"),
+    ]
+}
+CELLS = tuple(
+    f"{NETWORK_NAMES[n]}/{DATASET_NAMES[d]}"
+    for d, networks in PAPER_NETWORKS.items()
+    for n in networks
+)
+
 
 @cache
 def _protocol(dataset: str, network: str) -> RunSettings | None:
     "The paper's settings for a data set; None if it has none."
-    return resolve("paper", dataset=dataset, network=network, device="cpu") if dataset in profiles()["paper"]["datasets"] else None
+    return (
+        resolve("paper", dataset=dataset, network=network, device="cpu")
+        if dataset in profiles()["paper"]["datasets"]
+        else None
+    )
 
 # %% ../nbs/52_report.ipynb #69555abe
 def _asked(record: Record, settings: RunSettings) -> list[str]:
     "What a record was to forget, in words; [] for class 0."
     asked, noise = record["request"], f"{100 * settings.mislabel_ratio:g}% label noise"
     kind, classes = asked["kind"], asked["classes"]
-    if kind == "class": return [] if classes == [0] else [f"classes {' '.join(map(str, classes))}"]
+    if kind == "class":
+        return [] if classes == [0] else [f"classes {' '.join(map(str, classes))}"]
     drawn = f"{asked['forget']} {'random' if kind == 'random' else 'given'} samples"
     return [{"poison": "poison", "mislabel": noise}.get(kind, drawn)]
 
+
 def _fine_tuned(s: RunSettings) -> list[str]:
-    "What is unusual in the fine-tuning of a run, in words: little remain data, a constant rate, more epochs than S."
-    limit = [] if s.remain_limit is None else ["no remain data" if s.remain_limit == 0 else f"{s.remain_limit} remain images"]
+    """What is unusual in the fine-tuning of a run, in words: little remain data, a constant
+    rate, more epochs than S."""
+    limit = (
+        []
+        if s.remain_limit is None
+        else ["no remain data" if s.remain_limit == 0 else f"{s.remain_limit} remain images"]
+    )
     rate = [] if s.fine_tune_lr is None else [f"rate {s.fine_tune_lr:g}"]
-    return limit + rate + ([] if s.fine_tune_length is None else [f"{s.fine_tune_length} epochs of fine-tuning"])
+    return (
+        limit
+        + rate
+        + ([] if s.fine_tune_length is None else [f"{s.fine_tune_length} epochs of fine-tuning"])
+    )
+
 
 @checked
 def setting_name(record: Record) -> str:
-    "What a record's run has in common with others in a row of tables: network/data set, and what differs from forgetting class 0 with all that remains."
+    """What a record's run has in common with others in a row of tables: network/data set, and
+    what differs from forgetting class 0 with all that remains."""
     s = RunSettings.model_validate(record["settings"])
     usual = (_protocol(s.dataset, s.network) or RunSettings()).ratio
     masks = "ratio" in options_read(s.method, method_options(s.method, s.preset))
     ratio = [f"R = {s.ratio:g}"] if masks and (s.request == "poison" or s.ratio != usual) else []
-    return ", ".join([f"{NETWORK_NAMES[s.network]}/{DATASET_NAMES[s.dataset]}", *_asked(record, s), *_fine_tuned(s), *ratio])
+    return ", ".join(
+        [
+            f"{NETWORK_NAMES[s.network]}/{DATASET_NAMES[s.dataset]}",
+            *_asked(record, s),
+            *_fine_tuned(s),
+            *ratio,
+        ]
+    )
 
 # %% ../nbs/52_report.ipynb #7446004d
 _R20, AVERAGE = "ResNet20/CIFAR10", "average of 16 settings"
 PAPER_SETTINGS = {
-    "ResNet20/CIFAR10 (3 seeds)": _R20, "GoogLeNet/CIFAR100 (3 seeds)": "GoogLeNet/CIFAR100", "average of 16 settings (48 runs)": AVERAGE,
+    "ResNet20/CIFAR10 (3 seeds)": _R20,
+    "GoogLeNet/CIFAR100 (3 seeds)": "GoogLeNet/CIFAR100",
+    "average of 16 settings (48 runs)": AVERAGE,
     "CIFAR10/ResNet20 poison; no mask": f"{_R20}, poison",
-    **{f"CIFAR10/ResNet20 poison; mask ratio {r:.2f}": f"{_R20}, poison, R = {r:g}" for r in (.15, .20, .25)},
-    **{f"CIFAR10/ResNet20 label noise {share}%": f"{_R20}, {share}% label noise" for share in (10, 30, 50)},
+    **{
+        f"CIFAR10/ResNet20 poison; mask ratio {r:.2f}": f"{_R20}, poison, R = {r:g}"
+        for r in (0.15, 0.20, 0.25)
+    },
+    **{
+        f"CIFAR10/ResNet20 label noise {share}%": f"{_R20}, {share}% label noise"
+        for share in (10, 30, 50)
+    },
     "CIFAR10/ResNet20 without noisy training data (caption)": f"{_R20}, 10% label noise",
-    "CIFAR10/ResNet20 original model": f"{_R20}, no remain data", "CIFAR10/ResNet20 no remain data": f"{_R20}, no remain data",
-    "CIFAR10/ResNet20 0.1% remain data": f"{_R20}, 50 remain images"}
+    "CIFAR10/ResNet20 original model": f"{_R20}, no remain data",
+    "CIFAR10/ResNet20 no remain data": f"{_R20}, no remain data",
+    "CIFAR10/ResNet20 0.1% remain data": f"{_R20}, 50 remain images",
+}
+
 
 def _in_our_words(numbers: pd.DataFrame) -> pd.DataFrame:
-    "The paper's numbers with our names: settings, and the reference of Table 4 as a retrained model with an accuracy on the whole test set."
+    """The paper's numbers with our names: settings, and the reference of Table 4 as a retrained
+    model with an accuracy on the whole test set."""
     named = numbers.assign(setting=numbers.setting.map(PAPER_SETTINGS))
-    return named.replace({"method": {"Clean model": "Retrain"}, "phase": {"reference": "retrained"}, "metric": {"test_acc": "accuracy"}})
+    return named.replace(
+        {
+            "method": {"Clean model": "Retrain"},
+            "phase": {"reference": "retrained"},
+            "metric": {"test_acc": "accuracy"},
+        }
+    )
 
 # %% ../nbs/52_report.ipynb #e03430d7
 def _checked(records: Iterable[Record | None]) -> list[Record]:
@@ -112,153 +202,301 @@ def _checked(records: Iterable[Record | None]) -> list[Record]:
     found = list(records)
     whole = [record for record in found if record is not None]
     if len(whole) < len(found):
-        raise ValueError(f"{len(found) - len(whole)} of {len(found)} records are None, of runs that failed or are not done: "
-                         "leave them out, and say so beside the result.")
-    if not whole: raise ValueError("there are no records: do the runs first.")
+        raise ValueError(
+            f"{len(found) - len(whole)} of {len(found)} records are None, of runs that "
+            "failed or are not done: "
+            "leave them out, and say so beside the result."
+        )
+    if not whole:
+        raise ValueError("there are no records: do the runs first.")
     keys = [record["key"] for record in whole]
-    if twice := [key for key in keys if keys.count(key) > 1]: raise ValueError(f"the record {twice[0]} is there twice: give each run once.")
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise ValueError(f"the record {twice[0]} is there twice: give each run once.")
     check_same_images(whole)
     return whole
+
 
 def _runs(records: Iterable[Record | None]) -> list[Record]:
     "Records of runs as a list; `ValueError` as in `_checked`, and for a record of a training."
     for record in (whole := _checked(records)):
-        if "request" not in record: raise ValueError(f"the record {record['key']} is that of a training, not of a run: leave it out.")
+        if "request" not in record:
+            raise ValueError(
+                f"the record {record['key']} is that of a training, not of a run: leave it out."
+            )
     return whole
 
 # %% ../nbs/52_report.ipynb #5f7ded76
-_SETTINGS = ("dataset", "network", "subset", "held_out", "seed", "request", "method", "preset", "ratio", "remain_limit",
-             "fine_tune_epochs", "fine_tune_length", "fine_tune_lr", "device", "threads")
+_SETTINGS = (
+    "dataset",
+    "network",
+    "subset",
+    "held_out",
+    "seed",
+    "request",
+    "method",
+    "preset",
+    "ratio",
+    "remain_limit",
+    "fine_tune_epochs",
+    "fine_tune_length",
+    "fine_tune_lr",
+    "device",
+    "threads",
+)
 IDENTITY = ("key", "cell", "setting", "label", *_SETTINGS, "epochs", "options")
+
 
 def _identity(record: Record) -> dict[str, Any]:
     "The columns that say which run a record is."
     settings = RunSettings.model_validate(record["settings"])
-    return {"key": record["key"], "cell": run_key(settings.model_copy(update={"seed": 0})), "setting": setting_name(record), "label": row_label(settings),
-            **{name: getattr(settings, name) for name in _SETTINGS}, "epochs": settings.train.length, "options": json.dumps(unusual_options(settings))}
+    return {
+        "key": record["key"],
+        "cell": run_key(settings.model_copy(update={"seed": 0})),
+        "setting": setting_name(record),
+        "label": row_label(settings),
+        **{name: getattr(settings, name) for name in _SETTINGS},
+        "epochs": settings.train.length,
+        "options": json.dumps(unusual_options(settings)),
+    }
+
 
 @checked
-def histories(records: Iterable[Record | None],  # of runs, each once
-              ) -> pd.DataFrame:                 # `IDENTITY`, epoch, and lr, train_loss, seconds, accuracies and scores in percent, NaN where there is none
+def histories(
+    records: Iterable[Record | None],  # of runs, each once
+    # `IDENTITY`, epoch, and lr, train_loss, seconds, accuracies and scores in percent, NaN where
+    # there
+    # is none
+) -> pd.DataFrame:
     """One row for each epoch of each run, epoch 0 being before fine-tuning.
 
     Raises `ValueError` for None, no records, a record that is there twice, or one of a training."""
-    rows = pd.DataFrame([_identity(record) | epoch for record in _runs(records) for epoch in record["history"]])
+    rows = pd.DataFrame(
+        [_identity(record) | epoch for record in _runs(records) for epoch in record["history"]]
+    )
     return rows.astype({name: float for name in rows if name not in (*IDENTITY, "epoch")})
 
 # %% ../nbs/52_report.ipynb #752fd422
 def _measured(history: pd.DataFrame) -> list[str]:
     "The accuracies and scores of a history."
-    return [name for name in history if name.endswith("_acc") or name in ("accuracy", "unlearn_score")]
+    return [
+        name for name in history if name.endswith("_acc") or name in ("accuracy", "unlearn_score")
+    ]
+
 
 def _best(history: pd.DataFrame, window: Window) -> pd.Series:
     "The best epoch of one run; the authors' window is one of fine-tuning, not of retraining."
     fresh, noisy = history.method.iloc[0] == "retrain", history.request.iloc[0] == "mislabel"
-    return best_epoch(history, "accuracy" if fresh or noisy else "unlearn_score", "fine_tuning" if fresh and window == "authors_code" else window)
+    return best_epoch(
+        history,
+        "accuracy" if fresh or noisy else "unlearn_score",
+        "fine_tuning" if fresh and window == "authors_code" else window,
+    )
+
 
 def _fluctuations(history: pd.DataFrame, window: Window) -> dict[str, float]:
     "How restless fine-tuning was (Table 2), where there are two epochs of it or more."
-    if history.method.iloc[0] == "retrain" or history.epoch.max() < 2: return {}
-    within: Literal["fine_tuning", "authors_code"] = "authors_code" if window == "authors_code" else "fine_tuning"
-    return {f"delta_{name}": fluctuation(history, name, within) for name in ("remain_acc", "forget_acc", "unlearn_score")}
+    if history.method.iloc[0] == "retrain" or history.epoch.max() < 2:
+        return {}
+    within: Literal["fine_tuning", "authors_code"] = (
+        "authors_code" if window == "authors_code" else "fine_tuning"
+    )
+    return {
+        f"delta_{name}": fluctuation(history, name, within)
+        for name in ("remain_acc", "forget_acc", "unlearn_score")
+    }
 
 # %% ../nbs/52_report.ipynb #f437efa8
 def _outcome(history: pd.DataFrame, window: Window) -> dict[str, Any]:
     "One run in one row."
-    fresh, names, best = history.method.iloc[0] == "retrain", _measured(history), _best(history, window)
-    points = {"before": None if fresh else history.iloc[0]} | ({"best": best, "last": history.iloc[-1]} if history.epoch.max() else {})
-    values = {f"{name}_{point}": row[name] for point, row in points.items() if row is not None for name in names}
+    fresh, names, best = (
+        history.method.iloc[0] == "retrain",
+        _measured(history),
+        _best(history, window),
+    )
+    points = {"before": None if fresh else history.iloc[0]} | (
+        {"best": best, "last": history.iloc[-1]} if history.epoch.max() else {}
+    )
+    values = {
+        f"{name}_{point}": row[name]
+        for point, row in points.items()
+        if row is not None
+        for name in names
+    }
     to_best = {"epochs_to_best": int(best.epoch) - fresh} if history.epoch.max() else {}
-    return history.iloc[0][list(IDENTITY)].to_dict() | values | to_best | _fluctuations(history, window)
+    return (
+        history.iloc[0][list(IDENTITY)].to_dict()
+        | values
+        | to_best
+        | _fluctuations(history, window)
+    )
+
 
 @checked
-def outcomes(records: Iterable[Record | None],  # of runs, each once
-             window: Window = "fine_tuning",    # which epochs may be the best, as in `best_epoch`
-             ) -> pd.DataFrame:                 # `IDENTITY`, then <measurement>_before, _best, _last, epochs_to_best, delta_<measurement>
-    """One row a run: before fine-tuning, at the best epoch, at the last, and how much fine-tuning fluctuated (paper, Tables 1 and 2).
+def outcomes(
+    records: Iterable[Record | None],  # of runs, each once
+    window: Window = "fine_tuning",  # which epochs may be the best, as in `best_epoch`
+) -> (
+    pd.DataFrame
+):  # `IDENTITY`, then <measurement>_before, _best, _last, epochs_to_best, delta_<measurement>
+    """One row a run: before fine-tuning, at the best epoch, at the last, and how much
+    fine-tuning fluctuated (paper, Tables 1 and 2).
 
     Raises `ValueError` as `histories` does, and for an unknown window."""
-    return pd.DataFrame([_outcome(history, window) for _, history in histories(records).groupby("key", sort=False)])
+    return pd.DataFrame(
+        [_outcome(history, window) for _, history in histories(records).groupby("key", sort=False)]
+    )
 
 # %% ../nbs/52_report.ipynb #d74a08bb
 def _alike(runs: pd.DataFrame) -> None:
     "Refuse to average runs that differ in more than their seed."
-    if runs.cell.nunique() == 1 and not runs.seed.duplicated().any(): return
-    names = [n for n in IDENTITY if n not in ("key", "cell", "seed") and runs[n].nunique(dropna=False) > 1]
+    if runs.cell.nunique() == 1 and not runs.seed.duplicated().any():
+        return
+    names = [
+        n
+        for n in IDENTITY
+        if n not in ("key", "cell", "seed") and runs[n].nunique(dropna=False) > 1
+    ]
     what = ", ".join(names) or "settings that have no column here, or in the version of the package"
-    raise ValueError(f"runs of {runs.label.iloc[0]} in {runs.setting.iloc[0]} differ in {what}: make one table for each.")
+    raise ValueError(
+        f"runs of {runs.label.iloc[0]} in {runs.setting.iloc[0]} differ in {what}: "
+        "make one table for each."
+    )
+
 
 def _phase(column: str, fresh: bool) -> tuple[str, str]:
     "The phase and the metric, in the paper's words, of a column of `outcomes`."
     best = "retrained" if fresh else "after_ft"
-    if column == "epochs_to_best": return best, column
-    if column.startswith("delta_"): return "during_ft", column
+    if column == "epochs_to_best":
+        return best, column
+    if column.startswith("delta_"):
+        return "during_ft", column
     metric, point = column.rsplit("_", 1)
     return {"before": "before_ft", "best": best, "last": "last_epoch"}[point], metric
 
 # %% ../nbs/52_report.ipynb #00ca30a2
 @checked
-def summary(runs: pd.DataFrame,   # from `outcomes`
-            ) -> pd.DataFrame:    # columns setting, method, phase, metric, mean, deviation, n; only what was measured
-    "Mean, population deviation and n over seeds (paper, Tables 1 to 5); `ValueError` for runs that differ in more than their seed."
+def summary(
+    runs: pd.DataFrame,  # from `outcomes`
+) -> (
+    pd.DataFrame
+):  # columns setting, method, phase, metric, mean, deviation, n; only what was measured
+    """Mean, population deviation and n over seeds (paper, Tables 1 to 5); `ValueError` for runs
+    that differ in more than their seed."""
     rows, columns = [], [name for name in runs if name not in IDENTITY]
     for (setting, label), group in runs.groupby(["setting", "label"], sort=False):
         _alike(group)
         for column, (mean, deviation, n) in mean_and_deviation(group[columns]).iterrows():
             phase, metric = _phase(str(column), fresh=label == METHOD_NAMES["retrain"])
             name = "w*" if (label, phase) == (METHOD_NAMES["finetune"], "before_ft") else label
-            if n: rows.append((setting, name, phase, metric, mean, deviation, int(n)))
-    return pd.DataFrame(rows, columns=["setting", "method", "phase", "metric", "mean", "deviation", "n"])
+            if n:
+                rows.append((setting, name, phase, metric, mean, deviation, int(n)))
+    return pd.DataFrame(
+        rows, columns=["setting", "method", "phase", "metric", "mean", "deviation", "n"]
+    )
 
 # %% ../nbs/52_report.ipynb #1ed94e14
 SEEDS = 3
 
-@checked
-def missing_cells(ours: pd.DataFrame,      # from `summary`
-                  ) -> dict[str, list[str]]:  # for each row label, the cells that have fewer than 3 seeds, with their n
-    "What an average over the paper's 16 settings lacks (paper, Tables 1 and 2)."
-    n = ours.groupby(["method", "setting"], sort=False).n.max()
-    return {method: [f"{cell} (n = {n.get((method, cell), 0)})" for cell in CELLS if n.get((method, cell), 0) < SEEDS] for method in ours.method.unique()}
 
 @checked
-def with_average(ours: pd.DataFrame,   # from `summary`
-                 ) -> pd.DataFrame:    # the same rows, and behind them those of "average of 16 settings"
-    "Add the average of the 16 settings for all that has 3 seeds or more in each of them (paper, Tables 1 and 2), and for nothing else."
-    enough, name = ours[ours.setting.isin(CELLS) & (ours.n >= SEEDS) & ours["mean"].notna()], ["method", "phase", "metric"]
+def missing_cells(
+    ours: pd.DataFrame,  # from `summary`
+) -> dict[
+    str, list[str]
+]:  # for each row label, the cells that have fewer than 3 seeds, with their n
+    "What an average over the paper's 16 settings lacks (paper, Tables 1 and 2)."
+    n = ours.groupby(["method", "setting"], sort=False).n.max()
+    return {
+        method: [
+            f"{cell} (n = {n.get((method, cell), 0)})"
+            for cell in CELLS
+            if n.get((method, cell), 0) < SEEDS
+        ]
+        for method in ours.method.unique()
+    }
+
+
+@checked
+def with_average(
+    ours: pd.DataFrame,  # from `summary`
+) -> pd.DataFrame:  # the same rows, and behind them those of "average of 16 settings"
+    """Add the average of the 16 settings for all that has 3 seeds or more in each of them
+    (paper, Tables 1 and 2), and for nothing else."""
+    enough, name = (
+        ours[ours.setting.isin(CELLS) & (ours.n >= SEEDS) & ours["mean"].notna()],
+        ["method", "phase", "metric"],
+    )
     whole = enough[enough.groupby(name).setting.transform("nunique") == len(CELLS)]
-    average = whole.groupby(name, sort=False, as_index=False).agg(mean=("mean", "mean"), deviation=("deviation", "mean"), n=("n", "sum"))
-    return pd.concat([ours, average.assign(setting=AVERAGE)[ours.columns]], ignore_index=True) if len(average) else ours
+    average = whole.groupby(name, sort=False, as_index=False).agg(
+        mean=("mean", "mean"), deviation=("deviation", "mean"), n=("n", "sum")
+    )
+    return (
+        pd.concat([ours, average.assign(setting=AVERAGE)[ours.columns]], ignore_index=True)
+        if len(average)
+        else ours
+    )
 
 # %% ../nbs/52_report.ipynb #45ed4d4e
 @checked
-def beside(ours: pd.DataFrame,  # from `summary` or `with_average`
-           table: int,          # number of the paper's table
-           ) -> pd.DataFrame:   # columns setting, method, phase, metric, mean, deviation, n, paper_mean, paper_deviation, difference (ours - paper)
-    "Our numbers and those of a table of the paper, side by side: first our rows, then those of the paper that were not run."
-    theirs = _in_our_words(paper_numbers(table)).rename(columns={"method": "row", "mean": "paper_mean", "std": "paper_deviation"}).drop(columns="table")
+def beside(
+    ours: pd.DataFrame,  # from `summary` or `with_average`
+    table: int,  # number of the paper's table
+    # columns setting, method, phase, metric, mean, deviation, n, paper_mean, paper_deviation,
+    # difference (ours - paper)
+) -> pd.DataFrame:
+    """Our numbers and those of a table of the paper, side by side: first our rows, then those of
+    the paper that were not run."""
+    theirs = (
+        _in_our_words(paper_numbers(table))
+        .rename(columns={"method": "row", "mean": "paper_mean", "std": "paper_deviation"})
+        .drop(columns="table")
+    )
     named = ours.assign(row=ours.method.str.split(" (", regex=False).str[0], ours=range(len(ours)))
-    both = named.merge(theirs.assign(theirs=range(len(theirs))), "outer", on=["setting", "row", "phase", "metric"])
+    both = named.merge(
+        theirs.assign(theirs=range(len(theirs))), "outer", on=["setting", "row", "phase", "metric"]
+    )
     both = both.sort_values(["ours", "theirs"], ignore_index=True)
-    both = both.assign(method=both.method.fillna(both.row), n=both.n.fillna(0).astype(int), difference=both["mean"] - both.paper_mean)
+    both = both.assign(
+        method=both.method.fillna(both.row),
+        n=both.n.fillna(0).astype(int),
+        difference=both["mean"] - both.paper_mean,
+    )
     return both[[*ours.columns, "paper_mean", "paper_deviation", "difference"]]
 
 # %% ../nbs/52_report.ipynb #e2b1c6e1
 _PHASES = {"before_ft": "before", "after_ft": "after", "retrained": "after", "during_ft": "during"}
 
+
 def _entry(row: Any, digits: int) -> str:
     "One cell of a printed table: mean ± deviation (n, the paper's value, the difference)."
-    paper = "" if pd.isna(row.paper_mean) else f"paper {row.paper_mean:.{digits}f} ± {row.paper_deviation:.{digits}f}"
-    if not row.n: return paper
+    paper = (
+        ""
+        if pd.isna(row.paper_mean)
+        else f"paper {row.paper_mean:.{digits}f} ± {row.paper_deviation:.{digits}f}"
+    )
+    if not row.n:
+        return paper
     spread = f" ± {row.deviation:.{digits}f}" if row.n > 1 else ""
-    return f"{row.mean:.{digits}f}{spread} (n = {row.n}{f', {paper}, {row.difference:+.{digits}f}' if paper else ''})"
+    return (
+        f"{row.mean:.{digits}f}{spread} (n = "
+        f"{row.n}{f', {paper}, {row.difference:+.{digits}f}' if paper else ''})"
+    )
+
 
 @checked
-def printable(table: pd.DataFrame,  # from `beside`
-              digits: Whole = 1,    # after the decimal point
-              ) -> pd.DataFrame:    # columns setting, method, and "<metric> before", "after" or "during" fine-tuning, for what the paper's table has
-    "A wide table to show and to print, in words; the value of a retrained model stands under *after*."
+def printable(
+    table: pd.DataFrame,  # from `beside`
+    digits: Whole = 1,  # after the decimal point
+    # columns setting, method, and "<metric> before", "after" or "during" fine-tuning, for what the
+    # paper's table has
+) -> pd.DataFrame:
+    """A wide table to show and to print, in words; the value of a retrained model stands under
+    *after*."""
     cells = table[table.phase.isin(_PHASES)].assign(phase=lambda t: t.phase.map(_PHASES))
-    cells = cells.assign(column=cells.metric.str.replace("_", " ") + " " + cells.phase, cell=[_entry(row, digits) for row in cells.itertuples()])
+    cells = cells.assign(
+        column=cells.metric.str.replace("_", " ") + " " + cells.phase,
+        cell=[_entry(row, digits) for row in cells.itertuples()],
+    )
     shown = cells[cells.paper_mean.notna()].drop_duplicates("column").set_index("column").phase
     order = sorted(shown.index, key=lambda column: list(_PHASES.values()).index(shown[column]))
     wide = cells.pivot(index=["setting", "method"], columns="column", values="cell")
@@ -268,125 +506,263 @@ def printable(table: pd.DataFrame,  # from `beside`
 # %% ../nbs/52_report.ipynb #52a64ee9
 _MARKS = re.compile(r"[\\`*\[\]<>|#~]|(?<!\w)_|_(?!\w)")
 
+
 @checked
 def plain(text: Any) -> str:
     "Text of a record in one line of Markdown, which takes none of it for a mark."
     return _MARKS.sub(r"\\\g<0>", " ".join(str(text).split()))
 
-PAPER_IMAGES = {"mnist": (60_000, 10_000), "cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000), "tinyimagenet": (100_000, 10_000)}
-_ALLOWED = {"mislabel_ratio": (.1, .3, .5), "mislabel_how": ("uniform", "permuted"), "remain_limit": (None, 0, 50)}
+
+PAPER_IMAGES = {
+    "mnist": (60_000, 10_000),
+    "cifar10": (50_000, 10_000),
+    "cifar100": (50_000, 10_000),
+    "tinyimagenet": (100_000, 10_000),
+}
+_ALLOWED = {
+    "mislabel_ratio": (0.1, 0.3, 0.5),
+    "mislabel_how": ("uniform", "permuted"),
+    "remain_limit": (None, 0, 50),
+}
+
 
 def _unlike(name: str, value: Any, *paper: Any) -> list[str]:
     "A departure in words, if a value is none of the paper's."
-    return [] if value in paper else [f"`{name}` is {plain(value)} (paper: {' or '.join(map(str, paper))})"]
+    return (
+        []
+        if value in paper
+        else [f"`{name}` is {plain(value)} (paper: {' or '.join(map(str, paper))})"]
+    )
+
 
 def _of_training(s: RunSettings, paper: RunSettings) -> list[str]:
     "Departures in how networks are trained (paper, Table 7)."
-    parts: list[tuple[str, Any, Any]] = [(n, s.train.schedule, paper.train.schedule) for n in ("lr", "epochs", "drops", "factor", "warmup", "replay")]
-    parts += [(n, s.train, paper.train) for n in ("epochs", "batch_size", "momentum", "weight_decay", "select", "precision")]
-    return [text for name, ours, theirs in parts for text in _unlike(name, getattr(ours, name), getattr(theirs, name))]
+    parts: list[tuple[str, Any, Any]] = [
+        (n, s.train.schedule, paper.train.schedule)
+        for n in ("lr", "epochs", "drops", "factor", "warmup", "replay")
+    ]
+    parts += [
+        (n, s.train, paper.train)
+        for n in ("epochs", "batch_size", "momentum", "weight_decay", "select", "precision")
+    ]
+    return [
+        text
+        for name, ours, theirs in parts
+        for text in _unlike(name, getattr(ours, name), getattr(theirs, name))
+    ]
+
 
 def _of_tuning(s: RunSettings, paper: RunSettings) -> list[str]:
-    "Departures in the number of epochs in which the schedule is replayed; none without remain data (Table 5) and for the influence function (Figure 1)."
-    if s.method == "retrain": return []
-    return _unlike("fine_tune_epochs", s.fine_tune_epochs, 0 if s.remain_limit == 0 or s.method == "influence" else paper.fine_tune_epochs)
+    """Departures in the number of epochs in which the schedule is replayed; none without remain
+    data (Table 5) and for the influence function (Figure 1)."""
+    if s.method == "retrain":
+        return []
+    return _unlike(
+        "fine_tune_epochs",
+        s.fine_tune_epochs,
+        0 if s.remain_limit == 0 or s.method == "influence" else paper.fine_tune_epochs,
+    )
 
 # %% ../nbs/52_report.ipynb #6f2c3e6f
 def _of_request(record: Record, s: RunSettings) -> list[str]:
     "Departures in what is to be forgotten, and from how much of the rest."
-    if s.request not in ("class", "poison", "mislabel"): return [f"the paper has no request {s.request!r}"]
+    if s.request not in ("class", "poison", "mislabel"):
+        return [f"the paper has no request {s.request!r}"]
     values = {name: getattr(s, name) for name in (*ASKED[s.request], "remain_limit")}
-    if s.request == "class": values["classes"] = tuple(record["request"]["classes"])  # by index, whatever they were named by
-    if s.request == "poison": values["target"] = record["request"]["details"]["target"]
-    return [text for name, value in values.items() for text in _unlike(name, value, *_ALLOWED.get(name, (RunSettings.model_fields[name].default,)))]
+    if s.request == "class":
+        values["classes"] = tuple(
+            record["request"]["classes"]
+        )  # by index, whatever they were named by
+    if s.request == "poison":
+        values["target"] = record["request"]["details"]["target"]
+    return [
+        text
+        for name, value in values.items()
+        for text in _unlike(
+            name, value, *_ALLOWED.get(name, (RunSettings.model_fields[name].default,))
+        )
+    ]
+
 
 def _of_method(s: RunSettings) -> list[str]:
-    "Departures from the preset: what it is set to may be read from the paper or its code, what differs may not."
+    """Departures from the preset: what it is set to may be read from the paper or its code, what
+    differs may not."""
     usual = method_options(s.method, s.preset)
-    return [text for name, value in unusual_options(s).items() for text in _unlike(name, value, getattr(usual, name))]
+    return [
+        text
+        for name, value in unusual_options(s).items()
+        for text in _unlike(name, value, getattr(usual, name))
+    ]
+
 
 def _inexact(record: Record) -> list[str]:
     "What the data file says of images that are not the data set's own."
     data = record["data"]
-    return [f"{plain(data['name'])} has inexact images (`{plain(name)}`: {plain(text)})" for name, text in data["remarks"].items() if name.startswith(("lossy", "inexact"))]
+    return [
+        f"{plain(data['name'])} has inexact images (`{plain(name)}`: {plain(text)})"
+        for name, text in data["remarks"].items()
+        if name.startswith(("lossy", "inexact"))
+    ]
+
 
 def _of_images(record: Record, s: RunSettings) -> list[str]:
     "Departures in the images (paper, Table 6)."
-    counts = zip(("training", "test"), (record["data"]["train"], record["data"]["test"]), PAPER_IMAGES[s.dataset])
-    fewer = [f"{found:,} {what} images of {s.dataset} (paper: {paper:,})" for what, found, paper in counts if found != paper]
-    return _unlike("subset", s.subset, None) + _unlike("held_out", s.held_out, None) + fewer + _inexact(record)
+    counts = zip(
+        ("training", "test"),
+        (record["data"]["train"], record["data"]["test"]),
+        PAPER_IMAGES[s.dataset],
+    )
+    fewer = [
+        f"{found:,} {what} images of {s.dataset} (paper: {paper:,})"
+        for what, found, paper in counts
+        if found != paper
+    ]
+    return (
+        _unlike("subset", s.subset, None)
+        + _unlike("held_out", s.held_out, None)
+        + fewer
+        + _inexact(record)
+    )
 
 # %% ../nbs/52_report.ipynb #25a9c372
 @checked
-def departures(record: Record,  # of a run or a training
-               ) -> list[str]:  # one sentence each; [] for a run that follows the protocol
-    "In which ways a record departs from the paper's protocol for its data set (paper, Tables 6 and 7; where it is silent, its authors' code)."
+def departures(
+    record: Record,  # of a run or a training
+) -> list[str]:  # one sentence each; [] for a run that follows the protocol
+    """In which ways a record departs from the paper's protocol for its data set (paper, Tables 6
+    and 7; where it is silent, its authors' code)."""
     s = RunSettings.model_validate(record["settings"])
-    if (paper := _protocol(s.dataset, s.network)) is None: return [f"{s.dataset} is not among the paper's data sets", *_inexact(record)]
-    found = _unlike("network", s.network, *PAPER_NETWORKS[s.dataset]) + _of_images(record, s) + _of_training(s, paper)
-    return found + _of_tuning(s, paper) + _of_request(record, s) + _of_method(s) if "request" in record else found
+    if (paper := _protocol(s.dataset, s.network)) is None:
+        return [f"{s.dataset} is not among the paper's data sets", *_inexact(record)]
+    found = (
+        _unlike("network", s.network, *PAPER_NETWORKS[s.dataset])
+        + _of_images(record, s)
+        + _of_training(s, paper)
+    )
+    return (
+        found + _of_tuning(s, paper) + _of_request(record, s) + _of_method(s)
+        if "request" in record
+        else found
+    )
 
 # %% ../nbs/52_report.ipynb #ca45307b
 def _rate(s: RunSettings) -> str:
     "The schedule of training in words."
     t = s.train.schedule
     cut = f", times {t.factor} after epochs {' and '.join(map(str, t.drops))}" if t.drops else ""
-    return f"{s.train.length} epochs at rate {t.lr}{cut}{f', warm-up of {t.warmup} epochs' if t.warmup else ''}, batches of {s.train.batch_size}{'' if s.train.precision == 'float32' else f', in {s.train.precision}'}"
+    rise = f", warm-up of {t.warmup} epochs" if t.warmup else ""
+    kind = "" if s.train.precision == "float32" else f", in {s.train.precision}"
+    rate = f"{s.train.length} epochs at rate {t.lr}{cut}{rise}"
+    return f"{rate}, batches of {s.train.batch_size}{kind}"
+
 
 def _tuning(s: RunSettings) -> str:
     "The fine-tuning in words."
-    if s.method == "retrain": return ""
+    if s.method == "retrain":
+        return ""
     how = "schedule replayed in" if s.fine_tune_lr is None else f"rate {s.fine_tune_lr:g} for"
     more = f" ({s.fine_tune_length} run)" if s.fine_tune_length else ""
     return f"{how} {s.fine_tune_epochs} epochs{more}" if s.fine_tune_epochs else "none"
 
+
 def _facts(record: Record) -> dict[str, str]:
     "The conditions of one record, by name."
-    s, made, data = RunSettings.model_validate(record["settings"]), record["provenance"], record["data"]
-    images = f"{plain(data['name'])} ({data['train']:,} training and {data['test']:,} {'test' if s.held_out is None else 'held-out'} images)"
+    s, made, data = (
+        RunSettings.model_validate(record["settings"]),
+        record["provenance"],
+        record["data"],
+    )
+    images = (
+        f"{plain(data['name'])} ({data['train']:,} training and {data['test']:,} "
+        f"{'test' if s.held_out is None else 'held-out'} images)"
+    )
     tree = {True: "clean tree", False: "changed tree", None: "tree unknown"}[made["clean"]]
-    return {"data": images, "network": s.network, "seeds": str(s.seed), "training": _rate(s), "fine-tuning": _tuning(s) if "request" in record else "",
-            "device": plain(machine_of(record)), "torch": plain(made["torch"]),
-            "commit": f"{plain((made['commit'] or 'unknown')[:10])} ({tree})"}
+    return {
+        "data": images,
+        "network": s.network,
+        "seeds": str(s.seed),
+        "training": _rate(s),
+        "fine-tuning": _tuning(s) if "request" in record else "",
+        "device": plain(machine_of(record)),
+        "torch": plain(made["torch"]),
+        "commit": f"{plain((made['commit'] or 'unknown')[:10])} ({tree})",
+    }
 
 # %% ../nbs/52_report.ipynb #cd21a57f
 def _parts(record: Record) -> list[Record]:
     "A record once for itself and once for each of its readouts, with their provenance."
-    return [record, *(record | {"provenance": found["provenance"]} for found in record.get("readouts", {}).values())]
+    return [
+        record,
+        *(
+            record | {"provenance": found["provenance"]}
+            for found in record.get("readouts", {}).values()
+        ),
+    ]
+
 
 @checked
-def conditions(records: Iterable[Record | None],  # of runs and trainings, each once
-               ) -> str:                          # Markdown
-    """One sentence on how records came about: data, seeds, schedule, machine, versions, and in what they depart from the protocol.
+def conditions(
+    records: Iterable[Record | None],  # of runs and trainings, each once
+) -> str:  # Markdown
+    """One sentence on how records came about: data, seeds, schedule, machine, versions, and in
+    what they depart from the protocol.
 
     Raises `ValueError` for None, no records, or one that is there twice."""
     whole = _checked(records)
     facts = pd.DataFrame([_facts(part) for record in whole for part in _parts(record)])
-    said = [f"{name} {' / '.join(sorted(filter(None, facts[name].unique())))}" for name in facts if facts[name].any()]
+    said = [
+        f"{name} {' / '.join(sorted(filter(None, facts[name].unique())))}"
+        for name in facts
+        if facts[name].any()
+    ]
     away = list(dict.fromkeys(text for record in whole for text in departures(record)))
-    protocol = f"**departures from the paper's protocol: {'; '.join(away)}**" if away else "no departures from the paper's protocol"
+    protocol = (
+        f"**departures from the paper's protocol: {'; '.join(away)}**"
+        if away
+        else "no departures from the paper's protocol"
+    )
     return f"{len(whole)} records: {'; '.join([*said, protocol])}."
 
 # %% ../nbs/52_report.ipynb #696a6c15
 @checked
-def lacking(records: Iterable[Record | None],        # the runs that a claim is judged by, each once
-            seeds: Count = SEEDS,                    # how many a cell must have at least
-            settings: Iterable[str] | None = None,   # those the claim is about, such as `CELLS`; None: those of the records
-            ) -> list[str]:                          # reasons; [] if there are enough runs
-    "Why runs are not enough for a verdict: seeds, settings that are missing, departures from the protocol; `ValueError` as `histories`."
+def lacking(
+    records: Iterable[Record | None],  # the runs that a claim is judged by, each once
+    seeds: Count = SEEDS,  # how many a cell must have at least
+    settings: Iterable[str]
+    | None = None,  # those the claim is about, such as `CELLS`; None: those of the records
+) -> list[str]:  # reasons; [] if there are enough runs
+    """Why runs are not enough for a verdict: seeds, settings that are missing, departures from
+    the protocol; `ValueError` as `histories`."""
     whole = _runs(records)
-    counts = pd.DataFrame([_identity(record) for record in whole]).groupby(["label", "setting"]).seed.nunique()
-    if settings is not None: counts = counts.reindex(list(product(counts.index.unique("label"), settings)), fill_value=0)
+    counts = (
+        pd.DataFrame([_identity(record) for record in whole])
+        .groupby(["label", "setting"])
+        .seed.nunique()
+    )
+    if settings is not None:
+        counts = counts.reindex(list(product(counts.index.unique("label"), settings)), fill_value=0)
     short, away = counts[counts < seeds], {text for record in whole for text in departures(record)}
-    few = [f"{len(short)} of {len(counts)} cells have fewer than {seeds} seeds, the least {short.min()}"] if len(short) else []
-    return few + ([f"{len(away)} departure{'s' if len(away) > 1 else ''} from the paper's protocol"] if away else [])
+    few = (
+        [
+            f"{len(short)} of {len(counts)} cells have fewer than {seeds} seeds, the "
+            f"least {short.min()}"
+        ]
+        if len(short)
+        else []
+    )
+    return few + (
+        [f"{len(away)} departure{'s' if len(away) > 1 else ''} from the paper's protocol"]
+        if away
+        else []
+    )
 
 # %% ../nbs/52_report.ipynb #30ec2858
 @checked
 @dataclass(frozen=True)
 class Verdict:
     "What runs say about a claim of the paper."
-    claim: str     # in words, without a full stop
+
+    claim: str  # in words, without a full stop
     outcome: Literal["holds", "does not hold", "not enough runs to say"]
     evidence: str  # sentences with the numbers, and what is lacking
 
@@ -396,16 +772,29 @@ class Verdict:
     def __str__(self) -> str:
         return f"* {self.claim}: **{self.outcome}**. {self.evidence}"
 
+
 @checked
-def verdict(claim: str,           # the paper's, in words, without a full stop
-            holds: bool | None,   # do the numbers at hand agree? None: there are no numbers
-            evidence: str,        # sentences with the numbers
-            lacks: list[str],     # from `lacking`: why the runs are not enough
-            ) -> Verdict:
-    "Judge a claim: it holds or not if nothing is lacking; otherwise say what is lacking, and where the numbers at hand point."
-    if not lacks and holds is not None: return Verdict(claim, "holds" if holds else "does not hold", evidence)
-    points = "Numbers that it needs are missing" if holds is None else f"The numbers at hand point {'towards' if holds else 'away from'} the claim"
-    return Verdict(claim, "not enough runs to say", " ".join([evidence, points, *([f"({'; '.join(lacks)})"] if lacks else [])]) + ".")
+def verdict(
+    claim: str,  # the paper's, in words, without a full stop
+    holds: bool | None,  # do the numbers at hand agree? None: there are no numbers
+    evidence: str,  # sentences with the numbers
+    lacks: list[str],  # from `lacking`: why the runs are not enough
+) -> Verdict:
+    """Judge a claim: it holds or not if nothing is lacking; otherwise say what is lacking, and
+    where the numbers at hand point."""
+    if not lacks and holds is not None:
+        return Verdict(claim, "holds" if holds else "does not hold", evidence)
+    points = (
+        "Numbers that it needs are missing"
+        if holds is None
+        else f"The numbers at hand point {'towards' if holds else 'away from'} the claim"
+    )
+    return Verdict(
+        claim,
+        "not enough runs to say",
+        " ".join([evidence, points, *([f"({'; '.join(lacks)})"] if lacks else [])]) + ".",
+    )
+
 
 @checked
 def bullets(verdicts: Iterable[Verdict]) -> str:
@@ -414,54 +803,97 @@ def bullets(verdicts: Iterable[Verdict]) -> str:
 
 # %% ../nbs/52_report.ipynb #54cc9c16
 @checked
-def keep(stem: str,                          # name of the files, without an ending
-         folder: str | Path,                 # made if it is not there
-         table: pd.DataFrame,                # such as that of `beside`; its index is not kept
-         figure: Figure,
-         text: str,                          # Markdown: conditions, printed table, verdicts
-         records: Iterable[Record | None],   # of runs and trainings, each once
-         ) -> list[str]:                     # the names of the files: <stem>.csv, .md, .png and .parquet
-    "Keep a result and the records behind it; `ValueError` for records that are None, none or twice, `OSError` for a folder that can't be written."
-    rows = pd.DataFrame([{n: part if n == "key" else json.dumps(part) for n, part in record.items()} for record in _checked(records)])
+def keep(
+    stem: str,  # name of the files, without an ending
+    folder: str | Path,  # made if it is not there
+    table: pd.DataFrame,  # such as that of `beside`; its index is not kept
+    figure: Figure,
+    text: str,  # Markdown: conditions, printed table, verdicts
+    records: Iterable[Record | None],  # of runs and trainings, each once
+) -> list[str]:  # the names of the files: <stem>.csv, .md, .png and .parquet
+    """Keep a result and the records behind it; `ValueError` for records that are None, none or
+    twice, `OSError` for a folder that can't be written."""
+    rows = pd.DataFrame(
+        [
+            {n: part if n == "key" else json.dumps(part) for n, part in record.items()}
+            for record in _checked(records)
+        ]
+    )
     writers: dict[str, Callable[[Path], Any]] = {
-        "csv": lambda part: table.to_csv(part, index=False, encoding="utf-8"), "md": lambda part: part.write_text(f"{text.strip()}\n", encoding="utf-8"),
-        "png": lambda part: figure.savefig(part, format="png", dpi=110), "parquet": lambda part: _write_parquet(part, rows)}
+        "csv": lambda part: table.to_csv(part, index=False, encoding="utf-8"),
+        "md": lambda part: part.write_text(f"{text.strip()}\n", encoding="utf-8"),
+        "png": lambda part: figure.savefig(part, format="png", dpi=110),
+        "parquet": lambda part: _write_parquet(part, rows),
+    }
     if Path(stem).name != stem:
         raise ValueError(f"`stem` is {stem!r}: it must be the name of a file, and no path.")
     place = writable_folder(folder)
     with locked(place):
-        return [write_whole(place / f"{stem}.{ending}", write).name for ending, write in writers.items()]
+        return [
+            write_whole(place / f"{stem}.{ending}", write).name for ending, write in writers.items()
+        ]
 
 # %% ../nbs/52_report.ipynb #34ac5665
 def _write_parquet(path: Path, rows: pd.DataFrame) -> None:
     "Write records as parquet, with check sums of its pages and a digest of its rows."
     table = pa.Table.from_pandas(rows, preserve_index=False)
-    said = {**(table.schema.metadata or {}), b"fisher_unlearn.digest": _rows_digest(rows.to_dict("records")).encode()}
+    said = {
+        **(table.schema.metadata or {}),
+        b"fisher_unlearn.digest": _rows_digest(rows.to_dict("records")).encode(),
+    }
     pq.write_table(table.replace_schema_metadata(said), path, write_page_checksum=True)
+
 
 def _rows_digest(rows: Iterable[Record]) -> str:
     "SHA-256 of rows of text, each under the name of its column."
-    plain = [{name: text for name, text in sorted(row.items()) if isinstance(text, str)} for row in rows]
+    plain = [
+        {name: text for name, text in sorted(row.items()) if isinstance(text, str)} for row in rows
+    ]
     return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
+
 
 _MOST = 300_000_000  # bytes of text in a file of records; ours have 15 MB at most
 
+
 def _rows_of(path: Path) -> tuple[list[dict[str, str]], str | None]:
-    "The rows of a parquet file as text by column, and the digest that it says they have; `ValueError` if they are more than fits."
+    """The rows of a parquet file as text by column, and the digest that it says they have;
+    `ValueError` if they are more than fits."""
     with pq.ParquetFile(path, page_checksum_verification=True, memory_map=False) as file:
         parts = [file.metadata.row_group(k) for k in range(file.metadata.num_row_groups)]
-        declared = max(sum(part.total_byte_size for part in parts), file.metadata.num_rows * file.metadata.num_columns)
+        declared = max(
+            sum(part.total_byte_size for part in parts),
+            file.metadata.num_rows * file.metadata.num_columns,
+        )
         if not 0 <= declared <= _MOST:
             raise ValueError(f"it declares {declared:,} bytes, more than records have")
         said = (file.schema_arrow.metadata or {}).get(b"fisher_unlearn.digest")
         names = file.schema_arrow.names
-        if odd := [f.name for f in file.schema_arrow if not (pa.types.is_string(f.type) or pa.types.is_large_string(f.type) or pa.types.is_null(f.type))]:
+        if odd := [
+            f.name
+            for f in file.schema_arrow
+            if not (
+                pa.types.is_string(f.type)
+                or pa.types.is_large_string(f.type)
+                or pa.types.is_null(f.type)
+            )
+        ]:
             raise ValueError(f"the column {odd[0]!r} is not text")
-    table = pq.read_table(path, page_checksum_verification=True, memory_map=False, read_dictionary=names, use_threads=False)
-    if (total := sum(_unpacked(chunk) for column in table.columns for chunk in column.chunks)) > _MOST:
+    table = pq.read_table(
+        path,
+        page_checksum_verification=True,
+        memory_map=False,
+        read_dictionary=names,
+        use_threads=False,
+    )
+    if (
+        total := sum(_unpacked(chunk) for column in table.columns for chunk in column.chunks)
+    ) > _MOST:
         raise ValueError(f"it unpacks to {total:,} bytes, more than records have")
-    rows = [{name: text for name, text in row.items() if text is not None} for row in table.to_pylist()]
+    rows = [
+        {name: text for name, text in row.items() if text is not None} for row in table.to_pylist()
+    ]
     return rows, None if said is None else said.decode()
+
 
 def _unpacked(chunk: pa.Array) -> int:
     "The bytes of text in a part of a column, each value counted as often as it stands there."
@@ -472,20 +904,36 @@ def _unpacked(chunk: pa.Array) -> int:
 
 # %% ../nbs/52_report.ipynb #db2993e1
 @checked
-def read_kept(path: str | Path,   # a parquet file of `keep`
-              ) -> list[Record]:  # equal to those that were kept, in their order
-    "The records behind a table or figure; `ValueError` in one sentence for a file that is damaged, or holds anything else."
+def read_kept(
+    path: str | Path,  # a parquet file of `keep`
+) -> list[Record]:  # equal to those that were kept, in their order
+    """The records behind a table or figure; `ValueError` in one sentence for a file that is
+    damaged, or holds anything else."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}.")
     try:
         rows, said = _rows_of(Path(path))
-    except (pa.ArrowException, OSError, ValueError, KeyError, IndexError, NotImplementedError) as error:
-        raise ValueError(f"{path} can't be read ({' '.join(str(error).split())[:200]}): name a whole parquet file that came with a result.") from error
+    except (
+        pa.ArrowException,
+        OSError,
+        ValueError,
+        KeyError,
+        IndexError,
+        NotImplementedError,
+    ) as error:
+        raise ValueError(
+            f"{path} can't be read ({' '.join(str(error).split())[:200]}): name a "
+            "whole parquet file that came with a result."
+        ) from error
     if not rows or any("key" not in row for row in rows):
         raise ValueError(f"{path} holds no records: name a parquet file that came with a result.")
     if said is not None and said != _rows_digest(rows):
-        raise ValueError(f"{path} is damaged: its rows have another digest than it says. Take it from where it came from again.")
+        raise ValueError(
+            f"{path} is damaged: its rows have another digest than it says. Take it "
+            "from where it came from again."
+        )
     return [_record_of(row, path) for row in rows]
+
 
 def _record_of(row: dict[str, str], path: str | Path) -> Record:
     "A record from the row of a file; `ValueError` that names the file and the key."
@@ -493,30 +941,45 @@ def _record_of(row: dict[str, str], path: str | Path) -> Record:
         record = {name: text if name == "key" else parsed(text) for name, text in row.items()}
         check_record(record)
     except ValueError as error:
-        raise ValueError(f"{path} is damaged: the record {row['key'][:22]!r} is none ({' '.join(str(error).split())}).") from error
+        raise ValueError(
+            f"{path} is damaged: the record {row['key'][:22]!r} is none "
+            f"({' '.join(str(error).split())})."
+        ) from error
     return record
 
+
 @checked
-def restore(path: str | Path,                # a parquet file of `keep`
-            runs: str | Path | None = None,  # folder of runs
-            root: str | Path | None = None,  # folder of data sets, beside which runs are kept with their weights
-            ) -> list[str]:                  # the keys of the records that were put in place
-    "Put kept records of runs and their readouts where those count as done, unless the run is there, or kept with its weights. Records of w* are left out: runs need its weights."
+def restore(
+    path: str | Path,  # a parquet file of `keep`
+    runs: str | Path | None = None,  # folder of runs
+    root: str
+    | Path
+    | None = None,  # folder of data sets, beside which runs are kept with their weights
+) -> list[str]:  # the keys of the records that were put in place
+    """Put kept records of runs and their readouts where those count as done, unless the run is
+    there, or kept with its weights. Records of w* are left out: runs need its weights."""
     whole = {place.stem for place in kept_root(root).glob("*.json")}
     records = [r for r in read_kept(path) if "request" in r and r["key"] not in whole]
-    return [record["key"] for record in records if _put_back(record, runs_root(runs) / record["key"])]
+    return [
+        record["key"] for record in records if _put_back(record, runs_root(runs) / record["key"])
+    ]
+
 
 def _put_back(record: Record, folder: Path) -> bool:
-    "Put a record in place if there is none, and its readouts if that is the record of their run; was there none?"
+    """Put a record in place if there is none, and its readouts if that is the record of their
+    run; was there none?"""
     readouts = record.pop("readouts", {})
     with locked(writable_folder(folder)):
         there = read_record(folder / "record.json")
         if there is not None and _undigested(there) != _undigested(record):
             return False
-        for name, part in (readouts | {"record": record}).items():  # the record last: it says that the run is done
+        for name, part in (
+            readouts | {"record": record}
+        ).items():  # the record last: it says that the run is done
             if not (place := folder / f"{name}.json").exists():
                 write_record(place, part)
     return there is None
+
 
 def _undigested(record: Record) -> Record:
     "A record without its digest, which older ones don't have."

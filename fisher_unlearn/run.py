@@ -23,13 +23,16 @@ from torch import nn
 from .arguments import Count, checked
 from .atomic import locked, sweep, writable_folder, write_whole
 from .data import ImageData, Samples, choose, data_root, digest, load_images
-from .forget import ForgetRequest, forget_classes, forget_samples, mislabel, poison, random_subset
+from .forget import ForgetRequest, forget_classes, forget_samples, mislabel, poison
+from .forget import random_subset
 from .masking import masked_rows
 from .models import build_model, find_classifier, min_size
 from .readouts import Scope, agreement, relearn_time
-from .records import OptionSettings, RunSettings, checked_key, provenance, read_record, run_key, runs_root, training_key, training_settings, write_record
+from .records import OptionSettings, RunSettings, checked_key, provenance, read_record
+from .records import run_key, runs_root, training_key, training_settings, write_record
 from .schedule import Schedule
-from .train import Progress, TrainSettings, keep_freed_memory, load_weights, read_tensors, save_tensors, save_weights, train_model
+from .train import Progress, TrainSettings, keep_freed_memory, load_weights
+from .train import read_tensors, save_tensors, save_weights, train_model
 from .unlearn import Scores, Unlearned, unlearn
 
 # %% ../nbs/50a_run.ipynb #de07f428
@@ -37,73 +40,137 @@ from .unlearn import Scores, Unlearned, unlearn
 def images_of(settings: RunSettings, root: str | Path | None = None) -> ImageData:
     "The images of a run, at a size that its network takes."
     images = load_images(settings.dataset, root)
-    if settings.subset: images = images.subset(settings.subset, settings.seed)
-    if settings.held_out is not None: images = images.held_out(settings.held_out, settings.seed)
-    if images.train.size >= (smallest := min_size(settings.network)): return images
-    print(f"{settings.network} needs {smallest}×{smallest} pixels: the {images.train.size}×{images.train.size} images of {images.name} are padded with zeros.")
+    if settings.subset:
+        images = images.subset(settings.subset, settings.seed)
+    if settings.held_out is not None:
+        images = images.held_out(settings.held_out, settings.seed)
+    if images.train.size >= (smallest := min_size(settings.network)):
+        return images
+    print(
+        f"{settings.network} needs {smallest}×{smallest} pixels: the "
+        f"{images.train.size}×{images.train.size} images of {images.name} are padded "
+        "with zeros."
+    )
     return images.resized(smallest)
+
 
 @checked
 def request_of(settings: RunSettings, images: ImageData) -> ForgetRequest:
-    "What a run is to forget, and what of the rest it may use. In settings, text and numbers are the same: both may be names."
-    patch = (settings.patch_size, settings.patch_value, settings.patch_corner, settings.patch_replace)
-    request = {"class": lambda: forget_classes(images, list(map(str, settings.classes))), "samples": lambda: forget_samples(images, settings.samples),
-               "random": lambda: random_subset(images, settings.count, settings.seed),
-               "poison": lambda: poison(images, settings.count, str(settings.target), settings.seed, *patch),
-               "mislabel": lambda: mislabel(images, settings.mislabel_ratio, settings.seed, settings.mislabel_how)}[settings.request]()
-    return request if settings.remain_limit is None else request.limit_remain(settings.remain_limit, settings.seed)
+    """What a run is to forget, and what of the rest it may use. In settings, text and numbers
+    are the same: both may be names."""
+    patch = (
+        settings.patch_size,
+        settings.patch_value,
+        settings.patch_corner,
+        settings.patch_replace,
+    )
+    request = {
+        "class": lambda: forget_classes(images, list(map(str, settings.classes))),
+        "samples": lambda: forget_samples(images, settings.samples),
+        "random": lambda: random_subset(images, settings.count, settings.seed),
+        "poison": lambda: poison(
+            images, settings.count, str(settings.target), settings.seed, *patch
+        ),
+        "mislabel": lambda: mislabel(
+            images, settings.mislabel_ratio, settings.seed, settings.mislabel_how
+        ),
+    }[settings.request]()
+    return (
+        request
+        if settings.remain_limit is None
+        else request.limit_remain(settings.remain_limit, settings.seed)
+    )
+
 
 def _check_device(settings: RunSettings, training: bool = False) -> None:
-    "Raise `ValueError` if the device of a run is not at hand, or is not the one where a network is to be trained."
-    if settings.device == "cuda" and not torch.cuda.is_available(): raise ValueError("`device` is cuda, but torch finds no GPU: use cpu or auto.")
+    """Raise `ValueError` if the device of a run is not at hand, or is not the one where a
+    network is to be trained."""
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("`device` is cuda, but torch finds no GPU: use cpu or auto.")
     if training and settings.trained_on not in (None, settings.device):
-        raise ValueError(f"w* and the retrained model are to be trained on {settings.trained_on}, and are not among the runs or the kept ones: train them there, or leave `trained_on` out.")
+        raise ValueError(
+            f"w* and the retrained model are to be trained on {settings.trained_on}, "
+            "and are not among the runs or the kept ones: train them there, or leave "
+            "`trained_on` out."
+        )
+
 
 @checked
 def model_of(settings: RunSettings, images: ImageData) -> nn.Module:
     "The freshly initialised network of a run, on its device; `ValueError` if that is not at hand."
     _check_device(settings)
-    return build_model(settings.network, len(images.classes), images.train.images.shape[1], settings.seed).to(settings.device)
+    return build_model(
+        settings.network, len(images.classes), images.train.images.shape[1], settings.seed
+    ).to(settings.device)
 
 # %% ../nbs/50a_run.ipynb #d1fb4167
 @checked
 @contextmanager
 def repeatable(threads: Count) -> Iterator[None]:
-    "What results depend on beside the settings, put back afterwards: CPU threads, and on a GPU deterministic kernels in full float32."
-    flags = [(torch.backends.cudnn, "deterministic", True), (torch.backends.cudnn, "benchmark", False),
-             (torch.backends.cudnn, "allow_tf32", False), (torch.backends.cuda.matmul, "allow_tf32", False)]
+    """What results depend on beside the settings, put back afterwards: CPU threads, and on a GPU
+    deterministic kernels in full float32."""
+    flags = [
+        (torch.backends.cudnn, "deterministic", True),
+        (torch.backends.cudnn, "benchmark", False),
+        (torch.backends.cudnn, "allow_tf32", False),
+        (torch.backends.cuda.matmul, "allow_tf32", False),
+    ]
     found, before = torch.get_num_threads(), [getattr(place, name) for place, name, _ in flags]
     torch.set_num_threads(threads)
-    for place, name, value in flags: setattr(place, name, value)
-    try: yield
+    for place, name, value in flags:
+        setattr(place, name, value)
+    try:
+        yield
     finally:
         torch.set_num_threads(found)
-        for (place, name, _), value in zip(flags, before): setattr(place, name, value)
+        for (place, name, _), value in zip(flags, before):
+            setattr(place, name, value)
 
 # %% ../nbs/50a_run.ipynb #e18f1731
 @checked
 @contextmanager
 def peak_memory(device: str) -> Iterator[dict[str, float]]:
-    "The peak of the memory while this lasts, in MB: `{}` at first, and then with `host` and, on a GPU, `device`."
+    """The peak of the memory while this lasts, in MB: `{}` at first, and then with `host` and,
+    on a GPU, `device`."""
     peak: dict[str, float] = {}
-    try: Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts again from what is held now
-    except OSError: pass
-    if device == "cuda": torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text(
+            "5", encoding="utf-8"
+        )  # the peak starts again from what is held now
+    except OSError:
+        pass
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     yield peak
     peak["host"] = round(_peak_of_process() / 1e6, 1)
-    if device == "cuda": peak["device"] = round(torch.cuda.max_memory_allocated() / 1e6, 1)
+    if device == "cuda":
+        peak["device"] = round(torch.cuda.max_memory_allocated() / 1e6, 1)
+
 
 def _peak_of_process() -> float:
     "The peak of resident memory, in bytes."
     status = Path("/proc/self/status")
-    lines = [line.split() for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:")] if status.exists() else []
-    return 1024 * float(lines[0][1]) if lines else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    lines = (
+        [
+            line.split()
+            for line in status.read_text(encoding="utf-8").splitlines()
+            if line.startswith("VmHWM:")
+        ]
+        if status.exists()
+        else []
+    )
+    return (
+        1024 * float(lines[0][1])
+        if lines
+        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    )
 
 # %% ../nbs/50a_run.ipynb #73751400
 @checked
 def kept_root(root: str | Path | None = None) -> Path:
     "The folder of kept runs, beside the data."
     return data_root(root) / "checkpoints"
+
 
 def _kept(folder: Path, root: str | Path | None) -> dict[Path, Path]:
     "The files of a run, each with its kept copy; the record comes last."
@@ -113,14 +180,19 @@ def _kept(folder: Path, root: str | Path | None) -> dict[Path, Path]:
         folder / "record.json": kept / f"{name}.json",
     }
 
+
 def _copy(files: Mapping[Path, Path], record: Mapping[str, Any]) -> None:
-    "Copy the weights and the record of a run, each at once or not at all, if the weights are those of the record."
+    """Copy the weights and the record of a run, each at once or not at all, if the weights are
+    those of the record."""
     for source, target in files.items():
+
         def copied(part: Path, source: Path = source) -> None:
             shutil.copyfile(source, part)
             if source.suffix == ".safetensors":
                 _check_weights(part, source, record)
+
         write_whole(target, copied)
+
 
 def _check_weights(part: Path, path: Path, record: Mapping[str, Any]) -> None:
     "Refuse weights that are not those of a record, by the name of their file."
@@ -129,18 +201,24 @@ def _check_weights(part: Path, path: Path, record: Mapping[str, Any]) -> None:
     except ValueError as error:
         raise ValueError(_refused(path, str(error).replace(str(part), str(path)))) from error
 
+
 def _refused(path: Path, why: str) -> str:
     "What to say of weights that can't be believed."
     why = why.removesuffix(": save weights with `save_weights`.").rstrip(".")
-    return f"{why}: put the right file there, or delete it and the record beside it, and the run will be done again."
+    return (
+        f"{why}: put the right file there, or delete it and the record beside it, and the "
+        "run will be done again."
+    )
 
 # %% ../nbs/50a_run.ipynb #aff5c6ea
 @checked
-def keep(key: str,                        # of a finished run, or "train-" and the key of a training
-         runs: str | Path | None = None,  # folder of runs
-         root: str | Path | None = None,  # folder of data sets
-         ) -> Path:                       # the kept weights
-    "Keep a finished run beside the data; `ValueError` if there is none of that key, or its weights are not those of its record."
+def keep(
+    key: str,  # of a finished run, or "train-" and the key of a training
+    runs: str | Path | None = None,  # folder of runs
+    root: str | Path | None = None,  # folder of data sets
+) -> Path:  # the kept weights
+    """Keep a finished run beside the data; `ValueError` if there is none of that key, or its
+    weights are not those of its record."""
     folder = runs_root(runs) / checked_key(key)
     record = read_record(folder / "record.json")
     if record is None:
@@ -148,13 +226,17 @@ def keep(key: str,                        # of a finished run, or "train-" and t
     files = _kept(folder, root)
     weights = folder / "weights.safetensors"
     if not weights.exists():
-        raise ValueError(f"{folder} holds a record without weights: only a run that was done there can be kept.")
+        raise ValueError(
+            f"{folder} holds a record without weights: only a run that was done there can be kept."
+        )
     with locked(writable_folder(files[weights].parent)):
         _copy(files, record)
     return files[weights]
 
+
 def _fetch(folder: Path, root: str | Path | None, images: ImageData) -> dict[str, Any] | None:
-    "Take a run that was kept, and return its record; None if there is none, or one of other images."
+    """Take a run that was kept, and return its record; None if there is none, or one of other
+    images."""
     files = {there: here for here, there in _kept(folder, root).items()}
     *_, kept = files
     record = read_record(kept)
@@ -165,7 +247,8 @@ def _fetch(folder: Path, root: str | Path | None, images: ImageData) -> dict[str
 
 # %% ../nbs/50a_run.ipynb #0eb76f0e
 def _load(model: nn.Module, folder: Path, record: Mapping[str, Any]) -> nn.Module:
-    "Read the weights that the record of a folder is about into a model; `FileNotFoundError` or `ValueError` with the remedy."
+    """Read the weights that the record of a folder is about into a model; `FileNotFoundError` or
+    `ValueError` with the remedy."""
     path = folder / "weights.safetensors"
     if not path.exists():
         raise FileNotFoundError(
@@ -181,52 +264,109 @@ def _load(model: nn.Module, folder: Path, record: Mapping[str, Any]) -> nn.Modul
 # %% ../nbs/50a_run.ipynb #b3fd0588
 @checked
 def tidy(folder: Path) -> None:
-    "Remove what the folder of a finished run may still hold: of failures before, or because its process was killed just after the record was written."
-    for rest in (folder / "progress.safetensors", folder / "failure.json", *folder.glob("*.partial.ipynb")): rest.unlink(missing_ok=True)
+    """Remove what the folder of a finished run may still hold: of failures before, or because
+    its process was killed just after the record was written."""
+    for rest in (
+        folder / "progress.safetensors",
+        folder / "failure.json",
+        *folder.glob("*.partial.ipynb"),
+    ):
+        rest.unlink(missing_ok=True)
     sweep(folder)
 
 # %% ../nbs/50a_run.ipynb #9ccbc312
 @checked
-def train_original(settings: RunSettings, images: ImageData, runs: str | Path | None = None, progress: Progress = "lines",
-                   root: str | Path | None = None) -> tuple[nn.Module, dict[str, Any]]:
+def train_original(
+    settings: RunSettings,
+    images: ImageData,
+    runs: str | Path | None = None,
+    progress: Progress = "lines",
+    root: str | Path | None = None,
+) -> tuple[nn.Module, dict[str, Any]]:
     "w* and its record: read if it is done or was kept, else trained from where it stopped."
     key = training_key(settings)
     folder = writable_folder(runs_root(runs) / f"train-{key}")
     with locked(folder):
         if (record := read_record(folder / "record.json") or _fetch(folder, root, images)) is None:
-            record = write_record(folder / "record.json", _trained(settings, images, folder, progress))
+            record = write_record(
+                folder / "record.json", _trained(settings, images, folder, progress)
+            )
         tidy(folder)
     _check_data(record, images, folder)
-    model = model_of(settings, images)  # even if it was trained just now: a model that comes from the file always has the same layout in memory, and so the same rounding
+    model = model_of(
+        settings,
+        images,
+        # even if it was trained just now: a model that comes from the file always has the same
+        # layout
+        # in memory, and so the same rounding
+    )
     _load(model, folder, record)
     return model, record
 
 # %% ../nbs/50a_run.ipynb #e82978f2
-def _trained(settings: RunSettings, images: ImageData, folder: Path, progress: Progress) -> dict[str, Any]:
+def _trained(
+    settings: RunSettings, images: ImageData, folder: Path, progress: Progress
+) -> dict[str, Any]:
     "Train w* and keep its weights; returns its record."
     _check_device(settings, training=True)
     keep_freed_memory()
     model, test = model_of(settings, images), {"test": images.test.batches(500, settings.device)}
     with repeatable(settings.threads), peak_memory(settings.device) as memory:
-        history = train_model(model, request_of(settings, images).train, replace(settings.train, seed=settings.seed), test, folder / "progress.safetensors", progress)
+        history = train_model(
+            model,
+            request_of(settings, images).train,
+            replace(settings.train, seed=settings.seed),
+            test,
+            folder / "progress.safetensors",
+            progress,
+        )
     weights = save_weights(model, folder / "weights.safetensors")
-    return _record(training_key(settings), training_settings(settings), images, history=_rows(history), weights=weights, memory=memory)
+    return _record(
+        training_key(settings),
+        training_settings(settings),
+        images,
+        history=_rows(history),
+        weights=weights,
+        memory=memory,
+    )
 
 # %% ../nbs/50a_run.ipynb #317bc5df
 def _record(key: str, settings: dict[str, Any], images: ImageData, **more: Any) -> dict[str, Any]:
     "What every record holds: key, settings, data and provenance, and then more."
-    remarks = {name: text if len(text) < 200 else f"{text.count(',') + 1} images" for name, text in images.remarks.items()}
-    data = {"name": images.name, "digest": images.digest, "source": images.source, "train": len(images.train), "test": len(images.test), "size": images.train.size, "remarks": remarks}
-    return {"key": key, "settings": settings, "data": data, "provenance": provenance(settings["device"])} | more
+    remarks = {
+        name: text if len(text) < 200 else f"{text.count(',') + 1} images"
+        for name, text in images.remarks.items()
+    }
+    data = {
+        "name": images.name,
+        "digest": images.digest,
+        "source": images.source,
+        "train": len(images.train),
+        "test": len(images.test),
+        "size": images.train.size,
+        "remarks": remarks,
+    }
+    return {
+        "key": key,
+        "settings": settings,
+        "data": data,
+        "provenance": provenance(settings["device"]),
+    } | more
+
 
 def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     "A table as JSON: rows with None where there is no value."
-    return [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()} for row in frame.to_dict("records")]
+    return [
+        {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
+        for row in frame.to_dict("records")
+    ]
+
 
 def _check_data(record: Mapping[str, Any], images: ImageData, folder: Path) -> None:
     "Refuse a record that was made from other images."
     if reason := _other_images(record, images.digest, folder):
         raise ValueError(reason)
+
 
 def _other_images(record: Mapping[str, Any], right: str, folder: Path) -> str | None:
     "Why a record is not one of some images; None if it is."
@@ -240,10 +380,12 @@ def _other_images(record: Mapping[str, Any], right: str, folder: Path) -> str | 
 
 # %% ../nbs/50a_run.ipynb #d210ec08
 @checked
-def images_digest(settings: RunSettings,
-                  root: str | Path | None = None,  # folder of data sets
-                  ) -> str | None:
-    "The digest of a run's images, if they are at hand; None if they would have to be made or downloaded."
+def images_digest(
+    settings: RunSettings,
+    root: str | Path | None = None,  # folder of data sets
+) -> str | None:
+    """The digest of a run's images, if they are at hand; None if they would have to be made or
+    downloaded."""
     path = data_root(root) / f"{settings.dataset}.safetensors"
     if settings.dataset == "digits":
         stamp = 0
@@ -255,8 +397,11 @@ def images_digest(settings: RunSettings,
     seed = settings.seed if any(drawn) else 0
     return _digest_of(settings.dataset, data_root(root), stamp, *drawn, seed)
 
+
 @lru_cache(maxsize=256)
-def _digest_of(dataset: str, root: Path, stamp: int, subset: int | None, held_out: int | None, seed: int) -> str:
+def _digest_of(
+    dataset: str, root: Path, stamp: int, subset: int | None, held_out: int | None, seed: int
+) -> str:
     "The digest of a data set, or of what is drawn from it, as the file at some time had it."
     images = load_images(dataset, root)
     if subset:
@@ -265,10 +410,13 @@ def _digest_of(dataset: str, root: Path, stamp: int, subset: int | None, held_ou
         images = images.held_out(held_out, seed)
     return images.digest
 
+
 @checked
-def check_same_images(records: Iterable[Mapping[str, Any]],  # of runs and trainings
-                      ) -> None:
-    "Refuse records that were made from different images under one name, `ValueError`: no mean covers both."
+def check_same_images(
+    records: Iterable[Mapping[str, Any]],  # of runs and trainings
+) -> None:
+    """Refuse records that were made from different images under one name, `ValueError`: no mean
+    covers both."""
     first: dict[tuple[Any, ...], Mapping[str, Any]] = {}
     for record in records:
         asked, name = record["settings"], record["data"]["name"]
@@ -277,15 +425,19 @@ def check_same_images(records: Iterable[Mapping[str, Any]],  # of runs and train
         ours, theirs = (r["data"]["digest"] for r in (record, other))
         if ours != theirs:
             raise ValueError(
-                f"the records {other['key']} and {record['key']} were made from different {name} images "
-                f"(digests {theirs[:12]}… and {ours[:12]}…): no mean may cover both, so keep them in two folders of runs."
+                f"the records {other['key']} and {record['key']} were made from "
+                f"different {name} images "
+                f"(digests {theirs[:12]}… and {ours[:12]}…): no mean may cover both, "
+                "so keep them in two folders of runs."
             )
 
+
 @checked
-def other_images(record: dict[str, Any],          # of a run or a training
-                 folder: Path,                    # where it lies, for the message
-                 root: str | Path | None = None,  # folder of data sets
-                 ) -> str | None:
+def other_images(
+    record: dict[str, Any],  # of a run or a training
+    folder: Path,  # where it lies, for the message
+    root: str | Path | None = None,  # folder of data sets
+) -> str | None:
     "Why a record is not one of the images at hand; None if it is, or if they are not at hand."
     right = images_digest(RunSettings.model_validate(record["settings"]), root)
     return _other_images(record, right, folder) if right else None
@@ -309,15 +461,23 @@ class KeptScores:
                 computed = compute()
                 seconds = str(time.perf_counter() - start)
                 save_tensors(path, computed, of=_whose(path), seconds=seconds)
-            scores, _ = found or read_tensors(path)  # read even if they were computed just now, so that all runs have the same layout in memory
+            scores, _ = (
+                found or read_tensors(path)
+                # read even if they were computed just now, so that all runs have the same layout in
+                # memory
+            )
         return {n: s.to(self.device) for n, s in scores.items()}
 
+
 def _whose(path: Path) -> str:
-    "What kept scores are of: the folder says of which request and weights, the name by which estimator."
+    """What kept scores are of: the folder says of which request and weights, the name by which
+    estimator."""
     return f"{path.parent.name}/{path.stem}"
 
+
 def _whole_scores(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:
-    "Kept scores and their metadata; None if there are none, and, in a line that says so, if they are damaged."
+    """Kept scores and their metadata; None if there are none, and, in a line that says so, if
+    they are damaged."""
     try:
         scores, said = read_tensors(path, signed=True)
         if said.get("of") != _whose(path):
@@ -332,85 +492,193 @@ def _whole_scores(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]] 
         print(f"{why}. The scores are computed again.", flush=True)
         return None
 
-def _scores_of(settings: RunSettings, request: ForgetRequest, model: nn.Module, runs: str | Path | None) -> KeptScores:
+
+def _scores_of(
+    settings: RunSettings, request: ForgetRequest, model: nn.Module, runs: str | Path | None
+) -> KeptScores:
     "Where the scores of a model for a request are kept."
     weights = digest(*(value.cpu() for value in model.state_dict().values()))
     elsewhere = "" if settings.trained_on in (None, settings.device) else f"-{settings.device}"
-    return KeptScores(runs_root(runs) / f"train-{training_key(settings)}" / "fisher" / f"{request.digest[:12]}-{weights[:12]}{elsewhere}", settings.device)
+    return KeptScores(
+        runs_root(runs)
+        / f"train-{training_key(settings)}"
+        / "fisher"
+        / f"{request.digest[:12]}-{weights[:12]}{elsewhere}",
+        settings.device,
+    )
 
 # %% ../nbs/50a_run.ipynb #a0620115
 @checked
-def run(settings: RunSettings,
-        runs: str | Path | None = None,  # folder of runs; None: `$FISHER_UNLEARN_RUNS`, else `runs`
-        root: str | Path | None = None,  # folder of data sets, as in `load_images`
-        progress: Progress = "lines",    # as in `train_model`
-        wait: bool = True,               # for another process that does this run; False: `BlockingIOError` if there is one
-        ) -> dict[str, Any]:             # the record
-    "Do one run, or read its record if it is done or was kept. Raises what its parts raise, and keeps the sentence in `failure.json`."
+def run(
+    settings: RunSettings,
+    runs: str | Path | None = None,  # folder of runs; None: `$FISHER_UNLEARN_RUNS`, else `runs`
+    root: str | Path | None = None,  # folder of data sets, as in `load_images`
+    progress: Progress = "lines",  # as in `train_model`
+    # for another process that does this run; False: `BlockingIOError` if there is one
+    wait: bool = True,
+) -> dict[str, Any]:  # the record
+    """Do one run, or read its record if it is done or was kept. Raises what its parts raise, and
+    keeps the sentence in `failure.json`."""
     keep_freed_memory()
     folder = writable_folder(runs_root(runs) / run_key(settings))
     with locked(folder, wait):
         record = read_record(folder / "record.json")
         try:
-            if record is None and not _kept(folder, root)[folder / "record.json"].exists(): _check_device(settings, settings.method == "retrain")  # before anything is downloaded
+            if record is None and not _kept(folder, root)[folder / "record.json"].exists():
+                _check_device(
+                    settings, settings.method == "retrain"
+                )  # before anything is downloaded
             images = images_of(settings, root)
-            if record is None: record = _fetch(folder, root, images) or write_record(folder / "record.json", _done(settings, images, folder, runs, root, progress))
+            if record is None:
+                record = _fetch(folder, root, images) or write_record(
+                    folder / "record.json", _done(settings, images, folder, runs, root, progress)
+                )
         except Exception as error:
-            if record is None: write_failure(folder, settings, error)
+            if record is None:
+                write_failure(folder, settings, error)
             raise
         tidy(folder)
     _check_data(record, images, folder)
     return record
 
+
 @checked
 def write_failure(folder: Path, settings: RunSettings, error: BaseException) -> None:
     "Note why a run failed, in `failure.json`, if the disk takes it."
     reason = " ".join(str(error).split()) or type(error).__name__
-    failure = {"key": run_key(settings), "settings": settings.model_dump(), "error": type(error).__name__, "reason": reason}
+    failure = {
+        "key": run_key(settings),
+        "settings": settings.model_dump(),
+        "error": type(error).__name__,
+        "reason": reason,
+    }
     try:
         write_record(folder / "failure.json", failure)
     except OSError:
         pass  # the error itself goes on to the caller
 
 # %% ../nbs/50a_run.ipynb #3dd4cf3f
-def _done(settings: RunSettings, images: ImageData, folder: Path, runs: str | Path | None, root: str | Path | None, progress: Progress) -> dict[str, Any]:
+def _done(
+    settings: RunSettings,
+    images: ImageData,
+    folder: Path,
+    runs: str | Path | None,
+    root: str | Path | None,
+    progress: Progress,
+) -> dict[str, Any]:
     "Everything that a run does before its record is written; returns the record."
     request = request_of(settings, images)
     fresh = settings.method == "retrain"
-    original = model_of(settings, images) if fresh else train_original(settings, images, runs, progress, root)[0]
+    original = (
+        model_of(settings, images)
+        if fresh
+        else train_original(settings, images, runs, progress, root)[0]
+    )
     with repeatable(settings.threads), peak_memory(settings.device) as memory:
         kept = _scores_of(settings, request, original, runs)
-        result = _unlearned(settings, images, request, original, folder / "progress.safetensors", progress, kept)
+        result = _unlearned(
+            settings, images, request, original, folder / "progress.safetensors", progress, kept
+        )
     weights = save_weights(result.model, folder / "weights.safetensors")
-    asked = {"kind": request.kind, "classes": request.classes, "forget": len(request.forget), "remain": len(request.remain), "digest": request.digest, "details": request.details}
-    history = result.history if request.kind == "class" else result.history.assign(accuracy=result.history.remain_acc)  # always that of the whole test set
-    return _record(run_key(settings), settings.model_dump(), images, training=None if fresh else training_key(settings), request=asked, changed=_rows(result.changed),
-                   note=result.note, masked_rows=_classifier_rows(result), history=_rows(history), steps=_rows(result.steps), seconds=result.seconds, weights=weights, spared=kept.spared, memory=memory)
+    asked = {
+        "kind": request.kind,
+        "classes": request.classes,
+        "forget": len(request.forget),
+        "remain": len(request.remain),
+        "digest": request.digest,
+        "details": request.details,
+    }
+    history = (
+        result.history
+        if request.kind == "class"
+        else result.history.assign(accuracy=result.history.remain_acc)
+    )  # always that of the whole test set
+    return _record(
+        run_key(settings),
+        settings.model_dump(),
+        images,
+        training=None if fresh else training_key(settings),
+        request=asked,
+        changed=_rows(result.changed),
+        note=result.note,
+        masked_rows=_classifier_rows(result),
+        history=_rows(history),
+        steps=_rows(result.steps),
+        seconds=result.seconds,
+        weights=weights,
+        spared=kept.spared,
+        memory=memory,
+    )
 
 # %% ../nbs/50a_run.ipynb #69362c03
-def _unlearned(settings: RunSettings, images: ImageData, request: ForgetRequest, model: nn.Module, checkpoint: Path, progress: Progress, kept: KeptScores) -> Unlearned:
-    "The method of the settings, with fine-tuning (for `retrain`: the full training) and measurement."
+def _unlearned(
+    settings: RunSettings,
+    images: ImageData,
+    request: ForgetRequest,
+    model: nn.Module,
+    checkpoint: Path,
+    progress: Progress,
+    kept: KeptScores,
+) -> Unlearned:
+    """The method of the settings, with fine-tuning (for `retrain`: the full training) and
+    measurement."""
     device, size = settings.device, settings.train.batch_size
     remain = request.remain.batches(size, device) if len(request.remain) else None
-    sets = {name: part.batches(500, device) for name, part in {"remain": request.test_remain, "forget": request.test_forget, **request.test_more}.items()}
+    sets = {
+        name: part.batches(500, device)
+        for name, part in {
+            "remain": request.test_remain,
+            "forget": request.test_forget,
+            **request.test_more,
+        }.items()
+    }
     training = settings.train if settings.method == "retrain" else _tuning(settings)
-    return unlearn(model, request.forget.batches(size, device), remain, settings.method, settings.preset, training, sets,
-                   settings.seed, checkpoint, progress, build=lambda: model_of(settings, images), classes=request.classes or None,
-                   reference=_at_hand(request).batches(size, device), kept=kept, **settings.options)
+    return unlearn(
+        model,
+        request.forget.batches(size, device),
+        remain,
+        settings.method,
+        settings.preset,
+        training,
+        sets,
+        settings.seed,
+        checkpoint,
+        progress,
+        build=lambda: model_of(settings, images),
+        classes=request.classes or None,
+        reference=_at_hand(request).batches(size, device),
+        kept=kept,
+        **settings.options,
+    )
+
 
 def _tuning(settings: RunSettings) -> TrainSettings | None:
-    "How to fine-tune: by the replayed schedule or at a constant rate, for S epochs or longer; None: not at all."
-    if not settings.fine_tune_epochs: return None
-    tuning = replace(settings.train.replayed(settings.fine_tune_epochs), epochs=settings.fine_tune_length)
-    if settings.fine_tune_lr is None: return tuning
-    return replace(tuning, schedule=Schedule(settings.fine_tune_lr, settings.fine_tune_epochs, drops=()))
+    """How to fine-tune: by the replayed schedule or at a constant rate, for S epochs or longer;
+    None: not at all."""
+    if not settings.fine_tune_epochs:
+        return None
+    tuning = replace(
+        settings.train.replayed(settings.fine_tune_epochs), epochs=settings.fine_tune_length
+    )
+    if settings.fine_tune_lr is None:
+        return tuning
+    return replace(
+        tuning, schedule=Schedule(settings.fine_tune_lr, settings.fine_tune_epochs, drops=())
+    )
+
 
 def _at_hand(request: ForgetRequest) -> Samples:
-    "The training images that a method may see, in the order of the training set: all, unless the remain set is limited."
-    if len(request.forget) + len(request.remain) == len(request.train): return request.train
+    """The training images that a method may see, in the order of the training set: all, unless
+    the remain set is limited."""
+    if len(request.forget) + len(request.remain) == len(request.train):
+        return request.train
     order = torch.cat([request.forget_indices, request.remain_indices]).argsort(stable=True)
-    both = [torch.cat([getattr(part, name) for part in (request.forget, request.remain)])[order] for name in ("images", "labels")]
+    both = [
+        torch.cat([getattr(part, name) for part in (request.forget, request.remain)])[order]
+        for name in ("images", "labels")
+    ]
     return replace(request.train, images=both[0], labels=both[1])
+
 
 def _classifier_rows(result: Unlearned) -> list[int]:
     "How many weights of each row of the classifier were masked."
@@ -421,15 +689,22 @@ def _classifier_rows(result: Unlearned) -> list[int]:
 _SCOPES: dict[str, Scope] = {"relearn_classifier": "classifier", "relearn_all": "all"}
 READOUTS = ("agreement", *_SCOPES)
 
+
 @checked
-def readout(settings: RunSettings,
-            kind: str,                       # a name in `READOUTS`
-            runs: str | Path | None = None,  # folder of runs
-            root: str | Path | None = None,  # folder of data sets
-            progress: Progress = "lines",    # as in `train_model`
-            cap: Count = 100,                # epochs of re-learning at most
-            ) -> dict[str, Any]:             # the readout: `Agreement` on the forget and the remain test set, or `Relearned` without its table
-    "Read something out of a run, or find it read. Does the runs that are missing; raises what they raise."
+def readout(
+    settings: RunSettings,
+    kind: str,  # a name in `READOUTS`
+    runs: str | Path | None = None,  # folder of runs
+    root: str | Path | None = None,  # folder of data sets
+    progress: Progress = "lines",  # as in `train_model`
+    cap: Count = 100,  # epochs of re-learning at most
+) -> dict[
+    str, Any
+    # the readout: `Agreement` on the forget and the remain test set, or `Relearned` without its
+    # table
+]:
+    """Read something out of a run, or find it read. Does the runs that are missing; raises what
+    they raise."""
     name = f"{choose(kind, READOUTS, 'readout')}{'' if kind == 'agreement' else f'_{cap}'}"
     record = run(settings, runs, root, progress)
     path = runs_root(runs) / record["key"] / f"{name}.json"
@@ -437,24 +712,45 @@ def readout(settings: RunSettings,
         return found
     here = _where_read(settings)
     images = images_of(here, root)
-    retrained = _retrained(here, images, runs, root, progress) if kind == "agreement" else None  # before the lock: it may be this run
+    retrained = (
+        _retrained(here, images, runs, root, progress) if kind == "agreement" else None
+    )  # before the lock: it may be this run
     with locked(path.parent), repeatable(here.threads):
         if (found := read_record(path)) is not None:  # another process was here first
             return found
         model = _load(model_of(here, images), path.parent, record)
-        result = _agreement(model, retrained, here, images) if retrained else _relearned(model, here, images, runs, root, _SCOPES[kind], cap, progress)
-        return write_record(path, {"key": record["key"], "readout": kind, "provenance": provenance(here.device), **result})
+        result = (
+            _agreement(model, retrained, here, images)
+            if retrained
+            else _relearned(model, here, images, runs, root, _SCOPES[kind], cap, progress)
+        )
+        return write_record(
+            path,
+            {
+                "key": record["key"],
+                "readout": kind,
+                "provenance": provenance(here.device),
+                **result,
+            },
+        )
+
 
 def _where_read(settings: RunSettings) -> RunSettings:
     "The settings of a run with a device that is at hand, and the same w*."
-    if settings.device == "cpu" or torch.cuda.is_available(): return settings
-    return settings.model_copy(update={"device": "cpu", "trained_on": settings.trained_on or settings.device})
+    if settings.device == "cpu" or torch.cuda.is_available():
+        return settings
+    return settings.model_copy(
+        update={"device": "cpu", "trained_on": settings.trained_on or settings.device}
+    )
 
 # %% ../nbs/50a_run.ipynb #409e1109
 @checked
-def with_readouts(record: dict[str, Any],          # of a finished run
-                  runs: str | Path | None = None,  # folder of runs
-                  ) -> dict[str, Any]:             # the record, and under `readouts` by name what was read out of its run, if anything was
+def with_readouts(
+    record: dict[str, Any],  # of a finished run
+    runs: str | Path | None = None,  # folder of runs
+) -> dict[
+    str, Any
+]:  # the record, and under `readouts` by name what was read out of its run, if anything was
     "A record with its readouts."
     folder = runs_root(runs) / checked_key(record["key"])
     files = sorted(path for path in folder.glob("*.json") if path.stem.startswith(READOUTS))
@@ -462,22 +758,62 @@ def with_readouts(record: dict[str, Any],          # of a finished run
     return record | {"readouts": found} if found else record
 
 # %% ../nbs/50a_run.ipynb #ecb60ff6
-def _retrained(settings: RunSettings, images: ImageData, runs: str | Path | None, root: str | Path | None, progress: Progress) -> nn.Module:
+def _retrained(
+    settings: RunSettings,
+    images: ImageData,
+    runs: str | Path | None,
+    root: str | Path | None,
+    progress: Progress,
+) -> nn.Module:
     "The model that was retrained with the same settings."
-    retraining = RunSettings(**settings.model_dump(exclude=set(OptionSettings.model_fields) | {"method", "remain_limit", "fine_tune_length", "fine_tune_lr"}), method="retrain")
+    retraining = RunSettings(
+        **settings.model_dump(
+            exclude=set(OptionSettings.model_fields)
+            | {"method", "remain_limit", "fine_tune_length", "fine_tune_lr"}
+        ),
+        method="retrain",
+    )
     record = run(retraining, runs, root, progress)
     return _load(model_of(settings, images), runs_root(runs) / record["key"], record)
 
-def _agreement(model: nn.Module, retrained: nn.Module, settings: RunSettings, images: ImageData) -> dict[str, Any]:
+
+def _agreement(
+    model: nn.Module, retrained: nn.Module, settings: RunSettings, images: ImageData
+) -> dict[str, Any]:
     "Agreement with the retrained model, on the forget and the remain test set."
     request = request_of(settings, images)
-    return {name: asdict(agreement(model, retrained, part.batches(500, settings.device))) for name, part in (("forget", request.test_forget), ("remain", request.test_remain))}
+    return {
+        name: asdict(agreement(model, retrained, part.batches(500, settings.device)))
+        for name, part in (("forget", request.test_forget), ("remain", request.test_remain))
+    }
 
 # %% ../nbs/50a_run.ipynb #d1ccfbe2
-def _relearned(model: nn.Module, settings: RunSettings, images: ImageData, runs: str | Path | None, root: str | Path | None, scope: Scope, cap: int, progress: Progress) -> dict[str, Any]:
+def _relearned(
+    model: nn.Module,
+    settings: RunSettings,
+    images: ImageData,
+    runs: str | Path | None,
+    root: str | Path | None,
+    scope: Scope,
+    cap: int,
+    progress: Progress,
+) -> dict[str, Any]:
     "Re-learn time, and the loss after each epoch."
     request, size = request_of(settings, images), settings.train.batch_size
     original, _ = train_original(settings, images, runs, progress, root)
-    found = relearn_time(model, original, request.train.batches(size, settings.device), request.forget.batches(size, settings.device),
-                         replace(settings.train, seed=settings.seed), scope, cap, progress=progress)
-    return {"epochs": found.epochs, "cap": cap, "threshold": found.threshold, "losses": found.losses.forget_loss.tolist()}
+    found = relearn_time(
+        model,
+        original,
+        request.train.batches(size, settings.device),
+        request.forget.batches(size, settings.device),
+        replace(settings.train, seed=settings.seed),
+        scope,
+        cap,
+        progress=progress,
+    )
+    return {
+        "epochs": found.epochs,
+        "cap": cap,
+        "threshold": found.threshold,
+        "losses": found.losses.forget_loss.tolist(),
+    }

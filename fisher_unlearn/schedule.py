@@ -15,27 +15,41 @@ from .arguments import Count, Number, Positive, Whole, check_fields, checked
 
 # %% ../nbs/03_schedule.ipynb #1b7b054d
 def _check(schedule: "Schedule") -> None:
-    "Raise `ValueError` unless the values of a schedule go together; each by itself is checked before."
+    """Raise `ValueError` unless the values of a schedule go together; each by itself is checked
+    before."""
     last = schedule.epochs - 1
     if schedule.warmup > last:
-        raise ValueError(f"`warmup` of the schedule is {schedule.warmup}: it must be from 0 to {last}, less than the epochs.")
+        raise ValueError(
+            f"`warmup` of the schedule is {schedule.warmup}: it must be from 0 to "
+            f"{last}, less than the epochs."
+        )
     if not all(drop <= last for drop in schedule.drops):
-        raise ValueError(f"`drops` of the schedule is {schedule.drops}: it must be epochs from 1 to {last}.")
+        raise ValueError(
+            f"`drops` of the schedule is {schedule.drops}: it must be epochs from 1 to {last}."
+        )
     if list(schedule.drops) != sorted(schedule.drops):
-        raise ValueError(f"`drops` of the schedule is {schedule.drops}: it must be in ascending order.")
+        raise ValueError(
+            f"`drops` of the schedule is {schedule.drops}: it must be in ascending order."
+        )
 
 # %% ../nbs/03_schedule.ipynb #3825285a
 @checked
 @dataclass(frozen=True)
 class Schedule:
     "A learning rate with steps down and a linear warm-up, as trained, or replayed in fewer epochs."
-    __pydantic_config__ = {"extra": "forbid"}  # where pydantic reads one, an unknown name is an error
-    lr: Positive = 0.1                   # initial rate
-    epochs: Count = 160                  # length of training, to which `drops` and `warmup` refer
-    drops: tuple[Count, ...] = (80, 120) # epochs, in order, after which the rate is multiplied by `factor`
+
+    __pydantic_config__ = {
+        "extra": "forbid"
+    }  # where pydantic reads one, an unknown name is an error
+    lr: Positive = 0.1  # initial rate
+    epochs: Count = 160  # length of training, to which `drops` and `warmup` refer
+    drops: tuple[Count, ...] = (
+        80,
+        120,
+    )  # epochs, in order, after which the rate is multiplied by `factor`
     factor: Annotated[Number, Interval(gt=0, le=1)] = 0.1
-    warmup: Whole = 0                    # epochs of linear warm-up
-    replay: Count | None = None          # replay in that many epochs; None: as trained
+    warmup: Whole = 0  # epochs of linear warm-up
+    replay: Count | None = None  # replay in that many epochs; None: as trained
 
     def __post_init__(self):
         check_fields(self, " of the schedule")
@@ -47,17 +61,25 @@ class Schedule:
         return self.replay or self.epochs
 
     def milestone(self, epoch: int, batches: int) -> int:
-        "The step, of `batches` in an epoch, at which `epoch` of training falls: floor(epoch / epochs · length · batches)."
+        """The step, of `batches` in an epoch, at which `epoch` of training falls: floor(epoch /
+        epochs · length · batches)."""
         return epoch * self.length * batches // self.epochs
 
     def rate(self, step: int, batches: int) -> float:
         "The learning rate of the optimiser step number `step`, counted from 0."
-        lr = self.lr * self.factor ** sum(step >= self.milestone(drop, batches) for drop in self.drops)
+        lr = self.lr * self.factor ** sum(
+            step >= self.milestone(drop, batches) for drop in self.drops
+        )
         return lr * self._warm(step, batches)
 
     def _warm(self, step: int, batches: int) -> float:
-        "The share of the rate during warm-up: a step up after each epoch of training, after each step of a replay."
-        done, total = (step, self.milestone(self.warmup, batches)) if self.replay else (step // batches, self.warmup)
+        """The share of the rate during warm-up: a step up after each epoch of training, after
+        each step of a replay."""
+        done, total = (
+            (step, self.milestone(self.warmup, batches))
+            if self.replay
+            else (step // batches, self.warmup)
+        )
         return min(1.0, (done + 1) / total) if total else 1.0
 
 # %% ../nbs/03_schedule.ipynb #47f5b999

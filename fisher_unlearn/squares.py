@@ -34,12 +34,15 @@ Rule = Callable[[Any, Tensor, list[Tensor]], Tensor]
 # %% ../nbs/09_squares.ipynb #8fb159b9
 def _positions(module: Any, dims: int) -> tuple[int, ...]:
     "The dimensions of an output along which one sample uses a parameter again."
-    if isinstance(module, nn.LayerNorm): return tuple(range(1, dims - len(module.normalized_shape)))
+    if isinstance(module, nn.LayerNorm):
+        return tuple(range(1, dims - len(module.normalized_shape)))
     return tuple(range(1, dims - 1)) if isinstance(module, nn.Linear) else tuple(range(2, dims))
+
 
 def _squared(slopes: Tensor, positions: tuple[int, ...]) -> Tensor:
     "Add up over positions, square, add up over samples."
     return (slopes.sum(positions) if positions else slopes).square().sum(0)
+
 
 def _bias(module: Any, x: Tensor, gs: list[Tensor]) -> Tensor:
     "b is added at each position: Σᵢ (Σ_p g[i, p])²."
@@ -50,30 +53,54 @@ def _budget(tensor: Tensor) -> int:
     "Entries of work space: what a CPU's cache holds, or 256 MiB on other devices."
     return (2**23 if tensor.device.type == "cpu" else 2**28) // tensor.element_size()
 
+
 def _normalised(module: Any, x: Tensor) -> Tensor:
     "The input of a layer without its scale and bias."
-    if isinstance(module, nn.LayerNorm): return F.layer_norm(x, module.normalized_shape, eps=module.eps)
-    if isinstance(module, nn.GroupNorm): return F.group_norm(x, module.num_groups, eps=module.eps)
-    mean, inverse = (t.view(-1, *[1] * (x.dim() - 2)) for t in (module.running_mean, (module.running_var.to(x.dtype) + module.eps).rsqrt()))
+    if isinstance(module, nn.LayerNorm):
+        return F.layer_norm(x, module.normalized_shape, eps=module.eps)
+    if isinstance(module, nn.GroupNorm):
+        return F.group_norm(x, module.num_groups, eps=module.eps)
+    mean, inverse = (
+        t.view(-1, *[1] * (x.dim() - 2))
+        for t in (module.running_mean, (module.running_var.to(x.dtype) + module.eps).rsqrt())
+    )
     return (x - mean).mul_(inverse)  # `F.batch_norm` takes longer
+
 
 def _loop_fits(x: Tensor, positions: int, groups: int = 1) -> bool:
     "Is there a loop that adds up the squares in registers, and no faster way?"
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and positions > 1 and groups == 1
+    return (
+        x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.float64)
+        and positions > 1
+        and groups == 1
+    )
+
 
 def _scale(module: Any, x: Tensor, gs: list[Tensor]) -> Tensor:
     "γ multiplies x̂ at each position: Σᵢ (Σ_p g[i, p] x̂[i, p])²."
-    if isinstance(module, _BatchNorm) and _loop_fits(gs[0], x[0, 0].numel()) and x.movedim(1, -1).is_contiguous(): return _scale_in_registers(module, x, gs)
+    if (
+        isinstance(module, _BatchNorm)
+        and _loop_fits(gs[0], x[0, 0].numel())
+        and x.movedim(1, -1).is_contiguous()
+    ):
+        return _scale_in_registers(module, x, gs)
     total, size = gs[0].new_zeros(module.weight.shape), max(1, _budget(x) // (4 * x[0].numel()))
     for part, *slopes in zip(x.split(size), *(g.split(size) for g in gs)):
         normal = _normalised(module, part.to(slopes[0].dtype))
-        for k, g in enumerate(slopes, 1): total += _squared(normal.mul_(g) if k == len(slopes) else normal * g, _positions(module, g.dim()))
+        for k, g in enumerate(slopes, 1):
+            total += _squared(
+                normal.mul_(g) if k == len(slopes) else normal * g, _positions(module, g.dim())
+            )
     return total
+
 
 def _scale_in_registers(module: Any, x: Tensor, gs: list[Tensor]) -> Tensor:
     "The same for BatchNorm, by the loop: Σᵢ (Σ_p g[i, p] (x[i, p] − mean))² / (variance + ε)."
     x, *slopes = (t.movedim(1, -1).flatten(1, -2) for t in (x.to(gs[0].dtype), *gs))
-    squares = [summed_products(x, g, module.running_mean.to(x.dtype)).square().sum(0) for g in slopes]
+    squares = [
+        summed_products(x, g, module.running_mean.to(x.dtype)).square().sum(0) for g in slopes
+    ]
     return torch.stack(squares).sum(0) / (module.running_var.to(x.dtype) + module.eps)
 
 # %% ../nbs/09_squares.ipynb #36201018
@@ -81,70 +108,104 @@ def _embedding(module: Any, index: Tensor, gs: list[Tensor]) -> Tensor:
     "Σᵢ (Σ over the positions of sample i that hold row v: g[i, p])² for each row v."
     rows, width = module.weight.shape
     total, sample = gs[0].new_zeros(rows, width), torch.arange(len(index), device=index.device)
-    pairs, place = (index.reshape(len(index), -1) + rows * sample.view(-1, 1)).unique(return_inverse=True)
+    pairs, place = (index.reshape(len(index), -1) + rows * sample.view(-1, 1)).unique(
+        return_inverse=True
+    )
     for g in gs:
         sums = g.new_zeros(len(pairs), width).index_add_(0, place.flatten(), g.reshape(-1, width))
         total.index_add_(0, pairs % rows, sums.square_())
-    if module.padding_idx is not None: total[module.padding_idx] = 0
+    if module.padding_idx is not None:
+        total[module.padding_idx] = 0
     return total
 
 # %% ../nbs/09_squares.ipynb #d2215d6f
 def _expansion_pays(inside: Tensor, rows: int, depth: int) -> bool:
-    "Is expanding cheaper than multiplying directly? `inside` is bool (positions, taps), a tap has `depth` inputs."
+    """Is expanding cheaper than multiplying directly? `inside` is bool (positions, taps), a tap
+    has `depth` inputs."""
     (length, taps), used = inside.shape, inside.sum(0)
     pairs = int((used * (used + 1) // 2).sum())
     return pairs * (rows * depth + 90 * (rows + depth)) < taps * rows * depth * (length + 24)
 
+
 def _add_expanded(total: Tensor, g: Tensor, u: Tensor, inside: Tensor) -> None:
-    "Add Σᵢ (Σ_l g[i, l] u[i, l, tap]ᵀ)² to total (rows, taps, depth), from g (n, L, rows) and u (n, L, taps, depth)."
+    """Add Σᵢ (Σ_l g[i, l] u[i, l, tap]ᵀ)² to total (rows, taps, depth), from g (n, L, rows) and
+    u (n, L, taps, depth)."""
     for tap, seen in enumerate(inside.T):
         positions = seen.nonzero()[:, 0].tolist()
         for l, m in product(positions, positions):
-            if m <= l: total[:, tap].addmm_((g[:, l] * g[:, m]).T, u[:, l, tap] * u[:, m, tap], alpha=1 + (m < l))
+            if m <= l:
+                total[:, tap].addmm_(
+                    (g[:, l] * g[:, m]).T, u[:, l, tap] * u[:, m, tap], alpha=1 + (m < l)
+                )
 
 # %% ../nbs/09_squares.ipynb #7d431b79
 def _add_direct(total: Tensor, g: Tensor, u: Tensor, work: Tensor) -> None:
-    "Add Σᵢ (g[i]ᵀ u[i])² to total (G, rows, columns), from g (n·G, L, rows) and u (n·G, L, columns)."
+    """Add Σᵢ (g[i]ᵀ u[i])² to total (G, rows, columns), from g (n·G, L, rows) and u (n·G, L,
+    columns)."""
     groups, rows, columns = total.shape
     step = max(1, work.numel() // (len(g) * columns))
     for some, part in zip(g.split(step, 2), total.split(step, 1)):
         size = (len(g), some.shape[2], columns)
-        grads = torch.bmm(some.mT, u, out=work[:math.prod(size)].view(size))
+        grads = torch.bmm(some.mT, u, out=work[: math.prod(size)].view(size))
         part += grads.view(-1, *part.shape).square_().sum(0)
 
 # %% ../nbs/09_squares.ipynb #2c7cc7f6
 @dataclass(frozen=True)
 class _Columns:
     "How the input of a layer becomes the columns u."
-    inside: Tensor  # bool (slabs, positions, taps), on the CPU: does the tap see the image, or only zeros around it?
-    depth: int      # inputs of one tap in one group
-    groups: int     # of channels
-    entries: int    # of work space for one sample
-    slabs: Callable[[Tensor, Tensor], Iterable[Tensor]]  # (inputs, work space) → for each slab (n, G, positions…, taps, depth)
+
+    # bool (slabs, positions, taps), on the CPU: does the tap see the image, or only zeros around
+    # it?
+    inside: Tensor
+    depth: int  # inputs of one tap in one group
+    groups: int  # of channels
+    entries: int  # of work space for one sample
+    slabs: Callable[
+        [Tensor, Tensor], Iterable[Tensor]
+    ]  # (inputs, work space) → for each slab (n, G, positions…, taps, depth)
 
 # %% ../nbs/09_squares.ipynb #9ef39325
 def _outer_squares(columns: _Columns, x: Tensor, gs: list[Tensor]) -> Tensor:
-    "Σᵢ Σ_g (Σ_l g[i, l] u[i, l]ᵀ)² from x (n, …) and each g (n, L, G·rows): (slabs, G, rows, taps·depth)."
+    """Σᵢ Σ_g (Σ_l g[i, l] u[i, l]ᵀ)² from x (n, …) and each g (n, L, G·rows): (slabs, G, rows,
+    taps·depth)."""
     (count, length, taps), groups, budget = columns.inside.shape, columns.groups, _budget(x)
     wide, own = taps * columns.depth, gs[0].shape[2] // groups
     rows = own * len(gs)  # each direction is treated as further rows
-    pays = [groups == 1 and _expansion_pays(inside, rows, columns.depth) for inside in columns.inside]
+    pays = [
+        groups == 1 and _expansion_pays(inside, rows, columns.depth) for inside in columns.inside
+    ]
     kept = 0 if all(pays) else groups * rows * wide
     size = min(len(x), max(1, budget // (columns.entries + min(kept, budget // 8))))
-    room, work = (x.new_empty(n) for n in (size * columns.entries, max(size * groups * wide, min(size * kept, budget - size * columns.entries))))
+    room, work = (
+        x.new_empty(n)
+        for n in (
+            size * columns.entries,
+            max(size * groups * wide, min(size * kept, budget - size * columns.entries)),
+        )
+    )
     total = x.new_zeros(count, groups, rows, wide)
     for part, *slopes in zip(x.split(size), *(g.split(size) for g in gs)):
         parts = [s.view(len(s), length, groups, own).movedim(2, 1) for s in slopes]
         g = (parts[0] if len(parts) == 1 else torch.cat(parts, 3)).reshape(-1, length, rows)
         for k, u in enumerate(columns.slabs(part, room)):
-            if pays[k]: _add_expanded(total[k, 0].view(rows, taps, -1), g, u.reshape(-1, length, taps, columns.depth), columns.inside[k])
-            else: _add_direct(total[k], g, u.reshape(-1, length, wide), work)
-    if any(pays): total.clamp_min_(0)  # products that cancel may end a rounding error below
+            if pays[k]:
+                _add_expanded(
+                    total[k, 0].view(rows, taps, -1),
+                    g,
+                    u.reshape(-1, length, taps, columns.depth),
+                    columns.inside[k],
+                )
+            else:
+                _add_direct(total[k], g, u.reshape(-1, length, wide), work)
+    if any(pays):
+        total.clamp_min_(0)  # products that cancel may end a rounding error below
     return total.view(count, groups, len(gs), own, wide).sum(2)
 
 # %% ../nbs/09_squares.ipynb #84bfaa4e
 @lru_cache(maxsize=1024)
-def _plan_of_linear(positions: int, inputs: int, outputs: int, dtype: torch.dtype, threads: int) -> Plan:
+def _plan_of_linear(
+    positions: int, inputs: int, outputs: int, dtype: torch.dtype, threads: int
+) -> Plan:
     at = torch.arange(positions, device="cpu")
     return plan(Windows(at[:1], at, at < 0), inputs, outputs, dtype, threads)
 
@@ -153,7 +214,14 @@ def _linear(layer: Any, x: Tensor, gs: list[Tensor]) -> Tensor:
     "The weight of a linear layer, on any leading dimensions."
     x, *slopes = (t.reshape(len(t), -1, t.shape[-1]) for t in (x, *gs))
     positions, inputs = x.shape[1:]
-    if _loop_fits(x, positions): return squared_products(_plan_of_linear(positions, inputs, slopes[0].shape[-1], x.dtype, torch.get_num_threads()), x, slopes)[:, 0]
+    if _loop_fits(x, positions):
+        return squared_products(
+            _plan_of_linear(
+                positions, inputs, slopes[0].shape[-1], x.dtype, torch.get_num_threads()
+            ),
+            x,
+            slopes,
+        )[:, 0]
     inside = torch.ones(1, positions, 1, dtype=torch.bool)
     columns = _Columns(inside, inputs, 1, x[0].numel(), lambda part, room: [part[:, None, :, None]])
     return _outer_squares(columns, x, slopes)[0, 0]
@@ -161,11 +229,12 @@ def _linear(layer: Any, x: Tensor, gs: list[Tensor]) -> Tensor:
 # %% ../nbs/09_squares.ipynb #bb2b35be
 class _Taps(NamedTuple):
     "The geometry of a convolution in one to three dimensions."
+
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
     border: tuple[int, ...]  # padding in the order of `F.pad`
-    mode: str                # of `F.pad`
+    mode: str  # of `F.pad`
     groups: int
 
     @classmethod
@@ -176,14 +245,25 @@ class _Taps(NamedTuple):
         if conv.padding_mode != "zeros":
             border = tuple(conv._reversed_padding_repeated_twice)
             return cls(kernel, stride, dilation, border, conv.padding_mode, conv.groups)
-        return cls(kernel, stride, dilation, _zeros_around(conv.padding, kernel, dilation), "constant", conv.groups)
+        return cls(
+            kernel,
+            stride,
+            dilation,
+            _zeros_around(conv.padding, kernel, dilation),
+            "constant",
+            conv.groups,
+        )
+
 
 def _each(value: Any, dims: int) -> tuple[int, ...]:
     "One number for each dimension."
     found = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     return found * dims if len(found) == 1 else found
 
-def _zeros_around(padding: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[int, ...]:
+
+def _zeros_around(
+    padding: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]
+) -> tuple[int, ...]:
     "The border of zeros, in the order of `F.pad`."
     if padding == "valid":
         padding = 0
@@ -199,58 +279,110 @@ def _padded(taps: _Taps, x: Tensor) -> Tensor:
     "Images (n, I, …) with their border, channels last."
     return (F.pad(x, taps.border, taps.mode) if any(taps.border) else x).movedim(1, -1).contiguous()
 
+
 def _windows(taps: _Taps, across: int, x: Tensor) -> Tensor:
-    "The windows of the last dimension in padded images (n, …, I): a view (n, …, across, taps of the last dimension, I)."
+    """The windows of the last dimension in padded images (n, …, I): a view (n, …, across, taps
+    of the last dimension, I)."""
     *outer, step, _ = x.stride()
-    return x.as_strided((*x.shape[:-2], across, taps.kernel[-1], x.shape[-1]),
-                        (*outer, step * taps.stride[-1], step * taps.dilation[-1], 1), x.storage_offset())
+    return x.as_strided(
+        (*x.shape[:-2], across, taps.kernel[-1], x.shape[-1]),
+        (*outer, step * taps.stride[-1], step * taps.dilation[-1], 1),
+        x.storage_offset(),
+    )
 
 # %% ../nbs/09_squares.ipynb #f23bc49c
 def _pixels(taps: _Taps, across: int, unrolled: bool, x: Tensor) -> Tensor:
-    "Padded images (n, pixels…, inputs), with inputs from the windows of the last dimension if `unrolled`."
+    """Padded images (n, pixels…, inputs), with inputs from the windows of the last dimension if
+    `unrolled`."""
     return _windows(taps, across, _padded(taps, x)).flatten(-2) if unrolled else _padded(taps, x)
 
+
 @lru_cache(maxsize=1024)
-def _plan_of_conv(taps: _Taps, unrolled: bool, shape: tuple[int, ...], size: tuple[int, ...], inputs: int, outputs: int, dtype: torch.dtype, threads: int) -> Plan:
+def _plan_of_conv(
+    taps: _Taps,
+    unrolled: bool,
+    shape: tuple[int, ...],
+    size: tuple[int, ...],
+    inputs: int,
+    outputs: int,
+    dtype: torch.dtype,
+    threads: int,
+) -> Plan:
     "For images of a shape, and outputs of a size."
     blank = ~_pixels(taps, size[-1], unrolled, torch.ones(1, 1, *shape, device="cpu"))[0].any(-1)
     at = torch.arange(blank.numel(), device="cpu").view(blank.shape)
-    kernel, stride, dilation = ((*t[:-1], 1) if unrolled else t for t in (taps.kernel, taps.stride, taps.dilation))
-    origins, places = (at[tuple(slice(0, (n - 1) * step + 1, step) for n, step in zip(*sides))].flatten() for sides in ((kernel, dilation), (size, stride)))
+    kernel, stride, dilation = (
+        (*t[:-1], 1) if unrolled else t for t in (taps.kernel, taps.stride, taps.dilation)
+    )
+    origins, places = (
+        at[tuple(slice(0, (n - 1) * step + 1, step) for n, step in zip(*sides))].flatten()
+        for sides in ((kernel, dilation), (size, stride))
+    )
     return plan(Windows(origins, places, blank.flatten()), inputs, outputs, dtype, threads)
+
 
 def _in_registers(taps: _Taps, weight: Tensor, x: Tensor, gs: list[Tensor]) -> Tensor:
     "The squares of a convolution's weight by the loop."
     size, unrolled = tuple(gs[0].shape[2:]), x.shape[1] < Tile.of(x.dtype).lanes
     pixels = _pixels(taps, size[-1], unrolled, x)
-    planned = _plan_of_conv(taps, unrolled, tuple(x.shape[2:]), size, pixels.shape[-1], len(weight), x.dtype, torch.get_num_threads())
-    total = squared_products(planned, pixels.flatten(1, -2), [g.movedim(1, -1).flatten(1, -2) for g in gs])
+    planned = _plan_of_conv(
+        taps,
+        unrolled,
+        tuple(x.shape[2:]),
+        size,
+        pixels.shape[-1],
+        len(weight),
+        x.dtype,
+        torch.get_num_threads(),
+    )
+    total = squared_products(
+        planned, pixels.flatten(1, -2), [g.movedim(1, -1).flatten(1, -2) for g in gs]
+    )
     return total.reshape(len(weight), *taps.kernel, -1).movedim(-1, 1)
 
 # %% ../nbs/09_squares.ipynb #4330c875
 def _slabs(taps: _Taps, size: tuple[int, ...], x: Tensor, room: Tensor) -> Iterator[Tensor]:
-    "For each tap of all but the last dimension, the windows (n, G, *size, taps of the last dimension, I/G) of images (n, I, …)."
+    """For each tap of all but the last dimension, the windows (n, G, *size, taps of the last
+    dimension, I/G) of images (n, I, …)."""
     rows = _windows(taps, size[-1], _padded(taps, x))
-    if not rows.is_contiguous(): rows = room[:rows.numel()].view(rows.shape).copy_(rows)
+    if not rows.is_contiguous():
+        rows = room[: rows.numel()].view(rows.shape).copy_(rows)
     for tap in product(*map(range, taps.kernel[:-1])):
-        where = [slice(t * d, t * d + (n - 1) * s + 1, s) for t, d, n, s in zip(tap, taps.dilation, size, taps.stride)]
+        where = [
+            slice(t * d, t * d + (n - 1) * s + 1, s)
+            for t, d, n, s in zip(tap, taps.dilation, size, taps.stride)
+        ]
         yield rows[(slice(None), *where)].unflatten(-1, (taps.groups, -1)).movedim(-2, 1)
+
 
 @lru_cache(maxsize=1024)
 def _inside(taps: _Taps, shape: tuple[int, ...], size: tuple[int, ...]) -> tuple[Tensor, int]:
-    "Which taps see the image from where, bool (slabs, positions, taps), and the windows of the last dimension per input channel."
+    """Which taps see the image from where, bool (slabs, positions, taps), and the windows of the
+    last dimension per input channel."""
     ones = torch.ones(1, taps.groups, *shape)
     width = F.pad(ones, taps.border, taps.mode)[0, 0].sum(-1).numel() * size[-1] * taps.kernel[-1]
     slabs = _slabs(taps, size, ones, torch.empty(width * taps.groups))
     return torch.stack([u[0, 0].reshape(math.prod(size), -1) != 0 for u in slabs]), width
 
+
 def _unrolled(taps: _Taps, weight: Tensor, x: Tensor, gs: list[Tensor]) -> Tensor:
     "The squares of a convolution's weight from the columns of its images."
     size, channels = tuple(gs[0].shape[2:]), x.shape[1]
     inside, width = _inside(taps, tuple(x.shape[2:]), size)
-    columns = _Columns(inside, channels // taps.groups, taps.groups, width * channels, partial(_slabs, taps, size))
-    total = _outer_squares(columns, x, [g.movedim(1, -1).flatten(1, -2) for g in gs])  # (slabs, G, O/G, last taps · I/G)
-    return total.movedim(0, 2).flatten(0, 1).unflatten(1, taps.kernel[:-1] or (1,)).unflatten(-1, (taps.kernel[-1], -1)).movedim(-1, 1).reshape(weight.shape)
+    columns = _Columns(
+        inside, channels // taps.groups, taps.groups, width * channels, partial(_slabs, taps, size)
+    )
+    total = _outer_squares(
+        columns, x, [g.movedim(1, -1).flatten(1, -2) for g in gs]
+    )  # (slabs, G, O/G, last taps · I/G)
+    return (
+        total.movedim(0, 2)
+        .flatten(0, 1)
+        .unflatten(1, taps.kernel[:-1] or (1,))
+        .unflatten(-1, (taps.kernel[-1], -1))
+        .movedim(-1, 1)
+        .reshape(weight.shape)
+    )
 
 # %% ../nbs/09_squares.ipynb #2e85ddb7
 def _conv(conv: Any, x: Tensor, gs: list[Tensor]) -> Tensor:
@@ -261,50 +393,70 @@ def _conv(conv: Any, x: Tensor, gs: list[Tensor]) -> Tensor:
 
 # %% ../nbs/09_squares.ipynb #b2e831a6
 RULES: dict[type[nn.Module], dict[str, Rule]] = {
-    nn.Linear: {"weight": _linear, "bias": _bias}, nn.Embedding: {"weight": _embedding},
+    nn.Linear: {"weight": _linear, "bias": _bias},
+    nn.Embedding: {"weight": _embedding},
     **{kind: {"weight": _conv, "bias": _bias} for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)},
-    **{kind: {"weight": _scale, "bias": _bias} for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm)}}
+    **{
+        kind: {"weight": _scale, "bias": _bias}
+        for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm)
+    },
+}
 
 _PARTS = ("forward", "_conv_forward", "__call__", "_call_impl", "_wrapped_call_impl")
 _OWN = {kind: [getattr(kind, part, None) for part in _PARTS] for kind in RULES}
+
 
 def _is_torchs(module: nn.Module) -> bool:
     "Is this a module of torch whose forward pass nobody has replaced?"
     kind = type(module)
     own = _OWN.get(kind) == [getattr(kind, part, None) for part in _PARTS]
-    return own and not any(part in vars(module) for part in (*_PARTS, "weight", "bias", "running_mean", "running_var"))
+    return own and not any(
+        part in vars(module) for part in (*_PARTS, "weight", "bias", "running_mean", "running_var")
+    )
+
 
 def _rules_of(module: Any) -> dict[str, Rule]:
     "The rules that hold for a module, by the name of the parameter."
     if not _is_torchs(module):
         return {}
-    if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.scale_grad_by_freq):
+    if isinstance(module, nn.Embedding) and (
+        module.max_norm is not None or module.scale_grad_by_freq
+    ):
         return {}
-    if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None or module.running_var is None):
+    if isinstance(module, _BatchNorm) and (
+        module.training or module.running_mean is None or module.running_var is None
+    ):
         return {}
     return RULES[type(module)]
 
 # %% ../nbs/09_squares.ipynb #e5a81b42
 def _uses(root: Any, stop: Iterable[Any] = ()) -> tuple[Counter, bool]:
-    "How many edges of the autograd graph below `root` end at each leaf, by its id; and whether a Python function on the way may hide more."
+    """How many edges of the autograd graph below `root` end at each leaf, by its id; and whether
+    a Python function on the way may hide more."""
     leaves: Counter = Counter()
     seen, todo, hidden = {None, *stop}, [root], False
     while todo:
-        if (node := todo.pop()) in seen: continue
+        if (node := todo.pop()) in seen:
+            continue
         seen.add(node)
         hidden |= isinstance(node, BackwardCFunction)
         for child, _ in node.next_functions:
-            if hasattr(child, "variable"): leaves[id(child.variable)] += 1
-            else: todo.append(child)
+            if hasattr(child, "variable"):
+                leaves[id(child.variable)] += 1
+            else:
+                todo.append(child)
     return leaves, hidden
 
 # %% ../nbs/09_squares.ipynb #18f2e1c5
 _HALF = (torch.float16, torch.bfloat16)
 
+
 def _precise(g: Tensor, x: Tensor) -> Tensor:
-    "Slopes in the larger type of theirs and the input's (they differ under autocast), in single precision at least."
+    """Slopes in the larger type of theirs and the input's (they differ under autocast), in
+    single precision at least."""
     kind = torch.promote_types(g.dtype, x.dtype)
     return g.to(torch.float32 if kind in _HALF else kind)
+
 
 def _as_it_is(module: nn.Module) -> nn.Module:
     "A module with the attributes of now, which a network may change after the call."
@@ -313,35 +465,44 @@ def _as_it_is(module: nn.Module) -> nn.Module:
     now.__dict__.update(_parameters=dict(module._parameters), _buffers=dict(module._buffers))
     return now
 
+
 class _Call:
     "One call of a module in a forward pass."
+
     def __init__(self, name: str, module: Any, x: Tensor, output: Tensor, total: dict[str, Tensor]):
         self.name, self.module, self.total = name, _as_it_is(module), total
         self.x: Tensor | None = x.detach()
         self.version, self.shapes = x._version, (x.shape, output.shape)
         self.uses, _ = _uses(output.grad_fn, [x.grad_fn])
-        self.rules = _rules_of(module)     # at the time of the call
-        self.rules = _rules_of(module)     # at the time of the call
+        self.rules = _rules_of(module)  # at the time of the call
+        self.rules = _rules_of(module)  # at the time of the call
         self.wanted: dict[str, Rule] = {}  # by the name of the parameter in the model
-        self.held: list[Tensor] = []       # slopes of the output
+        self.held: list[Tensor] = []  # slopes of the output
         self.expects, self.last = 1, True  # directions to collect; are they the last?
         self.taken, self.trial = False, False  # have slopes come by? Is it only a trial?
         self.taken, self.trial = False, False  # have slopes come by? Is it only a trial?
 
     def per_sample(self, n: int) -> tuple[torch.Size, ...] | None:
-        "The shapes of input and output for one of `n` samples; None if the batch is not the first dimension."
-        return tuple(s[1:] for s in self.shapes) if all(s[:1] == (n,) for s in self.shapes) else None
+        """The shapes of input and output for one of `n` samples; None if the batch is not the
+        first dimension."""
+        return (
+            tuple(s[1:] for s in self.shapes) if all(s[:1] == (n,) for s in self.shapes) else None
+        )
 
     def take(self, g: Tensor) -> None:
-        "Collect the slopes of the output, and add the squares of the module's parameters once all are there."
-        if self.wanted: self.held.append(g)
-        if self.x is None or len(self.held) < self.expects: return
+        """Collect the slopes of the output, and add the squares of the module's parameters once
+        all are there."""
+        if self.wanted:
+            self.held.append(g)
+        if self.x is None or len(self.held) < self.expects:
+            return
         gs = [_precise(g, self.x) for g in self.held]
         x = self.x.to(gs[0].dtype) if self.x.dtype in _HALF and gs else self.x
         for name, rule in self.wanted.items():
             self._add(name, rule, x, gs)
         self.held, self.taken = [], True
-        if self.last: self.x = None  # so that its memory serves the rest of the backward pass
+        if self.last:
+            self.x = None  # so that its memory serves the rest of the backward pass
 
     def _add(self, name: str, rule: Rule, x: Tensor, gs: list[Tensor]) -> None:
         "Add the squares of one parameter; in a trial, a rule that fails is one that doesn't hold."
@@ -362,45 +523,62 @@ def scoring(model: nn.Module) -> Iterator[Snapshot]:
 
 # %% ../nbs/09_squares.ipynb #27bf5a65
 _SAMPLES = 64  # that a CPU treats at once
-_TRIALS = 3    # shapes of inputs with which rules are tried out
+_TRIALS = 3  # shapes of inputs with which rules are tried out
+
 
 @dataclass
 class _Known:
     "What was found out about inputs of a shape."
-    rows: Tensor                    # four of them
-    logits: Tensor                  # theirs
-    shapes: dict[str, Any]          # per sample, of the modules whose first dimension is the batch
-    alone: bool | None = None       # does a batch of one give the same? None: not asked yet
-    compared: bool = False          # have they been compared with those of a part?
+
+    rows: Tensor  # four of them
+    logits: Tensor  # theirs
+    shapes: dict[str, Any]  # per sample, of the modules whose first dimension is the batch
+    alone: bool | None = None  # does a batch of one give the same? None: not asked yet
+    compared: bool = False  # have they been compared with those of a part?
+
 
 @dataclass
 class GradientSquares:
-    "Sums of the squared gradients of single samples, for all parameters of a model that require a gradient. Use within `scoring(model)`."
+    """Sums of the squared gradients of single samples, for all parameters of a model that
+    require a gradient. Use within `scoring(model)`."""
+
     model: nn.Module
-    before: Snapshot | None = None                                      # what `scoring` gives: each pass starts from it
-    total: dict[str, Tensor] = field(init=False)                        # float64, the sums so far
-    paths: dict[str, str] = field(default_factory=dict)                 # of the last batch: "rule", "vmap", "loop" or "unused"
+    before: Snapshot | None = None  # what `scoring` gives: each pass starts from it
+    total: dict[str, Tensor] = field(init=False)  # float64, the sums so far
+    paths: dict[str, str] = field(
+        default_factory=dict
+    )  # of the last batch: "rule", "vmap", "loop" or "unused"
     _known: dict[Any, _Known] = field(default_factory=dict)
-    _distrusted: set[str] = field(default_factory=set)                  # parameters whose rule was wrong in a trial
-    _way: int = 0                                                       # of the general path, in `WAYS`
-    _tried: set[str] = field(default_factory=set)                       # parameters for which it is known to be right
+    _distrusted: set[str] = field(default_factory=set)  # parameters whose rule was wrong in a trial
+    _way: int = 0  # of the general path, in `WAYS`
+    _tried: set[str] = field(default_factory=set)  # parameters for which it is known to be right
 
     def __post_init__(self):
         self.parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        self.total = {n: torch.zeros_like(p, dtype=torch.float64, requires_grad=False) for n, p in self.parameters.items()}
+        self.total = {
+            n: torch.zeros_like(p, dtype=torch.float64, requires_grad=False)
+            for n, p in self.parameters.items()
+        }
         self.passes = Passes(self.model, self.before)
-        self.ruled = not (every_module._global_forward_hooks or has_backward_hooks(self.passes.inner))
+        self.ruled = not (
+            every_module._global_forward_hooks or has_backward_hooks(self.passes.inner)
+        )
 
-    def add(self, inputs: Tensor,   # (n, …)
-            directions: Callable[[Tensor, slice], list[Tensor]],  # (logits of a part, its place in the batch) → tensors s of the logits' shape
-            together: int = 1,      # directions that are treated together
-            ) -> None:
+    def add(
+        self,
+        inputs: Tensor,  # (n, …)
+        directions: Callable[
+            [Tensor, slice], list[Tensor]
+        ],  # (logits of a part, its place in the batch) → tensors s of the logits' shape
+        together: int = 1,  # directions that are treated together
+    ) -> None:
         "Add Σᵢ (∂⟨zᵢ, sᵢ⟩/∂w)² for each direction s, where zᵢ are the logits of sample i."
         if not len(inputs):
             return
         known = _look(self, inputs)
         for where in _parts_of(self, len(inputs), known):
             _add_part(self, known, inputs, where, directions, together)
+
 
 def _parts_of(squares: GradientSquares, n: int, known: _Known) -> list[slice]:
     "The parts of a batch."
@@ -409,6 +587,7 @@ def _parts_of(squares: GradientSquares, n: int, known: _Known) -> list[slice]:
         size = -(-n // -(-n // size))  # as many parts, but even ones
     return [slice(start, start + size) for start in range(0, n, size)]
 
+
 def _alone(squares: GradientSquares, known: _Known) -> bool:
     "Does a batch of one give what the batch gives?"
     if known.alone is None:
@@ -416,24 +595,42 @@ def _alone(squares: GradientSquares, known: _Known) -> bool:
     return known.alone
 
 # %% ../nbs/09_squares.ipynb #814f5899
-def _forward(squares: GradientSquares, inputs: Tensor, total: dict[str, Tensor]) -> tuple[Tensor, list[_Call], Tensor]:
+def _forward(
+    squares: GradientSquares, inputs: Tensor, total: dict[str, Tensor]
+) -> tuple[Tensor, list[_Call], Tensor]:
     "The logits, the calls of modules with rules, and a zero below them all."
     calls, zero = [], torch.zeros((), device=inputs.device, requires_grad=True)
+
     def note(name, module, args, kwargs, output):
         given = [*args, *kwargs.values()]
-        if len(given) != 1 or not isinstance(given[0], Tensor) or not isinstance(output, Tensor) or output.grad_fn is None: return None
+        if (
+            len(given) != 1
+            or not isinstance(given[0], Tensor)
+            or not isinstance(output, Tensor)
+            or output.grad_fn is None
+        ):
+            return None
         calls.append(call := _Call(name, module, given[0], output, total))
-        if not given[0].requires_grad: output = output + zero
+        if not given[0].requires_grad:
+            output = output + zero
         output.register_hook(call.take)
         return output
+
     squares.passes.rewind()  # before our hooks are there
     modules = squares.passes.inner.named_modules() if squares.ruled else ()
-    ruled = [(n, m) for n, m in modules if type(m) in RULES and any(p.requires_grad for p in m.parameters(recurse=False))]
-    hooks = [m.register_forward_hook(partial(note, n), prepend=True, with_kwargs=True) for n, m in ruled]
+    ruled = [
+        (n, m)
+        for n, m in modules
+        if type(m) in RULES and any(p.requires_grad for p in m.parameters(recurse=False))
+    ]
+    hooks = [
+        m.register_forward_hook(partial(note, n), prepend=True, with_kwargs=True) for n, m in ruled
+    ]
     try:
         return squares.passes.run(inputs), calls, zero
     finally:
-        for hook in hooks: hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 # %% ../nbs/09_squares.ipynb #34434af0
 def _look(squares: GradientSquares, inputs: Tensor) -> _Known:
@@ -449,14 +646,18 @@ def _look(squares: GradientSquares, inputs: Tensor) -> _Known:
         squares._known[kind] = known
     return squares._known[kind]
 
+
 def _try_rules(squares: GradientSquares, known: _Known) -> None:
-    "Keep the shapes that three samples have too, and distrust each rule whose squares are not those by the definition."
+    """Keep the shapes that three samples have too, and distrust each rule whose squares are not
+    those by the definition."""
     total = {n: torch.zeros_like(t) for n, t in squares.total.items()}
     logits, calls, zero = _forward(squares, known.rows[:3], total)
     if not close(logits, known.logits[:3], loose(logits)):
         raise ValueError(DEPENDENT)
     shapes = {call.name: call.per_sample(3) for call in calls}
-    known.shapes = {name: shape for name, shape in known.shapes.items() if shape and shape == shapes.get(name)}
+    known.shapes = {
+        name: shape for name, shape in known.shapes.items() if shape and shape == shapes.get(name)
+    }
     if len(squares._known) >= _TRIALS:
         return
     s, uses = try_directions(logits), _uses(logits.grad_fn)[0]
@@ -471,47 +672,110 @@ def _try_rules(squares: GradientSquares, known: _Known) -> None:
     squares._distrusted |= {n for n, off in found.items() if not off <= tolerance(logits)}
 
 # %% ../nbs/09_squares.ipynb #7ac20c4d
-def _assign_rules(squares: GradientSquares, calls: list[_Call], uses: Counter, n: int, shapes: dict[str, Any]) -> set[str]:
+def _assign_rules(
+    squares: GradientSquares, calls: list[_Call], uses: Counter, n: int, shapes: dict[str, Any]
+) -> set[str]:
     "Give each call the rules of the parameters of which it is the only use; returns their names."
     names = {id(p): name for name, p in squares.parameters.items()}
-    trusted = {key for key, name in names.items() if name not in squares._distrusted and not squares.parameters[name]._backward_hooks}
+    trusted = {
+        key
+        for key, name in names.items()
+        if name not in squares._distrusted and not squares.parameters[name]._backward_hooks
+    }
     for call in calls:
-        fits = call.per_sample(n) is not None and call.per_sample(n) == shapes.get(call.name) and call.x is not None and call.x._version == call.version
-        own = {local: id(p) for local, p in call.module.named_parameters(recurse=False)} if fits else {}
-        call.wanted = {names[own[local]]: rule for local, rule in call.rules.items()
-                       if local in own and own[local] in trusted and uses[own[local]] == call.uses[own[local]] == 1}
+        fits = (
+            call.per_sample(n) is not None
+            and call.per_sample(n) == shapes.get(call.name)
+            and call.x is not None
+            and call.x._version == call.version
+        )
+        own = (
+            {local: id(p) for local, p in call.module.named_parameters(recurse=False)}
+            if fits
+            else {}
+        )
+        call.wanted = {
+            names[own[local]]: rule
+            for local, rule in call.rules.items()
+            if local in own
+            and own[local] in trusted
+            and uses[own[local]] == call.uses[own[local]] == 1
+        }
     return {name for call in calls for name in call.wanted}
 
 # %% ../nbs/09_squares.ipynb #a9169d9a
-def _add_part(squares: GradientSquares, known: _Known, batch: Tensor, where: slice, directions: Callable[[Tensor, slice], list[Tensor]], together: int) -> None:
+def _add_part(
+    squares: GradientSquares,
+    known: _Known,
+    batch: Tensor,
+    where: slice,
+    directions: Callable[[Tensor, slice], list[Tensor]],
+    together: int,
+) -> None:
     "Add the squares of some samples of a batch."
     inputs = batch[where]
     n = len(inputs)
     twice = n == 1 and not _alone(squares, known)
     _rows_of(squares, known, inputs)
-    logits, calls, zero = _forward(squares, torch.cat([inputs, inputs]) if twice else inputs, squares.total)
+    logits, calls, zero = _forward(
+        squares, torch.cat([inputs, inputs]) if twice else inputs, squares.total
+    )
     _compare_once(known, logits.detach())
-    (uses, hidden), wanted = _uses(logits.grad_fn), [s.to(logits.dtype) for s in directions(logits.detach()[:n], where)]
+    (uses, hidden), wanted = (
+        _uses(logits.grad_fn),
+        [s.to(logits.dtype) for s in directions(logits.detach()[:n], where)],
+    )
     ruled = _assign_rules(squares, calls, uses, len(logits), known.shapes)
-    others = {name: p for name, p in squares.parameters.items() if name not in ruled and (hidden or uses[id(p)])}
+    others = {
+        name: p
+        for name, p in squares.parameters.items()
+        if name not in ruled and (hidden or uses[id(p)])
+    }
     if ruled:
-        _run_backward(logits, calls, zero, others, [F.pad(s, (0, 0, 0, 1)) if twice else s for s in wanted], together)
-    missed = ruled - {name for call in calls if call.taken for name in call.wanted}  # an output that is changed in place
+        _run_backward(
+            logits,
+            calls,
+            zero,
+            others,
+            [F.pad(s, (0, 0, 0, 1)) if twice else s for s in wanted],
+            together,
+        )
+    missed = ruled - {
+        name for call in calls if call.taken for name in call.wanted
+    }  # an output that is changed in place
     squares._distrusted |= missed
     others |= {name: squares.parameters[name] for name in missed}
     del logits, calls
     if others:
         _add_others(squares, others, inputs, wanted)
     way = WAYS[squares._way][0].__name__.split("_")[-1]
-    squares.paths = {name: way if name in others else "rule" if name in ruled else "unused" for name in squares.parameters}
+    squares.paths = {
+        name: way if name in others else "rule" if name in ruled else "unused"
+        for name in squares.parameters
+    }
 
-def _run_backward(logits: Tensor, calls: list[_Call], zero: Tensor, others: dict[str, Tensor], directions: list[Tensor], together: int) -> None:
+
+def _run_backward(
+    logits: Tensor,
+    calls: list[_Call],
+    zero: Tensor,
+    others: dict[str, Tensor],
+    directions: list[Tensor],
+    together: int,
+) -> None:
     "One backward pass for each direction; the slopes are taken on the way."
     for k, s in enumerate(directions):
         last = len(directions) - k // together * together  # directions from this group on
         for call in calls:
             call.expects, call.last = min(together, last), k == len(directions) - 1
-        torch.autograd.grad(logits, [zero, *others.values()], s, retain_graph=k < len(directions) - 1, allow_unused=True)
+        torch.autograd.grad(
+            logits,
+            [zero, *others.values()],
+            s,
+            retain_graph=k < len(directions) - 1,
+            allow_unused=True,
+        )
+
 
 def _rows_of(squares: GradientSquares, known: _Known, inputs: Tensor) -> None:
     "Let the rows to compare with be of this batch, where the first one held a single sample."
@@ -521,6 +785,7 @@ def _rows_of(squares: GradientSquares, known: _Known, inputs: Tensor) -> None:
     known.rows = few_of(inputs)
     known.logits = squares.passes(known.rows).detach()
 
+
 def _compare_once(known: _Known, logits: Tensor) -> None:
     "Refuse a model that gives a sample other logits in a larger batch."
     if not known.compared and len(logits) > 1:
@@ -529,7 +794,10 @@ def _compare_once(known: _Known, logits: Tensor) -> None:
             raise ValueError(DEPENDENT)
         known.compared = True
 
-def _add_others(squares: GradientSquares, others: dict[str, Tensor], inputs: Tensor, directions: list[Tensor]) -> None:
+
+def _add_others(
+    squares: GradientSquares, others: dict[str, Tensor], inputs: Tensor, directions: list[Tensor]
+) -> None:
     "Add the squares of the parameters without a rule, by the fastest way that is right."
     if not others.keys() <= squares._tried:
         squares._way = find_way(squares.passes, others, inputs, squares._way)
@@ -548,9 +816,10 @@ def _add_others(squares: GradientSquares, others: dict[str, Tensor], inputs: Ten
 
 # %% ../nbs/09_squares.ipynb #82f15053
 @checked
-def gradient_paths(model: nn.Module,
-                   inputs: Tensor,       # some normalised inputs (n, …)
-                   ) -> dict[str, str]:  # {parameter name: "rule", "vmap", "loop" or "unused"}
+def gradient_paths(
+    model: nn.Module,
+    inputs: Tensor,  # some normalised inputs (n, …)
+) -> dict[str, str]:  # {parameter name: "rule", "vmap", "loop" or "unused"}
     "How `GradientSquares` treats each parameter of a model that requires a gradient."
     with scoring(model) as before:
         squares = GradientSquares(model, before)

@@ -9,12 +9,17 @@ __all__ = ['main']
 import os, signal, sys
 from typing import Any
 
-_EARLY = b"fisher-unlearn: stopped before it began; nothing was changed, and the same command starts it again.\n"
+_EARLY = (
+    b"fisher-unlearn: stopped before it began; nothing was changed, and the same command "
+    b"starts it again.\n"
+)
+
 
 def _leave(*signal_and_frame: Any) -> None:
     "End at once: an exception in the middle of an import may be swallowed there."
     os.write(2, _EARLY)
     os._exit(130)
+
 
 def main() -> None:
     "The command `fisher-unlearn`, from its first moment on."
@@ -22,5 +27,6 @@ def main() -> None:
     if before is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave)
     from fisher_unlearn.cli import app
+
     signal.signal(signal.SIGINT, before)
     sys.exit(app())

@@ -25,16 +25,21 @@ from .models import eval_mode
 Compile = bool | Literal["auto"]
 Precision = Literal["float32", "bfloat16", "auto"]
 
+
 @checked
 @dataclass(frozen=True)
 class Way:
     "How the forward and the backward pass of a step are computed."
+
     compiled: bool = False
-    precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products and convolutions; weights, sums and the loss are float32
+    precision: Literal["float32", "bfloat16"] = (
+        "float32"  # of matrix products and convolutions; weights, sums and the loss are float32
+    )
     graphed: bool = False  # are they launched as CUDA graphs?
 
     def __post_init__(self):
         check_fields(self, " of the way of a step")
+
 
 @checked
 def allowed_ways(compile: Compile, precision: Precision, graphed: bool = False) -> list[Way]:
@@ -46,15 +51,23 @@ def allowed_ways(compile: Compile, precision: Precision, graphed: bool = False) 
 # %% ../nbs/04a_step.ipynb #33aef104
 Forward = Callable[[Tensor], Tensor]
 
+
 @checked
 def forward_in(model: nn.Module, way: Way) -> Forward:
-    "The forward pass of a model, in its own mode, as a function from inputs to logits in the model's precision. Raises `RuntimeError` at the first batch if the model can't be compiled or captured."
-    if way == Way(): return model
+    """The forward pass of a model, in its own mode, as a function from inputs to logits in the
+    model's precision. Raises `RuntimeError` at the first batch if the model can't be compiled or
+    captured."""
+    if way == Way():
+        return model
     run, half = _compiled(model) if way.compiled else model, way.precision == "bfloat16"
 
     def forward(inputs: Tensor) -> Tensor:
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=half, cache_enabled=not way.graphed): logits = read_logits(run(inputs))
+        with torch.autocast(
+            inputs.device.type, torch.bfloat16, enabled=half, cache_enabled=not way.graphed
+        ):
+            logits = read_logits(run(inputs))
         return logits.float() if half else logits
+
     return _graphed(model, forward) if way.graphed else forward
 
 # %% ../nbs/04a_step.ipynb #243c3e9b
@@ -63,17 +76,24 @@ def _compiled(model: nn.Module) -> Forward:
     made, shapes = torch.compile(model, dynamic=False), list[torch.Size]()
 
     def forward(inputs: Tensor) -> Tensor:
-        if shapes: return made(inputs) if inputs.shape == shapes[0] else model(inputs)
+        if shapes:
+            return made(inputs) if inputs.shape == shapes[0] else model(inputs)
         shapes.append(inputs.shape)
-        try: return made(inputs)
+        try:
+            return made(inputs)
         except Exception as error:
             model(inputs)  # raises what is the model's own fault
-            raise RuntimeError(f"this network can't be compiled here ({type(error).__name__}: {' '.join(str(error).split())[:200]}): let `compile` be False.") from error
+            raise RuntimeError(
+                f"this network can't be compiled here ({type(error).__name__}: "
+                f"{' '.join(str(error).split())[:200]}): let `compile` be False."
+            ) from error
+
     return forward
 
 # %% ../nbs/04a_step.ipynb #2fdd67bf
 class _Captured(nn.Module):
-    "A forward pass with the parameters that it reads, as `torch.cuda.make_graphed_callables` wants it."
+    """A forward pass with the parameters that it reads, as `torch.cuda.make_graphed_callables`
+    wants it."""
 
     def __init__(self, model: nn.Module, forward: Forward):
         super().__init__()
@@ -82,21 +102,33 @@ class _Captured(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         return self.run(inputs)
 
+
 def _graphed(model: nn.Module, forward: Forward) -> Forward:
-    "A forward pass captured with its backward pass, for the shape of the first batch; other batches are launched operator by operator."
+    """A forward pass captured with its backward pass, for the shape of the first batch; other
+    batches are launched operator by operator."""
     captured = dict[torch.Size, Callable[..., Any]]()
 
     def launch(inputs: Tensor) -> Tensor:
         if not captured:
             try:
-                with _tried(model): captured[inputs.shape] = torch.cuda.make_graphed_callables(_Captured(model, forward), (inputs.clone(),), allow_unused_input=True)
+                with _tried(model):
+                    captured[inputs.shape] = torch.cuda.make_graphed_callables(
+                        _Captured(model, forward), (inputs.clone(),), allow_unused_input=True
+                    )
             except Exception as error:
-                raise RuntimeError(f"this network can't be captured in a CUDA graph ({type(error).__name__}: {' '.join(str(error).split())[:200]}): let `cuda_graph` be False.") from error
+                raise RuntimeError(
+                    "this network can't be captured in a CUDA graph "
+                    f"({type(error).__name__}: {' '.join(str(error).split())[:200]}): "
+                    "let `cuda_graph` be False."
+                ) from error
         return captured.get(inputs.shape, forward)(inputs)
+
     return launch
 
 # %% ../nbs/04a_step.ipynb #dfdcb20a
-WORTH = 600  # seconds; compiling takes from seconds to two minutes, and saves a quarter of a step at best
+# seconds; compiling takes from seconds to two minutes, and saves a quarter of a step at best
+WORTH = 600
+
 
 @checked
 @contextmanager
@@ -105,38 +137,56 @@ def _tried(model: nn.Module) -> Iterator[None]:
     gradients, buffers = [p.grad for p in model.parameters()], [b.clone() for b in model.buffers()]
     with torch.random.fork_rng(), eval_mode(model):  # which puts the modes back
         model.train()
-        try: yield
+        try:
+            yield
         finally:
-            for p, g in zip(model.parameters(), gradients): p.grad = g
-            for b, old in zip(model.buffers(), buffers): b.copy_(old)
+            for p, g in zip(model.parameters(), gradients):
+                p.grad = g
+            for b, old in zip(model.buffers(), buffers):
+                b.copy_(old)
+
 
 def _seconds(model: nn.Module, inputs: Tensor, labels: Tensor, way: Way, repeats: int = 5) -> float:
     "Median seconds of a forward and a backward pass in a way, after one that isn't counted."
     forward, times = forward_in(model, way), []
     for _ in range(repeats + 1):
         start = time.perf_counter()
-        for p in model.parameters(): p.grad = None
+        for p in model.parameters():
+            p.grad = None
         F.cross_entropy(read_logits(forward(inputs)), labels).backward()
-        if inputs.is_cuda: torch.cuda.synchronize(inputs.device)
+        if inputs.is_cuda:
+            torch.cuda.synchronize(inputs.device)
         times.append(time.perf_counter() - start)
     return statistics.median(times[1:])
 
 # %% ../nbs/04a_step.ipynb #fab0e9ad
 @checked
-def choose_way(model: nn.Module,  # on its device, in the layout of the run
-               inputs: Tensor,    # (n, …), a batch of the run, on the device of the model
-               labels: Tensor,    # int64 (n,)
-               ways: list[Way],   # to choose from
-               steps: int,        # that the run will take
-               ) -> Way:
-    "The fastest of some ways, by a trial that leaves the model as it was; a way that fails is passed over with a warning."
-    if len(ways) == 1: return ways[0]
+def choose_way(
+    model: nn.Module,  # on its device, in the layout of the run
+    inputs: Tensor,  # (n, …), a batch of the run, on the device of the model
+    labels: Tensor,  # int64 (n,)
+    ways: list[Way],  # to choose from
+    steps: int,  # that the run will take
+) -> Way:
+    """The fastest of some ways, by a trial that leaves the model as it was; a way that fails is
+    passed over with a warning."""
+    if len(ways) == 1:
+        return ways[0]
     with untouched(model, "train"):
-        if any(w.compiled for w in ways) and steps * _seconds(model, inputs, labels, Way(), repeats=3) < WORTH:
+        if (
+            any(w.compiled for w in ways)
+            and steps * _seconds(model, inputs, labels, Way(), repeats=3) < WORTH
+        ):
             ways = [w for w in ways if not w.compiled] or ways
         times: dict[Way, float] = {}
         for way in ways:
-            try: times[way] = _seconds(model, inputs, labels, way)
-            except RuntimeError as error: warnings.warn(f"{way} was tried and failed: {error}", stacklevel=2)
-    if not times: raise RuntimeError("none of the ways that `compile` and `precision` allow works here: let them be False and \"float32\".")
+            try:
+                times[way] = _seconds(model, inputs, labels, way)
+            except RuntimeError as error:
+                warnings.warn(f"{way} was tried and failed: {error}", stacklevel=2)
+    if not times:
+        raise RuntimeError(
+            "none of the ways that `compile` and `precision` allow works here: let "
+            'them be False and "float32".'
+        )
     return min(times, key=times.__getitem__)

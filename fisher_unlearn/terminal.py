@@ -62,9 +62,13 @@ class Screen:
 # %% ../nbs/59_terminal.ipynb #7476862b
 @contextmanager
 def screens() -> Iterator[None]:
-    "As long as this lasts, what is printed goes through a `Screen`, and letters that can't be shown are replaced."
+    """As long as this lasts, what is printed goes through a `Screen`, and letters that can't be
+    shown are replaced."""
     before = sys.stdout, sys.stderr
-    streams = [stream if stream is not None else open(os.devnull, "w", encoding="utf-8") for stream in before]
+    streams = [
+        stream if stream is not None else open(os.devnull, "w", encoding="utf-8")
+        for stream in before
+    ]
     for stream in streams:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -79,8 +83,12 @@ def screens() -> Iterator[None]:
 # %% ../nbs/59_terminal.ipynb #89b405bf
 STOPPED = 130  # what a shell gives a command that Ctrl-C ended
 
+
 @checked
 def farewell(words: list) -> str:
     "What is said to the one who stopped a command: where that was, and what goes on from there."
     where = getattr(sys.stdout, "where", "")
-    return f"fisher-unlearn: stopped{f' in {where}' * bool(where)}; what is done is kept, and this goes on from there: {shlex.join(['fisher-unlearn', *words])}"
+    return (
+        f"fisher-unlearn: stopped{f' in {where}' * bool(where)}; what is done is kept, and "
+        f"this goes on from there: {shlex.join(['fisher-unlearn', *words])}"
+    )

@@ -20,10 +20,11 @@ from .models import check_batches, device_of
 
 # %% ../nbs/12_tfidf.ipynb #d3d2f746
 @checked
-def class_activations(model: nn.Module,
-                      reference: Loader,        # normalised (inputs, labels) of all classes: the training set, unshuffled
-                      batches: Whole = 1,       # how many of its batches are read; 0: all
-                      ) -> dict[str, Tensor]:   # {convolution: float64 (channels, classes)}
+def class_activations(
+    model: nn.Module,
+    reference: Loader,  # normalised (inputs, labels) of all classes: the training set, unshuffled
+    batches: Whole = 1,  # how many of its batches are read; 0: all
+) -> dict[str, Tensor]:  # {convolution: float64 (channels, classes)}
     """Mean ReLU of each convolution's output over all positions and all images of a class.
 
     0 for a class without images. Under `torch.distributed` all ranks take part."""
@@ -40,6 +41,7 @@ def class_activations(model: nn.Module,
     sum_over_ranks([counts, *total.values()])
     return {layer: values / counts.clamp_min(1) for layer, values in total.items()}
 
+
 def _first(reference: Loader, batches: int) -> Iterator[tuple[Tensor, Tensor]]:
     "This rank's batches among the first `batches`; all if that is 0."
     for number, inputs, labels in rank_batches(reference):
@@ -49,11 +51,16 @@ def _first(reference: Loader, batches: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 # %% ../nbs/12_tfidf.ipynb #ec0e8ade
 @checked
-def tfidf_scores(model: nn.Module,
-                 reference: Loader,        # as in `class_activations`
-                 classes: Sequence[int],   # the classes to forget
-                 batches: Whole = 1,       # as in `class_activations`
-                 ) -> dict[str, Tensor]:   # {name of a convolution's weight: float32 (channels,)}; NaN in a layer that is dead on the classes
+def tfidf_scores(
+    model: nn.Module,
+    reference: Loader,  # as in `class_activations`
+    classes: Sequence[int],  # the classes to forget
+    batches: Whole = 1,  # as in `class_activations`
+) -> dict[
+    str, Tensor
+    # {name of a convolution's weight: float32 (channels,)}; NaN in a layer that is dead on the
+    # classes
+]:
     """How much each filter belongs to the classes (Wang et al. 2022, as in the authors' code).
 
     Raises `ValueError` for a network without convolutions and classes that don't exist."""
@@ -62,11 +69,14 @@ def tfidf_scores(model: nn.Module,
     means = class_activations(model, reference, batches)
     return {f"{layer}.weight": _tfidf(mean, list(classes)) for layer, mean in means.items()}
 
+
 def _tfidf(mean: Tensor, classes: list[int]) -> Tensor:
     "The scores of a layer's filters from their mean activation by class (filters, classes)."
     count = mean.shape[1]
     if not set(classes) <= set(range(count)):
-        raise ValueError(f"classes {classes} do not all exist: the model has the classes 0 to {count - 1}.")
+        raise ValueError(
+            f"classes {classes} do not all exist: the model has the classes 0 to {count - 1}."
+        )
     own = mean[:, classes].sum(1)
     above = (mean >= mean.mean(1, keepdim=True)).sum(1)
     return (own / own.sum() * (count / (1 + above)).log()).float()

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .arguments import Count, NotNegative, Number, Seed, Share, Whole, check_fields, checked
+from .arguments import Count, NotNegative, Number, Seed, Share, Whole, check_fields
+from .arguments import checked
 from .atomic import writable_folder, write_whole
 from .batches import first_pair, pairs
 from .data import Batches, Samples, digest
@@ -39,26 +40,37 @@ from .models import check_batches, check_labels, device_of
 from .parameters import by_first_name, extras_of, own_memory_, parameters_by_name
 from .parameters import place_of, put_state_, state_names, tensors_of
 from .schedule import Schedule, replay
-from .step import Compile, Forward, Precision, Way, allowed_ways, choose_way, forward_in
+from .step import Compile, Forward, Precision, Way, allowed_ways, choose_way
+from .step import forward_in
 
 # %% ../nbs/05_train.ipynb #2c222b05
 @checked
 @dataclass(frozen=True)
 class TrainSettings:
     "All that can change what a training run ends with."
-    __pydantic_config__ = {"extra": "forbid"}  # where pydantic reads one, an unknown name is an error
+
+    __pydantic_config__ = {
+        "extra": "forbid"
+    }  # where pydantic reads one, an unknown name is an error
     schedule: Schedule = field(default_factory=Schedule)
-    epochs: Count | None = None # epochs to run; None: as long as the schedule
-    batch_size: Count = 128     # images in a step, where `Samples` are trained on; batches that are passed keep their size
-    momentum: Share = 0.9       # of SGD, without dampening or Nesterov's variant
+    epochs: Count | None = None  # epochs to run; None: as long as the schedule
+    # images in a step, where `Samples` are trained on; batches that are passed keep their size
+    batch_size: Count = 128
+    momentum: Share = 0.9  # of SGD, without dampening or Nesterov's variant
     weight_decay: NotNegative = 1e-4  # on every parameter
     select: Literal["best", "last", "validation"] = "best"  # whose weights to end with
-    holdout: Annotated[Number, Interval(gt=0, lt=1)] = 0.1  # share of the training set held out if `select` is "validation"
-    layout: Literal["channels_last", "contiguous"] = "channels_last"  # of weights and activations in memory
-    compile: Compile = False    # True: steps are compiled; "auto": if a trial finds that this pays
-    precision: Precision = "float32"  # of products and convolutions; "bfloat16" (autocast), or "auto": the faster one of both
-    cuda_graph: bool = False    # on a GPU, are the passes of a step launched as CUDA graphs? On a CPU it makes no difference
-    seed: Seed = 666            # of the order of images, and of any randomness in the network
+    holdout: Annotated[Number, Interval(gt=0, lt=1)] = (
+        0.1  # share of the training set held out if `select` is "validation"
+    )
+    layout: Literal["channels_last", "contiguous"] = (
+        "channels_last"  # of weights and activations in memory
+    )
+    compile: Compile = False  # True: steps are compiled; "auto": if a trial finds that this pays
+    # of products and convolutions; "bfloat16" (autocast), or "auto": the faster one of both
+    precision: Precision = "float32"
+    # on a GPU, are the passes of a step launched as CUDA graphs? On a CPU it makes no difference
+    cuda_graph: bool = False
+    seed: Seed = 666  # of the order of images, and of any randomness in the network
 
     def __post_init__(self):
         check_fields(self, " of the training settings")
@@ -75,7 +87,8 @@ class TrainSettings:
         return {n: v for n, v in asdict(self).items() if n not in plain or v != plain[n]}
 
     def replayed(self, epochs: int = 5) -> "TrainSettings":
-        "The settings of fine-tuning: the schedule replayed in `epochs` epochs, ending with the last one."
+        """The settings of fine-tuning: the schedule replayed in `epochs` epochs, ending with the
+        last one."""
         return replace(self, schedule=replay(self.schedule, epochs), epochs=None, select="last")
 
 # %% ../nbs/05_train.ipynb #a9285880
@@ -91,6 +104,7 @@ class Joined:
     def __len__(self) -> int:
         known = isinstance(self.batches, Batches)
         return len(self.batches) - 1 if known else sum(1 for _ in self)  # type: ignore[arg-type]
+
 
 def joined(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
     "Each batch with those of a single image that come next."
@@ -112,7 +126,11 @@ def _has_single(batches: Loader) -> bool:
         return any(len(labels) == 1 for _, labels in pairs(batches, "samples"))
     if isinstance(batches, Batches):
         count, size = len(batches.labels), batches.size
-    elif isinstance(batches, DataLoader) and batches.batch_size and isinstance(batches.sampler, Sized):
+    elif (
+        isinstance(batches, DataLoader)
+        and batches.batch_size
+        and isinstance(batches.sampler, Sized)
+    ):
         count, size = len(batches.sampler), batches.batch_size
         count = count // size * size if batches.drop_last else count
     else:
@@ -121,11 +139,13 @@ def _has_single(batches: Loader) -> bool:
 
 # %% ../nbs/05_train.ipynb #edd8eec9
 @checked
-def trainable_batches(model: nn.Module,
-                      batches: Loader,         # anyone's batches
-                      name: str = "samples",   # the argument that they came in, for the message
-                      ) -> Loader:             # the same, or with those of a single image joined
-    "What a model can be trained on; `ValueError` if there is no batch before a single image to join it to."
+def trainable_batches(
+    model: nn.Module,
+    batches: Loader,  # anyone's batches
+    name: str = "samples",  # the argument that they came in, for the message
+) -> Loader:  # the same, or with those of a single image joined
+    """What a model can be trained on; `ValueError` if there is no batch before a single image to
+    join it to."""
     if not _has_single(batches):
         return batches
     inputs, labels = first_pair(batches, name)
@@ -134,17 +154,23 @@ def trainable_batches(model: nn.Module,
         return batches
     if len(labels) > 1:
         return Joined(batches)
-    raise ValueError(f"`{name}` begins with a batch of a single image, on which this model can't be trained "
-                     f"({error}), and there is no batch before to join it to: use batches of two or more.")
+    raise ValueError(
+        f"`{name}` begins with a batch of a single image, on which this model can't be trained "
+        f"({error}), and there is no batch before to join it to: use batches of two or more."
+    )
+
 
 def _fails_alone(model: nn.Module, inputs: Tensor) -> str | None:
     "Why a model can't be trained on one image; None if it can."
     with untouched(model, "train"), torch.no_grad():
         try:
             logits = read_logits(model(inputs.to(device_of(model))))
-        except Exception as error:  # BatchNorm raises ValueError, and what a foreign model raises isn't known
+        # BatchNorm raises ValueError, and what a foreign model raises isn't known
+        except Exception as error:  # noqa: BLE001
             return " ".join(str(error).split()).removesuffix(".")
-    return None if logits.dim() == 2 and len(logits) == 1 else f"its logits are {tuple(logits.shape)}"
+    return (
+        None if logits.dim() == 2 and len(logits) == 1 else f"its logits are {tuple(logits.shape)}"
+    )
 
 # %% ../nbs/05_train.ipynb #aacb8b2e
 @checked
@@ -152,8 +178,12 @@ def epoch_seed(seed: Seed, epoch: Whole) -> int:
     "A seed for one epoch of a run: well mixed, and the same on every machine."
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]) >> 1
 
-def epoch_batches(batches: Loader, generator: torch.Generator, classes: int) -> Iterator[tuple[Tensor, Tensor]]:
-    "Our batches in a new order; anyone else's loader as it comes, since it shuffles itself, its labels checked while they are still on the CPU."
+
+def epoch_batches(
+    batches: Loader, generator: torch.Generator, classes: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Our batches in a new order; anyone else's loader as it comes, since it shuffles itself,
+    its labels checked while they are still on the CPU."""
     if isinstance(batches, Joined):
         yield from joined(epoch_batches(batches.batches, generator, classes))
         return
@@ -161,22 +191,26 @@ def epoch_batches(batches: Loader, generator: torch.Generator, classes: int) -> 
         yield from batches.shuffled(generator)
         return
     for inputs, labels in pairs(batches, "samples"):
-        if labels.device.type == "cpu": check_labels(labels, classes, "samples")
+        if labels.device.type == "cpu":
+            check_labels(labels, classes, "samples")
         yield inputs, labels
 
 # %% ../nbs/05_train.ipynb #0ef36456
 _LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
-def train_epoch(model: nn.Module,       # trained in place
-                batches: Loader,        # normalised (inputs, labels)
-                optimizer: torch.optim.Optimizer,
-                settings: TrainSettings,
-                epoch: int,             # counted from 0: it decides the rate and the order of images
-                steps: int,             # batches in an epoch
-                classes: int,           # of the model
-                bar: tqdm,              # told of each step
-                forward: Forward | None = None,  # of the model, as `forward_in` makes it; None: the model itself
-                ) -> float:             # the mean loss over the epoch's images
+
+def train_epoch(
+    model: nn.Module,  # trained in place
+    batches: Loader,  # normalised (inputs, labels)
+    optimizer: torch.optim.Optimizer,
+    settings: TrainSettings,
+    epoch: int,  # counted from 0: it decides the rate and the order of images
+    steps: int,  # batches in an epoch
+    classes: int,  # of the model
+    bar: tqdm,  # told of each step
+    forward: Forward
+    | None = None,  # of the model, as `forward_in` makes it; None: the model itself
+) -> float:  # the mean loss over the epoch's images
     "Train for one epoch; `ValueError` for labels that the model has no class for."
     device, seed = device_of(model), epoch_seed(settings.seed, epoch)
     total, seen = torch.zeros((), device=device), 0
@@ -184,9 +218,13 @@ def train_epoch(model: nn.Module,       # trained in place
     model.train()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for step, (inputs, labels) in enumerate(epoch_batches(batches, torch.Generator().manual_seed(seed), classes), start=epoch * steps):
+        for step, (inputs, labels) in enumerate(
+            epoch_batches(batches, torch.Generator().manual_seed(seed), classes),
+            start=epoch * steps,
+        ):
             inputs, labels = _laid_out(inputs.to(device), settings.layout), labels.to(device)
-            for group in optimizer.param_groups: group["lr"] = settings.schedule.rate(step, steps)
+            for group in optimizer.param_groups:
+                group["lr"] = settings.schedule.rate(step, steps)
             loss = F.cross_entropy(read_logits(forward(inputs)), labels)
             optimizer.zero_grad()
             loss.backward()
@@ -196,6 +234,7 @@ def train_epoch(model: nn.Module,       # trained in place
             bar.update()
     return (total / seen).item()
 
+
 def _laid_out(tensor: Tensor, layout: str) -> Tensor:
     "Images in a memory layout; inputs of other dimensions as they are."
     return tensor.contiguous(memory_format=_LAYOUTS[layout]) if tensor.dim() == 4 else tensor
@@ -203,25 +242,31 @@ def _laid_out(tensor: Tensor, layout: str) -> Tensor:
 # %% ../nbs/05_train.ipynb #c8509ae8
 def _check_finite(model: nn.Module, loss: float, epoch: int, settings: TrainSettings) -> None:
     "Raise `FloatingPointError` if the loss or a weight is infinite or not a number."
-    if math.isfinite(loss) and all(bool(p.isfinite().all()) for p in model.parameters()): return
-    raise FloatingPointError(f"training diverged in epoch {epoch + 1}: the loss is {loss} or a weight is not finite. "
-                             f"Lower the learning rate ({settings.schedule.lr}), or look for bad values in the inputs.")
+    if math.isfinite(loss) and all(bool(p.isfinite().all()) for p in model.parameters()):
+        return
+    raise FloatingPointError(
+        f"training diverged in epoch {epoch + 1}: the loss is {loss} or a weight is not finite. "
+        f"Lower the learning rate ({settings.schedule.lr}), or look for bad values in the inputs."
+    )
 
 # %% ../nbs/05_train.ipynb #b2585330
 @checked
-def tensors_digest(tensors: Mapping[str, Tensor],
-                   metadata: Mapping[str, str],
-                   ) -> str:  # 64 hexadecimal digits
+def tensors_digest(
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+) -> str:  # 64 hexadecimal digits
     "SHA-256 of all that a safetensors file says: names, types, shapes and bytes, and the metadata."
     names = sorted(tensors)
     said = json.dumps([names, sorted(metadata.items())])
     return hashlib.sha256(f"{said}{digest(*(tensors[n] for n in names))}".encode()).hexdigest()
 
+
 @checked
-def save_tensors(path: str | Path,
-                 tensors: Mapping[str, Tensor],
-                 **metadata: str,
-                 ) -> str:  # the digest of the content, which is written into the metadata
+def save_tensors(
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    **metadata: str,
+) -> str:  # the digest of the content, which is written into the metadata
     "Write a safetensors file at once or not at all."
     writable_folder(Path(path).parent)
     plain = torch.contiguous_format
@@ -233,18 +278,30 @@ def save_tensors(path: str | Path,
 
 # %% ../nbs/05_train.ipynb #e9ad9278
 def _opened(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    "Tensors and metadata of a safetensors file; `ValueError` in one sentence if it is anything else."
+    """Tensors and metadata of a safetensors file; `ValueError` in one sentence if it is anything
+    else."""
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {k: file.get_tensor(k).clone() for k in file.keys()}  # it reads where the file lies
+            tensors = {
+                k: file.get_tensor(k).clone() for k in file.keys()
+            }  # it reads where the file lies
             return tensors, dict(file.metadata() or {})
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no checkpoint {path}.") from error
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RuntimeError,
+    ) as error:
         kind = _kind_of(Path(path), error)
         raise ValueError(
             f"{path} is not a whole safetensors file but {kind}: save weights with `save_weights`."
         ) from error
+
 
 def _kind_of(path: Path, error: Exception) -> str:
     "What a file is that is no safetensors file."
@@ -258,20 +315,27 @@ def _kind_of(path: Path, error: Exception) -> str:
 
 # %% ../nbs/05_train.ipynb #905a7461
 @checked
-def read_tensors(path: str | Path,
-                 expected: str | None = None,  # the digest that its content must have
-                 signed: bool = False,         # must the file hold its digest?
-                 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    "Tensors and metadata of a safetensors file; `ValueError` in one sentence if it is damaged or anything else."
+def read_tensors(
+    path: str | Path,
+    expected: str | None = None,  # the digest that its content must have
+    signed: bool = False,  # must the file hold its digest?
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file; `ValueError` in one sentence if it is damaged
+    or anything else."""
     tensors, metadata = _opened(path)
     held = metadata.pop("digest", None)
     if held is None and signed:
         raise ValueError(f"{path} is damaged: it holds no digest of its content.")
     found = tensors_digest(tensors, metadata)
     if held not in (None, found):
-        raise ValueError(f"{path} is damaged: its content has the digest {found[:12]}…, and it says {held[:12]}….")
+        raise ValueError(
+            f"{path} is damaged: its content has the digest {found[:12]}…, and it says "
+            f"{held[:12]}…."
+        )
     if expected not in (None, found):
-        raise ValueError(f"{path} is damaged or another's: its digest is {found[:12]}…, not {expected[:12]}….")
+        raise ValueError(
+            f"{path} is damaged or another's: its digest is {found[:12]}…, not {expected[:12]}…."
+        )
     return tensors, metadata
 
 # %% ../nbs/05_train.ipynb #d21aeb87
@@ -280,24 +344,35 @@ def save_weights(model: nn.Module, path: str | Path) -> str:
     "Write a model's parameters and buffers as safetensors; returns the digest of the content."
     return save_tensors(path, tensors_of(model))
 
+
 @checked
-def load_weights(model: nn.Module,
-                 path: str | Path,
-                 expected: str | None = None,  # the digest that the content must have
-                 ) -> None:
-    "Read weights written by `save_weights` into a model of the same network; `ValueError` if they are another's or damaged."
+def load_weights(
+    model: nn.Module,
+    path: str | Path,
+    expected: str | None = None,  # the digest that the content must have
+) -> None:
+    """Read weights written by `save_weights` into a model of the same network; `ValueError` if
+    they are another's or damaged."""
     tensors, _ = read_tensors(path, expected)
     _check_state(model, tensors, path)
     put_state_(model, tensors)
 
+
 def _check_state(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
     "Raise `ValueError` unless names, shapes and kinds of the tensors are those of the model."
-    wants, has = ({k: (tuple(v.shape), _kind(v)) for k, v in state.items()} for state in (tensors_of(model), tensors))
+    wants, has = (
+        {k: (tuple(v.shape), _kind(v)) for k, v in state.items()}
+        for state in (tensors_of(model), tensors)
+    )
     if wants == has:
         return
     odd = next(k for k in (*wants, *has) if wants.get(k) != has.get(k))
     shape = lambda state: " of ".join(map(str, reversed(state[odd]))) if odd in state else "missing"
-    raise ValueError(f"{path} is of another network: `{odd}` is {shape(has)} there and {shape(wants)} in this model.")
+    raise ValueError(
+        f"{path} is of another network: `{odd}` is {shape(has)} there and "
+        f"{shape(wants)} in this model."
+    )
+
 
 def _kind(tensor: Tensor) -> str:
     "The kind of a tensor's numbers: weights may be kept with fewer bits, but not as whole numbers."
@@ -309,6 +384,7 @@ def _kind(tensor: Tensor) -> str:
 @dataclass
 class _Progress:
     "What a file of progress says."
+
     groups: dict[str, dict[str, Tensor]]  # "model", "momentum" and "best"
     rows: list[dict[str, Any]]
     way: Way
@@ -325,32 +401,49 @@ class _Progress:
             extras = dict(json.loads(meta.get("extras", "{}")))
             return cls(groups, json.loads(meta["rows"]), Way(**json.loads(meta["way"])), extras)
         except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise ValueError(f"the file of progress is damaged ({type(error).__name__}: {error}).") from error
+            raise ValueError(
+                f"the file of progress is damaged ({type(error).__name__}: {error})."
+            ) from error
 
     def odd(self, model: nn.Module, settings: TrainSettings) -> str | None:
         "What of it can't be progress of this training, in words; None if nothing."
         state = tensors_of(model)
         parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         allowed = allowed_ways(settings.compile, settings.precision)
-        alike: list[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]] = [(self.groups["model"], state), (self.groups["best"], state), (self.groups["momentum"], parameters)]
+        alike: list[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]] = [
+            (self.groups["model"], state),
+            (self.groups["best"], state),
+            (self.groups["momentum"], parameters),
+        ]
         tests = {
-            "its tensors are not those of the network": all(_fits(part, whole) for part, whole in alike),
+            "its tensors are not those of the network": all(
+                _fits(part, whole) for part, whole in alike
+            ),
             "its momentum is missing": bool(self.groups["momentum"]) == (settings.momentum > 0),
-            "its best weights are missing": len(self.groups["best"]) == (settings.select != "last") * len(state),
+            "its best weights are missing": len(self.groups["best"])
+            == (settings.select != "last") * len(state),
             "its epochs are not those of the settings": _counted(self.rows, settings.length),
-            "its steps were computed in another way": any(asdict(self.way) | {"graphed": w.graphed} == asdict(w) for w in allowed),
+            "its steps were computed in another way": any(
+                asdict(self.way) | {"graphed": w.graphed} == asdict(w) for w in allowed
+            ),
         }
         return next((what for what, good in tests.items() if not good), None)
 
+
 def _fits(part: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> bool:
     "Are names, shapes and types of some tensors those of others?"
-    return all(n in whole and t.shape == whole[n].shape and t.dtype == whole[n].dtype for n, t in part.items())
+    return all(
+        n in whole and t.shape == whole[n].shape and t.dtype == whole[n].dtype
+        for n, t in part.items()
+    )
+
 
 def _counted(rows: Any, most: int) -> bool:
     "Are these the rows of the epochs 1, 2, … of a history?"
     if not isinstance(rows, list) or not 1 <= len(rows) <= most:
         return False
     return all(isinstance(row, dict) and row.get("epoch") == k for k, row in enumerate(rows, 1))
+
 
 def _sentence(error: Exception) -> str:
     "What an error says, without the remedy behind its colon."
@@ -360,23 +453,44 @@ def _sentence(error: Exception) -> str:
 @dataclass
 class _State:
     "The state of a training run between two epochs."
+
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    fingerprint: str                # the settings and the data that the state belongs to
-    best: dict[str, Tensor]         # weights of the best epoch so far
-    rows: list[dict[str, Any]]      # the history so far
-    way: Way | None = None          # of a step, once it is chosen
-    extras: dict[str, Any] = field(default_factory=dict)  # what the best epoch had in its state that is no tensor
+    fingerprint: str  # the settings and the data that the state belongs to
+    best: dict[str, Tensor]  # weights of the best epoch so far
+    rows: list[dict[str, Any]]  # the history so far
+    way: Way | None = None  # of a step, once it is chosen
+    extras: dict[str, Any] = field(
+        default_factory=dict
+    )  # what the best epoch had in its state that is no tensor
 
     def save(self, path: Path) -> None:
-        momentum = {n: self.optimizer.state[p]["momentum_buffer"] for n, p in self.model.named_parameters() if self.optimizer.state[p].get("momentum_buffer") is not None}
+        momentum = {
+            n: self.optimizer.state[p]["momentum_buffer"]
+            for n, p in self.model.named_parameters()
+            if self.optimizer.state[p].get("momentum_buffer") is not None
+        }
         groups = {"model": tensors_of(self.model), "momentum": momentum, "best": self.best}
-        save_tensors(path, {f"{group}:{name}": t for group, tensors in groups.items() for name, t in tensors.items()},
-                     fingerprint=self.fingerprint, rows=json.dumps(self.rows), way=json.dumps(asdict(self.way or Way())),
-                     **({"extras": json.dumps({"model": extras, "best": self.extras})} if (extras := extras_of(self.model)) else {}))
+        save_tensors(
+            path,
+            {
+                f"{group}:{name}": t
+                for group, tensors in groups.items()
+                for name, t in tensors.items()
+            },
+            fingerprint=self.fingerprint,
+            rows=json.dumps(self.rows),
+            way=json.dumps(asdict(self.way or Way())),
+            **(
+                {"extras": json.dumps({"model": extras, "best": self.extras})}
+                if (extras := extras_of(self.model))
+                else {}
+            ),
+        )
 
     def load(self, path: Path, settings: TrainSettings) -> None:
-        "Go on from a file; from the start, and said, if it is damaged; `ValueError` if it is another run's."
+        """Go on from a file; from the start, and said, if it is damaged; `ValueError` if it is
+        another run's."""
         try:
             tensors, meta = read_tensors(path, signed=True)
             found = _Progress.read(tensors, meta)
@@ -385,39 +499,62 @@ class _State:
             return
         _check_state(self.model, found.groups["model"], path)
         if meta.get("fingerprint") != self.fingerprint:
-            raise ValueError(f"{path} is the checkpoint of another training run (other starting weights, settings or data): choose another path, or delete it to start anew.")
+            raise ValueError(
+                f"{path} is the checkpoint of another training run (other starting "
+                "weights, settings or data): choose another path, or delete it to "
+                "start anew."
+            )
         if odd := found.odd(self.model, settings):
             print(f"{path} is damaged: {odd}. The training starts anew.", flush=True)
             return
         put_state_(self.model, found.groups["model"], found.extras.get("model"))
         for name, p in self.model.named_parameters():
             if name in (momentum := found.groups["momentum"]):
-                self.optimizer.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(momentum[name])
+                self.optimizer.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(
+                    momentum[name]
+                )
         self.best, self.rows, self.way = found.groups["best"], found.rows, found.way
         self.extras = found.extras.get("best", {})
 
 # %% ../nbs/05_train.ipynb #25e3f213
 Progress = Literal["auto", "bar", "lines", "none"]
 
-@checked
-def train_model(model: nn.Module,              # trained in place, on the device where it is
-                samples: Samples | Loader,     # what to learn: `Samples`, or batches of normalised inputs and labels in sizes of their own
-                settings: TrainSettings | None = None,         # None: the paper's for CIFAR
-                evaluate: Mapping[str, Loader] | None = None,  # sets to measure after each epoch, such as {"test": batches}
-                checkpoint: str | Path | None = None,          # file to go on from, and to write after each epoch
-                progress: Progress = "auto",                  # "bar", "lines" (one an epoch), "none", or "auto": a bar on a terminal, else lines
-                zeros: Mapping[str, Tensor] | None = None,    # {name of a parameter: bool tensor of its shape}: entries that are zero and stay zero; of buffers nothing is held
-                ) -> pd.DataFrame:  # one row an epoch: epoch, lr, train_loss, accuracies in percent, seconds, selected
-    """Train by SGD under a schedule (paper, section 'Experiment' and Table 7; weight decay from the authors' code). Accuracies are measured plainly in any way of computing a step.
 
-    The model ends in evaluation mode with the weights of the epoch marked in the column `selected`. Raises `ValueError` for settings or
+@checked
+def train_model(
+    model: nn.Module,  # trained in place, on the device where it is
+    samples: Samples
+    # what to learn: `Samples`, or batches of normalised inputs and labels in sizes of their own
+    | Loader,
+    settings: TrainSettings | None = None,  # None: the paper's for CIFAR
+    evaluate: Mapping[str, Loader]
+    | None = None,  # sets to measure after each epoch, such as {"test": batches}
+    checkpoint: str | Path | None = None,  # file to go on from, and to write after each epoch
+    # "bar", "lines" (one an epoch), "none", or "auto": a bar on a terminal, else lines
+    progress: Progress = "auto",
+    zeros: Mapping[str, Tensor]
+    # {name of a parameter: bool tensor of its shape}: entries that are zero and stay zero; of
+    # buffers nothing is held
+    | None = None,
+) -> (
+    pd.DataFrame
+):  # one row an epoch: epoch, lr, train_loss, accuracies in percent, seconds, selected
+    """Train by SGD under a schedule (paper, section 'Experiment' and Table 7; weight decay from
+    the authors' code). Accuracies are measured plainly in any way of computing a step.
+
+    The model ends in evaluation mode with the weights of the epoch marked in the column
+    `selected`. Raises `ValueError` for settings or
     batches that don't fit, `FloatingPointError` if the loss stops being a number."""
     settings, sets = settings or TrainSettings(), dict(evaluate or {})
     if settings.select == "best" and not sets:
-        raise ValueError('select="best" needs test images: pass `evaluate={"test": batches}`, or select "last" or "validation".')
+        raise ValueError(
+            'select="best" needs test images: pass `evaluate={"test": batches}`, or '
+            'select "last" or "validation".'
+        )
     batches, validation = _split(samples, settings, device_of(model))
     classes = check_batches(model, batches, "samples", known := dict[Any, int]())
-    for name, part in sets.items(): check_batches(model, part, f"evaluate[{name!r}]", known)
+    for name, part in sets.items():
+        check_batches(model, part, f"evaluate[{name!r}]", known)
     held = _checked_zeros(model, zeros or {})
     if checkpoint:
         writable_folder(Path(checkpoint).parent)
@@ -425,31 +562,58 @@ def train_model(model: nn.Module,              # trained in place, on the device
     own_memory_(model)
     batches = trainable_batches(model, batches)
     _lay_out(model, settings.layout)
-    with _held(model, held): return _train(model, batches, classes, settings, sets, validation, Path(checkpoint) if checkpoint else None, progress, held)
+    with _held(model, held):
+        return _train(
+            model,
+            batches,
+            classes,
+            settings,
+            sets,
+            validation,
+            Path(checkpoint) if checkpoint else None,
+            progress,
+            held,
+        )
 
 # %% ../nbs/05_train.ipynb #66ded556
 def _checked_zeros(model: nn.Module, zeros: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    "What `zeros` marks in parameters, by their first names; `ValueError` for unknown names and entries that are not zero."
+    """What `zeros` marks in parameters, by their first names; `ValueError` for unknown names and
+    entries that are not zero."""
     parameters = parameters_by_name(model)
     marked = by_first_name(model, zeros, "`zeros`")
     held = {name: where for name, where in marked.items() if name in parameters}
     for name, where in held.items():
         if where.dtype != torch.bool or where.shape != parameters[name].shape:
-            raise ValueError(f"`zeros` has for `{name}` {where.dtype} {tuple(where.shape)}: it must be bool of "
-                             f"the parameter's shape, {tuple(parameters[name].shape)}.")
+            raise ValueError(
+                f"`zeros` has for `{name}` {where.dtype} {tuple(where.shape)}: it must be bool of "
+                f"the parameter's shape, {tuple(parameters[name].shape)}."
+            )
         if bool((parameters[name].detach()[where.to(parameters[name].device)] != 0).any()):
-            raise ValueError(f"`zeros` marks entries of `{name}` that are not zero: set them to zero first, as `zero_(model, mask)` does.")
+            raise ValueError(
+                f"`zeros` marks entries of `{name}` that are not zero: set them to "
+                "zero first, as `zero_(model, mask)` does."
+            )
     return held
+
 
 @contextmanager
 def _held(model: nn.Module, held: Mapping[str, Tensor]) -> Iterator[None]:
     "Make the gradients of marked entries zero, in every parameter that is the same memory."
     names = state_names(model)
-    marked = [(p, held[names[n]]) for n, p in model.named_parameters() if names[n] in held and p.requires_grad]
-    hooks = [p.register_hook(partial(torch.Tensor.masked_fill, mask=where.to(p.device), value=0)) for p, where in marked]
-    try: yield
+    marked = [
+        (p, held[names[n]])
+        for n, p in model.named_parameters()
+        if names[n] in held and p.requires_grad
+    ]
+    hooks = [
+        p.register_hook(partial(torch.Tensor.masked_fill, mask=where.to(p.device), value=0))
+        for p, where in marked
+    ]
+    try:
+        yield
     finally:
-        for hook in hooks: hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 # %% ../nbs/05_train.ipynb #7ef2121f
 def _lay_out(model: nn.Module, layout: str) -> None:
@@ -461,6 +625,7 @@ def _lay_out(model: nn.Module, layout: str) -> None:
             made.setdefault(place, p.data.to(memory_format=_LAYOUTS[layout]))
             p.data = made[place]
 
+
 @checked
 def check_extras(model: nn.Module) -> None:
     "Raise `ValueError` if a model's state holds what a checkpoint can't."
@@ -470,41 +635,92 @@ def check_extras(model: nn.Module) -> None:
     except (TypeError, ValueError):
         kept = False
     if not kept:
-        raise ValueError(f"the state of the model has {', '.join(map(repr, extras))}, which is more than tensors, text and "
-                         "numbers, so that no `checkpoint` can hold it: train without one.")
+        raise ValueError(
+            f"the state of the model has {', '.join(map(repr, extras))}, which is more "
+            "than tensors, text and "
+            "numbers, so that no `checkpoint` can hold it: train without one."
+        )
 
 # %% ../nbs/05_train.ipynb #866787bc
-def _split(samples: Samples | Loader, settings: TrainSettings, device: torch.device) -> tuple[Loader, Loader | None]:
+def _split(
+    samples: Samples | Loader, settings: TrainSettings, device: torch.device
+) -> tuple[Loader, Loader | None]:
     "Batches to learn, and those held out for choosing an epoch, if any."
     held = settings.select == "validation"
     if not isinstance(samples, Samples):
-        if held: raise ValueError('select="validation" needs `Samples` to hold a part out of: pass those instead of batches.')
+        if held:
+            raise ValueError(
+                'select="validation" needs `Samples` to hold a part out of: pass those '
+                "instead of batches."
+            )
         return samples, None
-    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(epoch_seed(settings.seed, 2**32)))
+    order = torch.randperm(
+        len(samples), generator=torch.Generator().manual_seed(epoch_seed(settings.seed, 2**32))
+    )
     n = max(1, round(settings.holdout * len(samples))) if held else 0
-    batches = [samples[part.sort().values].batches(settings.batch_size, device) for part in (order[n:], order[:n]) if len(part)]
+    batches = [
+        samples[part.sort().values].batches(settings.batch_size, device)
+        for part in (order[n:], order[:n])
+        if len(part)
+    ]
     return batches[0], batches[1] if held else None
 
 # %% ../nbs/05_train.ipynb #9b649b9c
-def _train(model: nn.Module, batches: Loader, classes: int, settings: TrainSettings, sets: dict[str, Loader], validation: Loader | None,
-           checkpoint: Path | None, progress: Progress, held: Mapping[str, Tensor]) -> pd.DataFrame:
+def _train(
+    model: nn.Module,
+    batches: Loader,
+    classes: int,
+    settings: TrainSettings,
+    sets: dict[str, Loader],
+    validation: Loader | None,
+    checkpoint: Path | None,
+    progress: Progress,
+    held: Mapping[str, Tensor],
+) -> pd.DataFrame:
     "Run the epochs that are missing, and end with the selected weights."
-    optimizer = torch.optim.SGD(model.parameters(), settings.schedule.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        settings.schedule.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+    )
     steps = _count(batches)
-    state = _State(model, optimizer, _fingerprint(model, batches, sets, [settings.values, steps, sorted(sets), *_marks(held)]) if checkpoint else "", {}, [])
-    if checkpoint and checkpoint.exists(): state.load(checkpoint, settings)
+    state = _State(
+        model,
+        optimizer,
+        _fingerprint(model, batches, sets, [settings.values, steps, sorted(sets), *_marks(held)])
+        if checkpoint
+        else "",
+        {},
+        [],
+    )
+    if checkpoint and checkpoint.exists():
+        state.load(checkpoint, settings)
     state.way = state.way or _way(model, batches, settings, settings.length * steps)
-    forward, chosen = forward_in(model, state.way), asdict(state.way) if "auto" in (settings.compile, settings.precision) else {}
+    forward, chosen = (
+        forward_in(model, state.way),
+        asdict(state.way) if "auto" in (settings.compile, settings.precision) else {},
+    )
     with _bar(progress, settings.length * steps, len(state.rows) * steps) as bar:
         for epoch in range(len(state.rows), settings.length):
             start = time.perf_counter()
-            loss = train_epoch(model, batches, optimizer, settings, epoch, steps, classes, bar, forward)
+            loss = train_epoch(
+                model, batches, optimizer, settings, epoch, steps, classes, bar, forward
+            )
             _check_finite(model, loss, epoch, settings)
-            row = {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"], "train_loss": loss, **chosen, **_measured(model, sets, validation)}
+            row = {
+                "epoch": epoch + 1,
+                "lr": optimizer.param_groups[0]["lr"],
+                "train_loss": loss,
+                **chosen,
+                **_measured(model, sets, validation),
+            }
             _select(state, row | {"seconds": time.perf_counter() - start}, settings.select)
-            if checkpoint: state.save(checkpoint)
+            if checkpoint:
+                state.save(checkpoint)
             _report(progress, bar, state.rows[-1], settings.length)
-    if state.best: put_state_(model, state.best, state.extras)
+    if state.best:
+        put_state_(model, state.best, state.extras)
     model.eval()
     return pd.DataFrame(state.rows)
 
@@ -512,41 +728,58 @@ def _train(model: nn.Module, batches: Loader, classes: int, settings: TrainSetti
 def _way(model: nn.Module, batches: Loader, settings: TrainSettings, steps: int) -> Way:
     "What the settings say, or what a trial on the first batch chooses among what they allow."
     device = device_of(model)
-    ways = allowed_ways(settings.compile, settings.precision, settings.cuda_graph and device.type == "cuda")
-    if len(ways) == 1: return ways[0]
+    ways = allowed_ways(
+        settings.compile, settings.precision, settings.cuda_graph and device.type == "cuda"
+    )
+    if len(ways) == 1:
+        return ways[0]
     inputs, labels = first_pair(batches)
-    return choose_way(model, _laid_out(inputs.to(device), settings.layout), labels.to(device), ways, steps)
+    return choose_way(
+        model, _laid_out(inputs.to(device), settings.layout), labels.to(device), ways, steps
+    )
 
 # %% ../nbs/05_train.ipynb #7c0299fb
 def _count(batches: Loader) -> int:
     "The number of batches; some loaders only know it by reading themselves once."
-    try: return len(batches)  # type: ignore[arg-type]
-    except TypeError: return sum(1 for _ in batches)
+    try:
+        return len(batches)  # type: ignore[arg-type]
+    except TypeError:
+        return sum(1 for _ in batches)
+
 
 def _marks(held: Mapping[str, Tensor]) -> list[Any]:
     "What is held at zero, for a fingerprint; nothing if that is nothing."
     return [sorted(held), digest(*(held[n].cpu() for n in sorted(held)))] if held else []
 
-def _fingerprint(model: nn.Module, batches: Loader, sets: Mapping[str, Loader], values: list[Any]) -> str:
+
+def _fingerprint(
+    model: nn.Module, batches: Loader, sets: Mapping[str, Loader], values: list[Any]
+) -> str:
     "What a checkpoint belongs to: the weights at the start, the data, and some values."
     batches = batches.batches if isinstance(batches, Joined) else batches
     ours = [batches.pixels, batches.labels] if isinstance(batches, Batches) else []
     weights = digest(*(t.detach().cpu() for t in (*tensors_of(model).values(), *ours)))
     theirs = [] if ours else [samples_digest(batches)]
-    return json.dumps([weights, *values, *theirs, *(samples_digest(sets[n], n) for n in sorted(sets))])
+    return json.dumps(
+        [weights, *values, *theirs, *(samples_digest(sets[n], n) for n in sorted(sets))]
+    )
 
 # %% ../nbs/05_train.ipynb #d6881674
-def _measured(model: nn.Module, sets: dict[str, Loader], validation: Loader | None) -> dict[str, float]:
+def _measured(
+    model: nn.Module, sets: dict[str, Loader], validation: Loader | None
+) -> dict[str, float]:
     "Accuracies after an epoch, in percent."
     held = {} if validation is None else {"validation_acc": accuracy(model, validation)}
     return held | evaluate(model, sets)
+
 
 def _select(state: _State, row: dict[str, Any], select: str) -> None:
     "Append a row; mark it, and keep its weights, if it is better than all before it."
     column = {"best": "accuracy", "validation": "validation_acc"}.get(select)
     row["selected"] = column is None or all(row[column] > old[column] for old in state.rows)
     if row["selected"]:
-        for old in state.rows: old["selected"] = False
+        for old in state.rows:
+            old["selected"] = False
         if column:
             state.best = {k: v.detach().clone() for k, v in tensors_of(state.model).items()}
             state.extras = copy.deepcopy(extras_of(state.model))
@@ -558,23 +791,37 @@ def shows_bar(progress: Progress) -> bool:
     "Is progress shown as a bar?"
     return progress == "bar" or (progress == "auto" and sys.stderr.isatty())
 
+
 def _bar(progress: Progress, total: int, done: int) -> tqdm:
     "A progress bar over steps, or a silent one."
     return tqdm(total=total, initial=done, unit="batch", disable=not shows_bar(progress))
 
+
 def _report(progress: Progress, bar: tqdm, row: dict[str, Any], epochs: int) -> None:
     "One epoch on the bar, or as a line of its own."
     accs = {k: f"{v:.2f} %" for k, v in row.items() if k.endswith("_acc")}
-    if not bar.disable: bar.set_postfix(epoch=row["epoch"], loss=f"{row['train_loss']:.4f}", **accs)
+    if not bar.disable:
+        bar.set_postfix(epoch=row["epoch"], loss=f"{row['train_loss']:.4f}", **accs)
     elif progress in ("auto", "lines"):
-        print(f"epoch {row['epoch']}/{epochs}", f"lr {row['lr']:g}", f"loss {row['train_loss']:.4f}", *(f"{k} {v}" for k, v in accs.items()), f"{row['seconds']:.1f} s", sep="  ", flush=True)
+        print(
+            f"epoch {row['epoch']}/{epochs}",
+            f"lr {row['lr']:g}",
+            f"loss {row['train_loss']:.4f}",
+            *(f"{k} {v}" for k, v in accs.items()),
+            f"{row['seconds']:.1f} s",
+            sep="  ",
+            flush=True,
+        )
 
 # %% ../nbs/05_train.ipynb #3dff5737
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # options of mallopt(3)
 
+
 @checked
 def keep_freed_memory() -> bool:  # False where the C library isn't glibc, and nothing was changed
-    "Let this process keep the memory that it frees, until it ends, rather than give it back to the operating system and take it anew."
-    if platform.libc_ver()[0] != "glibc": return False
+    """Let this process keep the memory that it frees, until it ends, rather than give it back to
+    the operating system and take it anew."""
+    if platform.libc_ver()[0] != "glibc":
+        return False
     mallopt = ctypes.CDLL(None).mallopt
     return all([mallopt(_M_MMAP_MAX, 0), mallopt(_M_TRIM_THRESHOLD, -1)])

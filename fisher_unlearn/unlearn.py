@@ -21,18 +21,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .activation import activation_scores
-from .arguments import Count, NotNegative, Positive, Seed, Share, Whole, check_fields, checked
+from .arguments import Count, NotNegative, Positive, Seed, Share, Whole, check_fields
+from .arguments import checked
 from .batches import first_pair, pairs
 from .data import choose, writable_folder
 from .draws import seeded_draws
 from .fisher import Labels, Per, Reduction, diag_fisher, rebatch
 from .influence import count_images, forget_gradient, lissa
 from .logits import logits_of
-from .masking import Mask, Pool, Reach, Unit, candidates, masked_whole, select_bottom, select_random, select_top, zero_
+from .masking import Mask, Pool, Reach, Unit, candidates, masked_whole, select_bottom
+from .masking import select_random, select_top, zero_
 from .metrics import Loader, evaluate, unlearn_score
 from .models import check_batches, device_of, eval_mode, find_classifier
 from .noise import NoiseRule, add_noise_
-from .parameters import by_first_name, copied, extras_of, maskable, place_of, put_state_
+from .parameters import by_first_name, copied, extras_of, maskable, place_of
+from .parameters import put_state_
 from .parameters import own_memory_, state_names, tensors_of, unwrapped
 from .tfidf import tfidf_scores
 from .train import Progress, TrainSettings, check_extras, shows_bar, train_model
@@ -40,43 +43,69 @@ from .train import trainable_batches
 
 # %% ../nbs/30_unlearn.ipynb #f0fc4b20
 Direction = Literal["highest", "lowest"]
-Scores = dict[str, Tensor]                               # {parameter name: tensor of its shape}
-Kept = Callable[[str, Callable[[], Scores]], Scores]     # from a name, and what computes the scores if there are none of that name
+Scores = dict[str, Tensor]  # {parameter name: tensor of its shape}
+Kept = Callable[
+    [str, Callable[[], Scores]], Scores
+]  # from a name, and what computes the scores if there are none of that name
+
 
 @checked
 @dataclass(frozen=True)
 class MethodOptions:
     "What a method may be told. Each method reads the options it needs."
-    ratio: Share = 0.02                     # R: share of the units to mask, in [0, 1)
-    unit: Unit = "weight"                   # what is masked together
-    reach: Reach = "bias"                   # how much of a channel is masked: its kernels, also its bias, or also its BatchNorm
-    classifier_in_pool: bool = False        # may the final classifier be masked?
-    hard: bool = False                      # are masked weights held at zero in fine-tuning?
-    fisher_labels: Labels = "true"          # which labels the Fisher information is taken under
-    fisher_per: Per = "sample"              # squares of each image's gradient, or of the mean over batches of 128
-    remain_weight: NotNegative | None = None  # λ in F_f/n_f − λ F_r/n_r; None: n_r/n_f, which is the difference of sums
-    activation_per: Per = "sample"          # activations summed over images, by the number of images or of batches of 128
+
+    ratio: Share = 0.02  # R: share of the units to mask, in [0, 1)
+    unit: Unit = "weight"  # what is masked together
+    reach: Reach = (
+        "bias"  # how much of a channel is masked: its kernels, also its bias, or also its BatchNorm
+    )
+    classifier_in_pool: bool = False  # may the final classifier be masked?
+    hard: bool = False  # are masked weights held at zero in fine-tuning?
+    fisher_labels: Labels = "true"  # which labels the Fisher information is taken under
+    fisher_per: Per = (
+        "sample"  # squares of each image's gradient, or of the mean over batches of 128
+    )
+    remain_weight: NotNegative | None = (
+        None  # λ in F_f/n_f − λ F_r/n_r; None: n_r/n_f, which is the difference of sums
+    )
+    activation_per: Per = (
+        "sample"  # activations summed over images, by the number of images or of batches of 128
+    )
     tfidf_direction: Direction = "highest"  # which end of the scores is masked
-    tfidf_gate: bool = False                # are layers spared of which the ratio makes less than one filter?
-    tfidf_batches: Whole = 1                # of the reference images, that TF-IDF reads; 0: all
-    noise_alpha: Positive = 1e-6            # α, the scale of the noise's variance
-    noise_exponent: Positive = 0.5          # of the variance, for the standard deviation: 1/2, or Equation 1's 1/4
-    noise_clamp: Positive = 1e3             # the largest inverse Fisher information; a tenth of it in the classifier
-    noise_averaged: bool = True             # is the variance averaged over inputs, and tenfold in vectors and the classifier?
-    noise_row: bool = True                  # do the forgotten classes' rows of the classifier start from 0?
-    lissa_epochs: Count = 30                # passes of LiSSA over the training set
-    lissa_damping: Share = 0.01             # in [0, 1)
-    lissa_scale: Positive = 20.0            # at least half the largest eigenvalue of a batch's Hessian
-    lissa_divide: bool = False              # is the step divided by the number of forgotten images?
-    classes: tuple[Whole, ...] | None = None  # classes to forget; None: the label of the forget set, if it is a single one
-    classifier: str | None = None           # the name of the classifier, where it can't be found
-    build: Callable[[], nn.Module] | None = None  # makes a freshly initialised network, for retraining
-    reference: Loader | None = None         # the training images, unshuffled, for TF-IDF and influence
-    num_classes: Count | None = None        # columns of the logits; `unlearn` sets it
-    seed: Seed = 666                        # of whatever is drawn; `unlearn` sets it
-    progress: bool = False                  # show a bar while scoring; `unlearn` sets it
-    watch: Callable[[int, nn.Module], None] | None = None  # is shown the model after each pass of LiSSA; `unlearn` sets it
-    kept: Kept | None = None                # finds Fisher information by name, or computes and keeps it; None: it is computed
+    tfidf_gate: bool = False  # are layers spared of which the ratio makes less than one filter?
+    tfidf_batches: Whole = 1  # of the reference images, that TF-IDF reads; 0: all
+    noise_alpha: Positive = 1e-6  # α, the scale of the noise's variance
+    noise_exponent: Positive = (
+        0.5  # of the variance, for the standard deviation: 1/2, or Equation 1's 1/4
+    )
+    noise_clamp: Positive = (
+        1e3  # the largest inverse Fisher information; a tenth of it in the classifier
+    )
+    noise_averaged: bool = (
+        True  # is the variance averaged over inputs, and tenfold in vectors and the classifier?
+    )
+    noise_row: bool = True  # do the forgotten classes' rows of the classifier start from 0?
+    lissa_epochs: Count = 30  # passes of LiSSA over the training set
+    lissa_damping: Share = 0.01  # in [0, 1)
+    lissa_scale: Positive = 20.0  # at least half the largest eigenvalue of a batch's Hessian
+    lissa_divide: bool = False  # is the step divided by the number of forgotten images?
+    classes: tuple[Whole, ...] | None = (
+        None  # classes to forget; None: the label of the forget set, if it is a single one
+    )
+    classifier: str | None = None  # the name of the classifier, where it can't be found
+    build: Callable[[], nn.Module] | None = (
+        None  # makes a freshly initialised network, for retraining
+    )
+    reference: Loader | None = None  # the training images, unshuffled, for TF-IDF and influence
+    num_classes: Count | None = None  # columns of the logits; `unlearn` sets it
+    seed: Seed = 666  # of whatever is drawn; `unlearn` sets it
+    progress: bool = False  # show a bar while scoring; `unlearn` sets it
+    watch: Callable[[int, nn.Module], None] | None = (
+        None  # is shown the model after each pass of LiSSA; `unlearn` sets it
+    )
+    kept: Kept | None = (
+        None  # finds Fisher information by name, or computes and keeps it; None: it is computed
+    )
 
     def __post_init__(self):
         check_fields(self)
@@ -91,21 +120,67 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "paper": {
         "random_mask": {"unit": "weight", "classifier_in_pool": False},
         "activation_mask": {"unit": "channel", "reach": "kernels", "activation_per": "sample"},
-        "tfidf": {"unit": "channel", "reach": "bias", "tfidf_direction": "highest", "tfidf_gate": False, "tfidf_batches": 1},
-        "fisher_noise": {**_NOISE, "fisher_labels": "true", "fisher_per": "sample", "noise_exponent": 0.25, "noise_averaged": False, "noise_row": False},
+        "tfidf": {
+            "unit": "channel",
+            "reach": "bias",
+            "tfidf_direction": "highest",
+            "tfidf_gate": False,
+            "tfidf_batches": 1,
+        },
+        "fisher_noise": {
+            **_NOISE,
+            "fisher_labels": "true",
+            "fisher_per": "sample",
+            "noise_exponent": 0.25,
+            "noise_averaged": False,
+            "noise_row": False,
+        },
         "influence": {**_LISSA, "lissa_divide": True},
-        "fisher_mask": {"unit": "weight", "classifier_in_pool": False, "fisher_labels": "true", "fisher_per": "sample", "remain_weight": None}},
+        "fisher_mask": {
+            "unit": "weight",
+            "classifier_in_pool": False,
+            "fisher_labels": "true",
+            "fisher_per": "sample",
+            "remain_weight": None,
+        },
+    },
     "authors_code": {
         "random_mask": {"unit": "channel", "reach": "norm", "classifier_in_pool": True},
         "activation_mask": {"unit": "channel", "reach": "norm", "activation_per": "batch"},
-        "tfidf": {"unit": "channel", "reach": "bias", "tfidf_direction": "lowest", "tfidf_gate": True, "tfidf_batches": 1},
-        "fisher_noise": {**_NOISE, "fisher_labels": "expected", "fisher_per": "batch", "noise_exponent": 0.5, "noise_averaged": True, "noise_row": True},
+        "tfidf": {
+            "unit": "channel",
+            "reach": "bias",
+            "tfidf_direction": "lowest",
+            "tfidf_gate": True,
+            "tfidf_batches": 1,
+        },
+        "fisher_noise": {
+            **_NOISE,
+            "fisher_labels": "expected",
+            "fisher_per": "batch",
+            "noise_exponent": 0.5,
+            "noise_averaged": True,
+            "noise_row": True,
+        },
         "influence": {**_LISSA, "lissa_divide": False},
-        "fisher_mask": {"unit": "kernel", "classifier_in_pool": True, "fisher_labels": "expected", "fisher_per": "batch", "remain_weight": 1.0}},
+        "fisher_mask": {
+            "unit": "kernel",
+            "classifier_in_pool": True,
+            "fisher_labels": "expected",
+            "fisher_per": "batch",
+            "remain_weight": 1.0,
+        },
+    },
 }
 
 # %% ../nbs/30_unlearn.ipynb #e021e81d
-MASKING = ("mask_classifier", "random_mask", "activation_mask", "tfidf", "fisher_mask")  # the methods that zero something
+MASKING = (
+    "mask_classifier",
+    "random_mask",
+    "activation_mask",
+    "tfidf",
+    "fisher_mask",
+)  # the methods that zero something
 _CHANNELS = ("activation_mask", "tfidf")  # those that score whole channels
 _POOLED = ("ratio", "unit", "reach", "classifier_in_pool", "hard")
 _FISHER = ("fisher_labels", "fisher_per")
@@ -116,27 +191,41 @@ READS: dict[str, tuple[str, ...]] = {  # the options that decide what a method d
     "random_mask": _POOLED,
     "activation_mask": (*_POOLED, "activation_per"),
     "tfidf": (*_POOLED, "tfidf_direction", "tfidf_gate", "tfidf_batches"),
-    "fisher_noise": (*_FISHER, *(f.name for f in fields(MethodOptions) if f.name.startswith("noise_"))),
+    "fisher_noise": (
+        *_FISHER,
+        *(f.name for f in fields(MethodOptions) if f.name.startswith("noise_")),
+    ),
     "influence": tuple(f.name for f in fields(MethodOptions) if f.name.startswith("lissa_")),
     "fisher_mask": (*_POOLED, *_FISHER, "remain_weight"),
 }
 _DATA = ("classes", "classifier", "build", "reference", "kept")  # what a method is given to work on
-_OURS = ("num_classes", "seed", "progress", "watch")             # what `unlearn` sets itself
+_OURS = ("num_classes", "seed", "progress", "watch")  # what `unlearn` sets itself
 
 # %% ../nbs/30_unlearn.ipynb #dfaab043
 @checked
 def method_options(method: str, preset: str = "paper", **given: Any) -> MethodOptions:
-    "The preset's options of a method, with those that are given (and not None) in their place; `ValueError` for unknown names and values that make no sense."
-    for name in given: choose(name, [f.name for f in fields(MethodOptions)], "option")
+    """The preset's options of a method, with those that are given (and not None) in their place;
+    `ValueError` for unknown names and values that make no sense."""
+    for name in given:
+        choose(name, [f.name for f in fields(MethodOptions)], "option")
     defaults = PRESETS[choose(preset, PRESETS, "preset")].get(choose(method, METHODS, "method"), {})
     given = {name: value for name, value in given.items() if value is not None}
     options = MethodOptions(**defaults | given)
-    if method in _CHANNELS and options.unit != "channel": raise ValueError(f'`{method}` scores whole channels: leave `unit` out, or say "channel" instead of {options.unit!r}.')
-    if options.hard and method not in MASKING: raise ValueError(f"`hard` holds masked weights at zero, but `{method}` masks none: choose {', '.join(MASKING)}.")
+    if method in _CHANNELS and options.unit != "channel":
+        raise ValueError(
+            f'`{method}` scores whole channels: leave `unit` out, or say "channel" '
+            f"instead of {options.unit!r}."
+        )
+    if options.hard and method not in MASKING:
+        raise ValueError(
+            f"`hard` holds masked weights at zero, but `{method}` masks none: choose "
+            f"{', '.join(MASKING)}."
+        )
     for name in given:
         if name != "hard" or options.hard:
             _check_read(method, name)
     return options
+
 
 def _check_read(method: str, name: str) -> None:
     "Raise `ValueError` for an option that a method doesn't read."
@@ -151,30 +240,48 @@ def _check_read(method: str, name: str) -> None:
 def options_read(method: str, options: MethodOptions) -> dict[str, Any]:
     """The options that decide what a method does, apart from those that are data; for keys of runs.
 
-    `ValueError` for a method or an option that `READS` doesn't know, since two different runs would have one key."""
+    `ValueError` for a method or an option that `READS` doesn't know, since two different runs
+    would have one key."""
     listed = {name for names in READS.values() for name in names} | {*_DATA, *_OURS}
     stray = [f.name for f in fields(options) if f.name not in listed]
     if method not in READS or stray:
-        raise ValueError(f"`READS` does not say {f'who reads `{stray[0]}`' if stray else f'what `{method}` reads'}: add "
-                         "it there, or runs with different options would have one key.")
+        raise ValueError(
+            "`READS` does not say "
+            f"{f'who reads `{stray[0]}`' if stray else f'what `{method}` reads'}: add "
+            "it there, or runs with different options would have one key."
+        )
     names = {name for preset in PRESETS.values() for name in preset.get(method, ())} - {"reach"}
     if "ratio" in READS[method]:
         names |= {"ratio", *(["reach"] if options.unit == "channel" else [])}
     usual = MethodOptions()
-    rare = [name for name in READS[method] if name not in {*names, "reach"} and getattr(options, name) != getattr(usual, name)]
+    rare = [
+        name
+        for name in READS[method]
+        if name not in {*names, "reach"} and getattr(options, name) != getattr(usual, name)
+    ]
     return {name: getattr(options, name) for name in (*sorted(names), *rare)}
 
 # %% ../nbs/30_unlearn.ipynb #3031f331
 @checked
-def finetune(model: nn.Module, forget: Loader, remain: Loader | None, options: MethodOptions) -> Mask:
+def finetune(
+    model: nn.Module, forget: Loader, remain: Loader | None, options: MethodOptions
+) -> Mask:
     "Change nothing: fine-tuning on the remain set is all (paper, 'Baselines')."
     return {}
 
+
 @checked
-def retrain(model: nn.Module, forget: Loader, remain: Loader | None, options: MethodOptions) -> Mask:
-    "Start again from the fresh weights of `build()`: the training that follows never sees the forget set."
-    if remain is None: raise ValueError("`retrain` needs a remain set: it is all that the new network learns.")
-    if options.build is None: raise ValueError("`retrain` needs `build`, a function that makes a freshly initialised network.")
+def retrain(
+    model: nn.Module, forget: Loader, remain: Loader | None, options: MethodOptions
+) -> Mask:
+    """Start again from the fresh weights of `build()`: the training that follows never sees the
+    forget set."""
+    if remain is None:
+        raise ValueError("`retrain` needs a remain set: it is all that the new network learns.")
+    if options.build is None:
+        raise ValueError(
+            "`retrain` needs `build`, a function that makes a freshly initialised network."
+        )
     with seeded_draws(options.seed):
         fresh = options.build()
     _check_fresh(model, fresh, remain)
@@ -183,17 +290,27 @@ def retrain(model: nn.Module, forget: Loader, remain: Loader | None, options: Me
 
 # %% ../nbs/30_unlearn.ipynb #587dfae2
 def _check_fresh(model: nn.Module, fresh: Any, remain: Loader) -> None:
-    "Raise `TypeError` or `ValueError` unless what `build` made is another network of the same kind, and untrained."
+    """Raise `TypeError` or `ValueError` unless what `build` made is another network of the same
+    kind, and untrained."""
     if not isinstance(fresh, nn.Module):
-        raise TypeError(f"`build` returns a {type(fresh).__name__}: it must return a freshly initialised network.")
+        raise TypeError(
+            f"`build` returns a {type(fresh).__name__}: it must return a freshly "
+            "initialised network."
+        )
     old, new = tensors_of(model), tensors_of(unwrapped(fresh)[0])
     odd = [n for n in (*old, *new) if n not in old or n not in new or old[n].shape != new[n].shape]
     if odd:
-        raise ValueError(f"`build` makes another network than the model: they differ in `{odd[0]}`.")
+        raise ValueError(
+            f"`build` makes another network than the model: they differ in `{odd[0]}`."
+        )
     same = all(torch.equal(new[n].to(old[n].device), old[n]) for n, _ in model.named_parameters())
     if same and _knows(model, remain):
-        raise ValueError("`build` returns the weights of the trained model, so that nothing would be retrained: let it "
-                         "make a freshly initialised network.")
+        raise ValueError(
+            "`build` returns the weights of the trained model, so that nothing would "
+            "be retrained: let it "
+            "make a freshly initialised network."
+        )
+
 
 @torch.no_grad()
 def _knows(model: nn.Module, remain: Loader) -> bool:
@@ -202,170 +319,328 @@ def _knows(model: nn.Module, remain: Loader) -> bool:
     device = device_of(model)
     with eval_mode(model):
         logits = logits_of(model, inputs.to(device)).double()
-    return bool(F.cross_entropy(logits, labels.to(device)) < 0.5 * torch.tensor(logits.shape[1]).log())
+    return bool(
+        F.cross_entropy(logits, labels.to(device)) < 0.5 * torch.tensor(logits.shape[1]).log()
+    )
 
 # %% ../nbs/30_unlearn.ipynb #3c8762df
 @checked
-def mask_classifier(model: nn.Module, forget: Loader, remain: Loader | None, options: MethodOptions) -> Mask:
+def mask_classifier(
+    model: nn.Module, forget: Loader, remain: Loader | None, options: MethodOptions
+) -> Mask:
     "Zero the classifier's rows of the forgotten classes (MaskClassifier, paper, Figure 2)."
     head = find_classifier(model, options.classifier, options.num_classes)
     names, layer, mask = state_names(model), model.get_submodule(head), Mask()
     for part in ("weight", "bias"):
         entry = maskable(layer, part)
         if entry is None and getattr(layer, part) is not None:
-            raise ValueError(f"the {part} of the classifier {head!r} is computed by a parametrisation, so that no row of it "
-                             "can be zeroed: remove the parametrisation first.")
+            raise ValueError(
+                f"the {part} of the classifier {head!r} is computed by a "
+                "parametrisation, so that no row of it "
+                "can be zeroed: remove the parametrisation first."
+            )
         if entry is not None:
             name = names[f"{head}.{entry}" if head else entry]
             mask[name] = torch.zeros_like(layer.get_parameter(entry), dtype=torch.bool)
             mask[name][list(_classes(forget, options))] = True
     return _zeroed(model, mask)
 
+
 def _zeroed(model: nn.Module, mask: Mask) -> Mask:
     "Zero what is masked; returns the mask."
     zero_(model, mask)
     return mask
 
+
 def _classes(forget: Loader, options: MethodOptions) -> tuple[int, ...]:
     "The classes to forget: those given, or the forget set's only label."
     labels = [labels for _, labels in pairs(forget, "forget")] if options.classes is None else []
-    found, count = options.classes or tuple(torch.cat(labels).unique().tolist()), options.num_classes
-    if count is not None and not set(found) <= set(range(count)): raise ValueError(f"classes {list(found)} do not all exist: the model has the classes 0 to {count - 1}.")
-    if options.classes is None and len(found) > 1: raise ValueError(f"the forget set has the labels {list(found)}: say which classes to forget with `classes=`.")
+    found, count = (
+        options.classes or tuple(torch.cat(labels).unique().tolist()),
+        options.num_classes,
+    )
+    if count is not None and not set(found) <= set(range(count)):
+        raise ValueError(
+            f"classes {list(found)} do not all exist: the model has the classes 0 to {count - 1}."
+        )
+    if options.classes is None and len(found) > 1:
+        raise ValueError(
+            f"the forget set has the labels {list(found)}: say which classes to forget "
+            "with `classes=`."
+        )
     return found
 
 # %% ../nbs/30_unlearn.ipynb #6995e630
 def _pool(model: nn.Module, forget: Loader, options: MethodOptions) -> Pool:
-    "What may be masked. The first batch of the forget set shows which BatchNorm follows, where torch.fx can't."
+    """What may be masked. The first batch of the forget set shows which BatchNorm follows, where
+    torch.fx can't."""
     inputs = first_pair(forget, "forget")[0] if options.reach == "norm" else None
-    return candidates(model, options.unit, options.classifier_in_pool, options.classifier, options.num_classes, options.reach, inputs)
+    return candidates(
+        model,
+        options.unit,
+        options.classifier_in_pool,
+        options.classifier,
+        options.num_classes,
+        options.reach,
+        inputs,
+    )
+
 
 @checked
-def random_mask(model: nn.Module, forget: Loader, remain: Loader | None, options: MethodOptions) -> Mask:
+def random_mask(
+    model: nn.Module, forget: Loader, remain: Loader | None, options: MethodOptions
+) -> Mask:
     "Zero units drawn by lot (RandomMask, paper, 'Baselines')."
     return _zeroed(model, select_random(options.ratio, _pool(model, forget, options), options.seed))
 
+
 @checked
-def activation_mask(model: nn.Module, forget: Loader, remain: Loader | None, options: MethodOptions) -> Mask:
-    "Zero the channels with the highest difference of activations (ActivationMask, paper, 'Masking with Activation Values')."
+def activation_mask(
+    model: nn.Module, forget: Loader, remain: Loader | None, options: MethodOptions
+) -> Mask:
+    """Zero the channels with the highest difference of activations (ActivationMask, paper,
+    'Masking with Activation Values')."""
     pool = _pool(model, forget, options)
-    if options.ratio == 0: return {}
+    if options.ratio == 0:
+        return {}
     scores = _by_parameter(model, activation_scores(model, forget, remain, options.activation_per))
     return _zeroed(model, select_top(scores, options.ratio, pool.among(scores)))
+
 
 @checked
 def tfidf(model: nn.Module, forget: Loader, remain: Loader | None, options: MethodOptions) -> Mask:
     "Zero the filters at one end of the TF-IDF scores (Wang et al. 2022; paper, 'Baselines')."
-    if options.reference is None: raise ValueError("`tfidf` needs `reference`, the training images as batches: it compares classes.")
+    if options.reference is None:
+        raise ValueError(
+            "`tfidf` needs `reference`, the training images as batches: it compares classes."
+        )
     pool = _pool(model, forget, options)
-    if options.ratio == 0: return {}
-    scores = _by_parameter(model, tfidf_scores(model, options.reference, _classes(forget, options), options.tfidf_batches))
+    if options.ratio == 0:
+        return {}
+    scores = _by_parameter(
+        model,
+        tfidf_scores(model, options.reference, _classes(forget, options), options.tfidf_batches),
+    )
     if options.tfidf_direction == "highest":
-        return _zeroed(model, select_top(scores, options.ratio, pool.among(scores), options.tfidf_gate))
-    return _zeroed(model, select_bottom(scores, options.ratio, pool.among(scores), options.tfidf_gate, nan="highest"))
+        return _zeroed(
+            model, select_top(scores, options.ratio, pool.among(scores), options.tfidf_gate)
+        )
+    return _zeroed(
+        model,
+        select_bottom(scores, options.ratio, pool.among(scores), options.tfidf_gate, nan="highest"),
+    )
+
 
 def _by_parameter(model: nn.Module, scores: Scores) -> Scores:
-    "Scores of layers, called `<layer>.weight`, by the first name of what can be masked there; of a shared weight the mean."
+    """Scores of layers, called `<layer>.weight`, by the first name of what can be masked there;
+    of a shared weight the mean."""
     names, found = state_names(model), dict[str, list[Tensor]]()
     for name, score in scores.items():
         layer = name.rpartition(".")[0]
         entry = maskable(model.get_submodule(layer))
         first = names[f"{layer}.{entry}" if layer else entry] if entry else name
         found.setdefault(first, []).append(score)
-    return {name: parts[0] if len(parts) == 1 else torch.stack(parts).mean(0) for name, parts in found.items()}
+    return {
+        name: parts[0] if len(parts) == 1 else torch.stack(parts).mean(0)
+        for name, parts in found.items()
+    }
 
 # %% ../nbs/30_unlearn.ipynb #41b1dcb1
 @checked
-def fisher_mask(model: nn.Module, forget: Loader, remain: Loader | None, options: MethodOptions) -> Mask:
-    "Zero the units with the highest Fisher score (FisherMask, paper, 'Masking with Fisher Information')."
+def fisher_mask(
+    model: nn.Module, forget: Loader, remain: Loader | None, options: MethodOptions
+) -> Mask:
+    """Zero the units with the highest Fisher score (FisherMask, paper, 'Masking with Fisher
+    Information')."""
     pool = _pool(model, forget, options)
-    if options.ratio == 0: return {}
-    return _zeroed(model, select_top(fisher_scores(model, forget, remain, options), options.ratio, pool))
+    if options.ratio == 0:
+        return {}
+    return _zeroed(
+        model, select_top(fisher_scores(model, forget, remain, options), options.ratio, pool)
+    )
+
 
 @checked
-def fisher_scores(model: nn.Module, forget: Loader, remain: Loader | None, options: MethodOptions) -> Scores:
-    "F_f/n_f − λ F_r/n_r for each parameter (up to a constant factor if λ is None); F_f alone without a remain set."
+def fisher_scores(
+    model: nn.Module, forget: Loader, remain: Loader | None, options: MethodOptions
+) -> Scores:
+    """F_f/n_f − λ F_r/n_r for each parameter (up to a constant factor if λ is None); F_f alone
+    without a remain set."""
     reduction: Reduction = "sum" if options.remain_weight is None else "mean"
     weight = 1.0 if options.remain_weight is None else options.remain_weight
-    scores, *others = [_fisher(model, name, batches, reduction, options) for name, batches in (("forget", forget), ("remain", remain)) if batches is not None]
+    scores, *others = [
+        _fisher(model, name, batches, reduction, options)
+        for name, batches in (("forget", forget), ("remain", remain))
+        if batches is not None
+    ]
     return {n: s - weight * others[0][n] for n, s in scores.items()} if others else scores
 
-def _fisher(model: nn.Module, name: str, batches: Loader, reduction: Reduction, options: MethodOptions) -> Scores:
-    "The estimator of the options on the set of that name; squares per batch are always per batch of 128, as in the authors' code."
+
+def _fisher(
+    model: nn.Module, name: str, batches: Loader, reduction: Reduction, options: MethodOptions
+) -> Scores:
+    """The estimator of the options on the set of that name; squares per batch are always per
+    batch of 128, as in the authors' code."""
     batches = rebatch(batches, 128) if options.fisher_per == "batch" else batches
-    compute = partial(diag_fisher, model, batches, options.fisher_labels, options.fisher_per, reduction, options.seed, options.progress)
-    if options.kept is None: return compute()
+    compute = partial(
+        diag_fisher,
+        model,
+        batches,
+        options.fisher_labels,
+        options.fisher_per,
+        reduction,
+        options.seed,
+        options.progress,
+    )
+    if options.kept is None:
+        return compute()
     drawn = f"-{options.seed}" if options.fisher_labels == "sampled" else ""
-    return options.kept(f"{name}-{options.fisher_labels}-{options.fisher_per}-{reduction}{drawn}", compute)
+    return options.kept(
+        f"{name}-{options.fisher_labels}-{options.fisher_per}-{reduction}{drawn}", compute
+    )
 
 # %% ../nbs/30_unlearn.ipynb #3f68818f
 @checked
-def fisher_noise(model: nn.Module, forget: Loader, remain: Loader | None, options: MethodOptions) -> Mask:
-    "Add noise that falls with the Fisher information on the remain set (FisherNoise, paper, Equation 1; Golatkar et al. 2020). Masks nothing."
-    if remain is None: raise ValueError("`fisher_noise` needs a remain set: its noise depends on the Fisher information there.")
-    rule = NoiseRule(options.noise_alpha, options.noise_exponent, options.noise_clamp, options.noise_averaged, options.noise_row)
+def fisher_noise(
+    model: nn.Module, forget: Loader, remain: Loader | None, options: MethodOptions
+) -> Mask:
+    """Add noise that falls with the Fisher information on the remain set (FisherNoise, paper,
+    Equation 1; Golatkar et al. 2020). Masks nothing."""
+    if remain is None:
+        raise ValueError(
+            "`fisher_noise` needs a remain set: its noise depends on the Fisher information there."
+        )
+    rule = NoiseRule(
+        options.noise_alpha,
+        options.noise_exponent,
+        options.noise_clamp,
+        options.noise_averaged,
+        options.noise_row,
+    )
     rows = _classes(forget, options) if options.noise_row else ()
     head = find_classifier(model, options.classifier, options.num_classes)
-    add_noise_(model, _fisher(model, "remain", remain, "mean", options), rule, head, rows, options.seed)
+    add_noise_(
+        model, _fisher(model, "remain", remain, "mean", options), rule, head, rows, options.seed
+    )
     return {}
+
 
 @checked
 @torch.no_grad()
-def influence(model: nn.Module, forget: Loader, remain: Loader | None, options: MethodOptions) -> Mask:
-    "Add the influence of the forget set, by LiSSA (paper, 'Preliminary' and Figure 1; Koh and Liang 2017). Masks nothing."
-    if options.reference is None: raise ValueError("`influence` needs `reference`, the training images as batches: its Hessian is that of the whole training set.")
+def influence(
+    model: nn.Module, forget: Loader, remain: Loader | None, options: MethodOptions
+) -> Mask:
+    """Add the influence of the forget set, by LiSSA (paper, 'Preliminary' and Figure 1; Koh and
+    Liang 2017). Masks nothing."""
+    if options.reference is None:
+        raise ValueError(
+            "`influence` needs `reference`, the training images as batches: its "
+            "Hessian is that of the whole training set."
+        )
     gradient = forget_gradient(model, forget, count_images(options.reference))
     share, step = 1 / (count_images(forget) if options.lissa_divide else 1), dict[str, Tensor]()
-    for epoch, step in enumerate(lissa(model, gradient, options.reference, options.lissa_epochs, options.lissa_damping, options.lissa_scale, options.seed), start=1):
-        if options.watch: options.watch(epoch, _moved(copied(model), step, share))
+    for epoch, step in enumerate(
+        lissa(
+            model,
+            gradient,
+            options.reference,
+            options.lissa_epochs,
+            options.lissa_damping,
+            options.lissa_scale,
+            options.seed,
+        ),
+        start=1,
+    ):
+        if options.watch:
+            options.watch(epoch, _moved(copied(model), step, share))
     _moved(model, step, share)
     return {}
+
 
 @torch.no_grad()
 def _moved(model: nn.Module, step: dict[str, Tensor], share: float) -> nn.Module:
     "Add a share of a step to the parameters, in place; returns the model."
     for name, parameter in model.named_parameters():
-        if name in step: parameter.add_(step[name], alpha=share)
+        if name in step:
+            parameter.add_(step[name], alpha=share)
     return model
 
 # %% ../nbs/30_unlearn.ipynb #3e0e42ae
 METHODS: dict[str, Callable[[nn.Module, Loader, Loader | None, MethodOptions], Mask]] = {
-    "retrain": retrain, "finetune": finetune, "mask_classifier": mask_classifier, "random_mask": random_mask, "activation_mask": activation_mask,
-    "tfidf": tfidf, "fisher_noise": fisher_noise, "influence": influence, "fisher_mask": fisher_mask}
+    "retrain": retrain,
+    "finetune": finetune,
+    "mask_classifier": mask_classifier,
+    "random_mask": random_mask,
+    "activation_mask": activation_mask,
+    "tfidf": tfidf,
+    "fisher_noise": fisher_noise,
+    "influence": influence,
+    "fisher_mask": fisher_mask,
+}
 
 # %% ../nbs/30_unlearn.ipynb #c4976d53
 @dataclass(frozen=True, eq=False)
 class Unlearned:
     "A model after unlearning, and what happened to it."
-    model: nn.Module           # the changed copy after the last epoch of fine-tuning, in evaluation mode
-    mask: Mask                 # what was set to zero; {} for methods without a mask
-    changed: pd.DataFrame      # before fine-tuning, for each tensor that the method changed: its entries, those masked and changed, kernels and channels masked entirely, distance moved
-    steps: pd.DataFrame        # for `influence`: accuracies after each pass of LiSSA, in percent; empty for the others
-    history: pd.DataFrame      # one row an epoch, 0 being before fine-tuning: accuracies and unlearn score in percent, lr, train_loss, seconds
-    seconds: dict[str, float]  # spent in "method", "fine_tune" (with its evaluations) and "evaluate" (epoch 0)
-    options: MethodOptions     # the options that were used
+
+    model: nn.Module  # the changed copy after the last epoch of fine-tuning, in evaluation mode
+    mask: Mask  # what was set to zero; {} for methods without a mask
+    # before fine-tuning, for each tensor that the method changed: its entries, those masked and
+    # changed, kernels and channels masked entirely, distance moved
+    changed: pd.DataFrame
+    steps: (
+        pd.DataFrame
+    )  # for `influence`: accuracies after each pass of LiSSA, in percent; empty for the others
+    # one row an epoch, 0 being before fine-tuning: accuracies and unlearn score in percent, lr,
+    # train_loss, seconds
+    history: pd.DataFrame
+    seconds: dict[
+        str, float
+    ]  # spent in "method", "fine_tune" (with its evaluations) and "evaluate" (epoch 0)
+    options: MethodOptions  # the options that were used
 
     @property
     def note(self) -> str:
         "One sentence on how much the method changed before fine-tuning."
         changed, masked = self.changed.changed.sum(), self.changed.masked.sum()
-        if not changed: return "The method changed nothing" + (f": the {masked:,} entries that it masked were zero before." if masked else ".")
+        if not changed:
+            return "The method changed nothing" + (
+                f": the {masked:,} entries that it masked were zero before." if masked else "."
+            )
         distance = self.changed.distance.pow(2).sum() ** 0.5
-        return f"The method changed {changed:,} entries in {(self.changed.changed > 0).sum()} tensors, masked {masked:,}, and moved the model by {distance:.3g}."
+        return (
+            f"The method changed {changed:,} entries in {(self.changed.changed > 0).sum()} "
+            f"tensors, masked {masked:,}, and moved the model by {distance:.3g}."
+        )
 
 # %% ../nbs/30_unlearn.ipynb #9123012e
-def _checked(model: nn.Module, forget: Loader, remain: Loader | None, reference: Loader | None,
-             sets: Mapping[str, Loader]) -> int:
-    "The number of classes of a model that takes all of these batches; `ValueError` or `TypeError` otherwise."
+def _checked(
+    model: nn.Module,
+    forget: Loader,
+    remain: Loader | None,
+    reference: Loader | None,
+    sets: Mapping[str, Loader],
+) -> int:
+    """The number of classes of a model that takes all of these batches; `ValueError` or
+    `TypeError` otherwise."""
     known: dict[Any, int] = {}
-    named = {"remain": remain, "reference": reference, **{f"evaluate[{n!r}]": b for n, b in sets.items()}}
+    named = {
+        "remain": remain,
+        "reference": reference,
+        **{f"evaluate[{n!r}]": b for n, b in sets.items()},
+    }
     for name, batches in named.items():
         if batches is not None:
             check_batches(model, batches, name, known)
     return check_batches(model, forget, "forget", known)
 
-def _check_tuning(model: nn.Module, remain: Loader | None, settings: TrainSettings | None,
-                  checkpoint: str | Path | None) -> None:
+
+def _check_tuning(
+    model: nn.Module,
+    remain: Loader | None,
+    settings: TrainSettings | None,
+    checkpoint: str | Path | None,
+) -> None:
     "Raise `ValueError` or `OSError` if fine-tuning, or its checkpoint, would fail in the end."
     if settings and remain is None:
         raise ValueError("fine-tuning needs a remain set: pass `remain`, or `fine_tune=None`.")
@@ -377,31 +652,41 @@ def _check_tuning(model: nn.Module, remain: Loader | None, settings: TrainSettin
 
 # %% ../nbs/30_unlearn.ipynb #ce1b1ffd
 def _new(build: Callable[[], nn.Module], model: nn.Module) -> nn.Module:
-    "What `build` makes; `ValueError` if that is the trained model itself, or shares memory with it."
+    """What `build` makes; `ValueError` if that is the trained model itself, or shares memory
+    with it."""
     fresh = build()
     known = {place_of(p) for p in model.parameters()}
     if isinstance(fresh, nn.Module) and any(place_of(p) in known for p in fresh.parameters()):
-        raise ValueError("`build` returns the trained model itself, or its parameters, so that nothing would be "
-                         "retrained: let it make a freshly initialised network.")
+        raise ValueError(
+            "`build` returns the trained model itself, or its parameters, so that nothing would be "
+            "retrained: let it make a freshly initialised network."
+        )
     return fresh
 
 # %% ../nbs/30_unlearn.ipynb #fead9db6
 @checked
-def unlearn(model: nn.Module,          # a trained classifier; it is not changed
-            forget: Loader,            # the forget set, normalised (inputs, labels), readable again and again
-            remain: Loader | None,     # the remain set; None if there is none left, and then there is no fine-tuning
-            method: str = "fisher_mask",              # a name in `METHODS`
-            preset: str = "paper",                    # "paper" or "authors_code"
-            fine_tune: TrainSettings | None = None,   # such as `settings.replayed(5)`; None: the masked model is the result
-            evaluate: Mapping[str, Loader] | None = None,  # sets to measure; "remain" and "forget" also give the unlearn score
-            seed: Seed = 666,                         # of the order of images in fine-tuning, and of labels that are drawn
-            checkpoint: str | Path | None = None,     # file from which fine-tuning resumes
-            progress: Progress = "auto",              # as in `train_model`
-            **options: Any                            # fields of `MethodOptions` that differ from the preset
-            ) -> Unlearned:
-    """Make a copy of a model forget: change it by a method, fine-tune it on the remain set, and measure it before and after.
+def unlearn(
+    model: nn.Module,  # a trained classifier; it is not changed
+    forget: Loader,  # the forget set, normalised (inputs, labels), readable again and again
+    remain: Loader
+    | None,  # the remain set; None if there is none left, and then there is no fine-tuning
+    method: str = "fisher_mask",  # a name in `METHODS`
+    preset: str = "paper",  # "paper" or "authors_code"
+    fine_tune: TrainSettings
+    | None = None,  # such as `settings.replayed(5)`; None: the masked model is the result
+    evaluate: Mapping[str, Loader]
+    | None = None,  # sets to measure; "remain" and "forget" also give the unlearn score
+    seed: Seed = 666,  # of the order of images in fine-tuning, and of labels that are drawn
+    checkpoint: str | Path | None = None,  # file from which fine-tuning resumes
+    progress: Progress = "auto",  # as in `train_model`
+    **options: Any,  # fields of `MethodOptions` that differ from the preset
+) -> Unlearned:
+    """Make a copy of a model forget: change it by a method, fine-tune it on the remain set, and
+    measure it before and after.
 
-    A wrapper around the model (DataParallel, torch.compile) is left off. For `retrain`, `fine_tune` is the full training. Raises `ValueError` or `TypeError` in one sentence before scoring and training,
+    A wrapper around the model (DataParallel, torch.compile) is left off. For `retrain`,
+    `fine_tune` is the full training. Raises `ValueError` or `TypeError` in one sentence before
+    scoring and training,
     and what `diag_fisher` and `train_model` raise."""
     chosen, sets = method_options(method, preset, **options), dict(evaluate or {})
     chosen = replace(chosen, seed=seed, progress=shows_bar(progress))
@@ -414,19 +699,35 @@ def unlearn(model: nn.Module,          # a trained classifier; it is not changed
     _check_tuning(changing, remain, fine_tune, checkpoint)
     steps, start = list[dict[str, Any]](), time.perf_counter()
     build = chosen.build and partial(_new, chosen.build, original)
-    mask = METHODS[method](changing, forget, remain, replace(chosen, watch=_measuring(steps, sets), build=build))
+    mask = METHODS[method](
+        changing, forget, remain, replace(chosen, watch=_measuring(steps, sets), build=build)
+    )
     seconds, what = {"method": time.perf_counter() - start}, _changes(original, changing, mask)
     tuning = fine_tune and replace(fine_tune, select="last", seed=seed)
-    history, spent = _fine_tuned(changing, remain, tuning, sets, checkpoint, progress, mask if chosen.hard else {})
-    return Unlearned(changing.eval(), mask, what, pd.DataFrame(steps), history, seconds | spent, chosen)
+    history, spent = _fine_tuned(
+        changing, remain, tuning, sets, checkpoint, progress, mask if chosen.hard else {}
+    )
+    return Unlearned(
+        changing.eval(), mask, what, pd.DataFrame(steps), history, seconds | spent, chosen
+    )
 
 # %% ../nbs/30_unlearn.ipynb #453ab538
-def _measuring(steps: list[dict[str, Any]], sets: dict[str, Loader]) -> Callable[[int, nn.Module], None]:
+def _measuring(
+    steps: list[dict[str, Any]], sets: dict[str, Loader]
+) -> Callable[[int, nn.Module], None]:
     "A watcher that measures the models it is shown."
     return lambda epoch, model: steps.append({"epoch": epoch, **evaluate(model, sets)})
 
-def _fine_tuned(model: nn.Module, remain: Loader | None, settings: TrainSettings | None, sets: dict[str, Loader],
-                checkpoint: str | Path | None, progress: Progress, zeros: Mask) -> tuple[pd.DataFrame, dict[str, float]]:
+
+def _fine_tuned(
+    model: nn.Module,
+    remain: Loader | None,
+    settings: TrainSettings | None,
+    sets: dict[str, Loader],
+    checkpoint: str | Path | None,
+    progress: Progress,
+    zeros: Mask,
+) -> tuple[pd.DataFrame, dict[str, float]]:
     "Measure, fine-tune and measure after each epoch: the history from epoch 0 on, and the seconds."
     start = time.perf_counter()
     history = pd.DataFrame([{"epoch": 0, **evaluate(model, sets)}])
@@ -434,12 +735,15 @@ def _fine_tuned(model: nn.Module, remain: Loader | None, settings: TrainSettings
     if settings and remain is not None:
         rows = train_model(model, remain, settings, sets, checkpoint, progress, zeros)
         history = pd.concat([history, rows.drop(columns="selected")], ignore_index=True)
-    if {"remain", "forget"} <= set(sets): history["unlearn_score"] = unlearn_score(history.remain_acc, history.forget_acc)
+    if {"remain", "forget"} <= set(sets):
+        history["unlearn_score"] = unlearn_score(history.remain_acc, history.forget_acc)
     return history, {"evaluate": middle - start, "fine_tune": time.perf_counter() - middle}
+
 
 @torch.no_grad()
 def _changes(before: nn.Module, after: nn.Module, mask: Mask) -> pd.DataFrame:
-    "For each tensor of the state that differs or is masked: its entries, how many are masked and changed, kernels and channels masked entirely, and the Euclidean distance moved."
+    """For each tensor of the state that differs or is masked: its entries, how many are masked
+    and changed, kernels and channels masked entirely, and the Euclidean distance moved."""
     rows, old, names, marks = [], tensors_of(before), state_names(after), by_first_name(after, mask)
     for name, new in tensors_of(after).items():
         if names.get(name, name) != name or name not in old:
@@ -451,4 +755,6 @@ def _changes(before: nn.Module, after: nn.Module, mask: Mask) -> pd.DataFrame:
             wide = torch.complex128 if new.is_complex() else torch.float64
             distance = (new.to(wide) - old[name].to(wide)).norm().item()
             rows.append((name, new.numel(), int(where.sum()), moved, kernels, channels, distance))
-    return pd.DataFrame(rows, columns=["name", "entries", "masked", "changed", "kernels", "channels", "distance"])
+    return pd.DataFrame(
+        rows, columns=["name", "entries", "masked", "changed", "kernels", "channels", "distance"]
+    )

@@ -1,4 +1,5 @@
 """Small real data and a small trained network, made once for all tests."""
+
 import pytest
 import torch
 from hypothesis import settings as hypothesis_settings
@@ -9,7 +10,9 @@ from fisher_unlearn.models import build_model
 from fisher_unlearn.schedule import Schedule
 from fisher_unlearn.train import TrainSettings, train_model
 
-hypothesis_settings.register_profile("unhurried", deadline=None)  # machines that run tests are shared and noisy
+hypothesis_settings.register_profile(
+    "unhurried", deadline=None
+)  # machines that run tests are shared and noisy
 hypothesis_settings.load_profile("unhurried")
 
 
@@ -37,7 +40,8 @@ def request_zero(digits):
 
 @pytest.fixture(autouse=True)
 def same_start():
-    "Every test starts from the same state of torch's generator, and leaves the number of threads as it was."
+    """Every test starts from the same state of torch's generator, and leaves the number of
+    threads as it was."""
     torch.manual_seed(0)
     threads = torch.get_num_threads()
     yield

@@ -3,6 +3,7 @@
 A `Recipe` says in a few words what a network is made of; `build` makes it, always the same.
 Everything that people do to networks is a block that keeps the shape of what runs through it, or an
 edit of a network that is made. Nothing here knows how the package scores."""
+
 import copy
 import math
 import random
@@ -40,10 +41,12 @@ ANY = {}  # for any shape whose first dimension is the batch
 
 def block(*tables):
     "Enter a class or function without arguments that makes a block."
+
     def enter(make):
         for table in tables:
             table[make.__name__] = make
         return make
+
     return enter
 
 
@@ -90,7 +93,7 @@ def conv_transposed():
 def batch_norm():
     norm = nn.BatchNorm2d(WIDTH)
     norm.running_mean.normal_()
-    norm.running_var.uniform_(.5, 2)
+    norm.running_var.uniform_(0.5, 2)
     return norm
 
 
@@ -116,7 +119,7 @@ def instance_norm_with_statistics():
 
 @block(IMAGES)
 def dropout():
-    return nn.Sequential(conv(), nn.Dropout2d(.3), nn.Softplus())
+    return nn.Sequential(conv(), nn.Dropout2d(0.3), nn.Softplus())
 
 
 @block(IMAGES)
@@ -127,6 +130,7 @@ def prelu():
 @block(IMAGES)
 class ChannelsLast(nn.Module):
     "A layer norm and a linear layer on the channels of every pixel."
+
     def __init__(self):
         super().__init__()
         self.norm = nn.LayerNorm(WIDTH)
@@ -150,6 +154,7 @@ class Residual(nn.Module):
 @block(IMAGES)
 class Squeezed(nn.Module):
     "Squeeze and excitation, with a squeeze of whatever is one."
+
     def __init__(self):
         super().__init__()
         self.fc = nn.Linear(WIDTH, WIDTH)
@@ -172,6 +177,7 @@ class SharedTwice(nn.Module):
 @block(IMAGES)
 class TiedConvs(nn.Module):
     "Two convolutions with one weight."
+
     def __init__(self):
         super().__init__()
         self.a = conv()
@@ -185,6 +191,7 @@ class TiedConvs(nn.Module):
 @block(IMAGES)
 class Functional(nn.Module):
     "A convolution that is never called: others use its parameters."
+
     def __init__(self):
         super().__init__()
         self.conv = conv()
@@ -196,6 +203,7 @@ class Functional(nn.Module):
 @block(IMAGES)
 class CalledAndRead(nn.Module):
     "A convolution that is called, and whose weight is also read."
+
     def __init__(self):
         super().__init__()
         self.conv = conv()
@@ -227,13 +235,14 @@ def conv_spectral_norm_old():
 @block(IMAGES)
 def conv_pruned():
     layer = conv()
-    prune.l1_unstructured(layer, "weight", .4)
+    prune.l1_unstructured(layer, "weight", 0.4)
     return nn.Sequential(layer, nn.Tanh())
 
 
 @block(IMAGES)
 class Standardised(nn.Conv2d):
     "Weight standardisation: a subclass that computes something else from its weight."
+
     def __init__(self):
         super().__init__(WIDTH, WIDTH, 3, padding=1)
 
@@ -245,6 +254,7 @@ class Standardised(nn.Conv2d):
 @block(IMAGES)
 class OnlyPatches(nn.Module):
     "A convolution of windows, which are samples to it."
+
     def __init__(self):
         super().__init__()
         self.conv = conv()
@@ -252,14 +262,15 @@ class OnlyPatches(nn.Module):
     def forward(self, x):
         n, c, h, w = x.shape
         half = h // 2
-        parts = torch.cat([x[:, :, :half], x[:, :, h - half:]])
+        parts = torch.cat([x[:, :, :half], x[:, :, h - half :]])
         top, bottom = torch.tanh(self.conv(parts)).chunk(2)
-        return torch.cat([top, x[:, :, half:h - half], bottom], 2)
+        return torch.cat([top, x[:, :, half : h - half], bottom], 2)
 
 
 @block(IMAGES)
 class DynamicPadding(nn.Module):
     "The pass sets the padding that the size of the images needs."
+
     def __init__(self):
         super().__init__()
         self.conv = nn.Conv2d(WIDTH, WIDTH, 3)
@@ -272,6 +283,7 @@ class DynamicPadding(nn.Module):
 @block(IMAGES)
 class Meanwhile(nn.Module):
     "Layers are others for the time of a call only."
+
     def __init__(self):
         super().__init__()
         self.conv = conv()
@@ -279,7 +291,7 @@ class Meanwhile(nn.Module):
 
     def forward(self, x):
         self.conv.padding = (2, 0)
-        self.norm.eps = .5
+        self.norm.eps = 0.5
         self.norm.num_groups = 1
         x = self.norm(self.conv(x))
         self.conv.padding = (1, 1)
@@ -291,6 +303,7 @@ class Meanwhile(nn.Module):
 @block(IMAGES)
 class OtherStatistics(nn.Module):
     "Statistics that belong to the domain are put in for a call, and out again."
+
     def __init__(self):
         super().__init__()
         self.norm = nn.BatchNorm2d(WIDTH)
@@ -322,6 +335,7 @@ class Checkpointed(nn.Module):
 @block(IMAGES)
 class OneByOne(nn.Module):
     "Images one at a time, without a batch dimension."
+
     def __init__(self):
         super().__init__()
         self.conv = conv()
@@ -333,6 +347,7 @@ class OneByOne(nn.Module):
 @block(IMAGES)
 class OwnKernels(nn.Module):
     "Kernels made from each image, all applied in one call with as many groups as images."
+
     def __init__(self):
         super().__init__()
         self.kernels = nn.Linear(WIDTH, WIDTH * 9)
@@ -340,20 +355,23 @@ class OwnKernels(nn.Module):
     def forward(self, x):
         n, c, h, w = x.shape
         kernels = self.kernels(x.mean((2, 3))).view(n * c, 1, 3, 3)
-        return torch.tanh(F.conv2d(x.reshape(1, n * c, h, w), kernels, padding=1, groups=n * c)
-                          ).view(n, c, h, w)
+        return torch.tanh(
+            F.conv2d(x.reshape(1, n * c, h, w), kernels, padding=1, groups=n * c)
+        ).view(n, c, h, w)
 
 
 @block(IMAGES)
 class Fourier(nn.Module):
     "Complex weights, kept as pairs of real ones."
+
     def __init__(self):
         super().__init__()
         self.pairs = nn.Parameter(torch.randn(WIDTH, 1, 1, 2))
 
     def forward(self, x):
-        return torch.tanh(torch.fft.irfft2(torch.fft.rfft2(x) * torch.view_as_complex(self.pairs),
-                                           s=x.shape[2:]))
+        return torch.tanh(
+            torch.fft.irfft2(torch.fft.rfft2(x) * torch.view_as_complex(self.pairs), s=x.shape[2:])
+        )
 
 
 @block(IMAGES)
@@ -381,6 +399,7 @@ def attention_layer():
 @block(SERIES)
 class SequenceFirst(nn.Module):
     "The batch is the second dimension."
+
     def __init__(self):
         super().__init__()
         self.layer = nn.TransformerEncoderLayer(WIDTH, 2, 8, activation="gelu")
@@ -424,6 +443,7 @@ class BothWays(nn.Module):
 @block(SERIES)
 class Folded(nn.Module):
     "Every element of a series is a sample to the layers."
+
     def __init__(self):
         super().__init__()
         self.linear = nn.Linear(WIDTH, WIDTH)
@@ -435,6 +455,7 @@ class Folded(nn.Module):
 @block(SERIES)
 class Mingled(nn.Module):
     "As many rows as samples, but a row is no sample; afterwards everything is in its place."
+
     def __init__(self):
         super().__init__()
         self.linear = nn.Linear(WIDTH, WIDTH)
@@ -459,6 +480,7 @@ class Convolved(nn.Module):
 @block(SERIES)
 class Positions(nn.Module):
     "Positions that are made in the first pass and kept."
+
     def __init__(self):
         super().__init__()
         self.pos = None
@@ -473,6 +495,7 @@ class Positions(nn.Module):
 @block(SERIES)
 class Learned(nn.Module):
     "Positions from an embedding that is called with a series of numbers, not with a batch."
+
     def __init__(self):
         super().__init__()
         self.positions = nn.Embedding(STEPS + 3, WIDTH)
@@ -496,6 +519,7 @@ class ClassToken(nn.Module):
 @block(SERIES)
 class Queries(nn.Module):
     "What is asked is the same for all samples, and goes through a layer first."
+
     def __init__(self):
         super().__init__()
         self.queries = nn.Parameter(torch.randn(1, STEPS, WIDTH))
@@ -509,6 +533,7 @@ class Queries(nn.Module):
 @block(SERIES)
 class Cell(nn.Module):
     "A recurrent network step by step; its state is kept in an attribute, and begins anew."
+
     def __init__(self):
         super().__init__()
         self.cell = nn.GRUCell(WIDTH, WIDTH)
@@ -526,6 +551,7 @@ class Cell(nn.Module):
 @block(SERIES)
 class SometimesTwice(nn.Module):
     "How often a layer runs depends on the data."
+
     def __init__(self):
         super().__init__()
         self.linear = nn.Linear(WIDTH, WIDTH)
@@ -572,7 +598,7 @@ def linear_spectral_norm():
 @block(VECTORS, SERIES)
 def linear_pruned():
     layer = nn.Linear(WIDTH, WIDTH)
-    prune.random_unstructured(layer, "weight", .3)
+    prune.random_unstructured(layer, "weight", 0.3)
     return nn.Sequential(layer, nn.Tanh())
 
 
@@ -584,6 +610,7 @@ class Symmetric(nn.Module):
 @block(VECTORS)
 class Experts(nn.Module):
     "Each sample goes to one of two layers."
+
     def __init__(self):
         super().__init__()
         self.experts = nn.ModuleList([nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)])
@@ -599,6 +626,7 @@ class Experts(nn.Module):
 @block(VECTORS)
 class Branch(nn.Module):
     "A decision about each sample, taken in Python."
+
     def __init__(self):
         super().__init__()
         self.a = nn.Linear(WIDTH, WIDTH)
@@ -620,6 +648,7 @@ class Product(nn.Module):
 
 class Sign(torch.autograd.Function):
     "A straight-through estimator."
+
     @staticmethod
     def forward(ctx, x):
         return x.sign()
@@ -631,13 +660,14 @@ class Sign(torch.autograd.Function):
 
 class Reversal(torch.autograd.Function):
     "The gradient turns round, as in domain adaptation."
+
     @staticmethod
     def forward(ctx, x):
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx, g):
-        return -.5 * g
+        return -0.5 * g
 
 
 @block(VECTORS)
@@ -669,6 +699,7 @@ class Keyword(nn.Module):
 @block(VECTORS, SERIES)
 class Bypassed(nn.Module):
     "A layer's forward is called, so that its hooks are not; and then the layer itself."
+
     def __init__(self):
         super().__init__()
         self.first = nn.Linear(WIDTH, WIDTH)
@@ -682,6 +713,7 @@ class Bypassed(nn.Module):
 @block(VECTORS, SERIES)
 class Teacher(nn.Module):
     "Two calls of which only one has a gradient, and one whose result is dropped."
+
     def __init__(self):
         super().__init__()
         self.linear = nn.Linear(WIDTH, WIDTH)
@@ -698,6 +730,7 @@ class Teacher(nn.Module):
 @block(VECTORS, SERIES)
 class Added(nn.Module):
     "A layer's result is changed in place; that of a linear layer on a series is a view."
+
     def __init__(self):
         super().__init__()
         self.linear = nn.Linear(WIDTH, WIDTH)
@@ -714,6 +747,7 @@ class Added(nn.Module):
 @block(VECTORS)
 class Energy(nn.Module):
     "A gradient inside of the forward pass."
+
     def __init__(self):
         super().__init__()
         self.linear = nn.Linear(WIDTH, 1)
@@ -728,6 +762,7 @@ class Energy(nn.Module):
 @block(VECTORS)
 class Numpy(nn.Module):
     "A detour that no tracer follows."
+
     def forward(self, x):
         return x * torch.from_numpy(np.sign(x.detach().numpy())).to(x)
 
@@ -735,6 +770,7 @@ class Numpy(nn.Module):
 @block(VECTORS)
 class Lora(nn.Linear):
     "A low-rank change of a weight that is merged into it in evaluation, as loralib does."
+
     def __init__(self):
         super().__init__(WIDTH, WIDTH)
         self.down = nn.Parameter(torch.randn(1, WIDTH) / 2)
@@ -757,6 +793,7 @@ class Lora(nn.Linear):
 @block(ANY)
 class Scaled(nn.Module):
     "A scale outside of any layer."
+
     def __init__(self):
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(1.3))
@@ -768,6 +805,7 @@ class Scaled(nn.Module):
 @block(ANY)
 class Cached(nn.Module):
     "A cache made in the first pass."
+
     def __init__(self):
         super().__init__()
         self.factor = None
@@ -781,6 +819,7 @@ class Cached(nn.Module):
 @block(ANY)
 class CachedBySize(nn.Module):
     "A cache that is made anew for another size of the batch."
+
     def __init__(self):
         super().__init__()
         self.made = {}
@@ -794,6 +833,7 @@ class CachedBySize(nn.Module):
 @block(ANY)
 class Keeps(nn.Module):
     "Activations are kept in an attribute, with their graph."
+
     def __init__(self):
         super().__init__()
         self.features = None
@@ -806,6 +846,7 @@ class Keeps(nn.Module):
 @block(ANY)
 class KeepsLate(nn.Module):
     "The attribute comes with the first pass."
+
     def forward(self, x):
         self.seen = {"last": [x.detach()]}
         return torch.sin(x)
@@ -814,6 +855,7 @@ class KeepsLate(nn.Module):
 @block(ANY)
 class Logs(nn.Module):
     "A list that grows, also inside of another."
+
     def __init__(self):
         super().__init__()
         self.log = []
@@ -822,12 +864,13 @@ class Logs(nn.Module):
     def forward(self, x):
         self.log.append(x.detach().mean())
         self.nested["means"][0].append(len(x))
-        return x * .9
+        return x * 0.9
 
 
 @block(ANY)
 class Counts(nn.Module):
     "Counters: a number, and a buffer that is added to."
+
     def __init__(self):
         super().__init__()
         self.calls = 0
@@ -842,30 +885,33 @@ class Counts(nn.Module):
 @block(ANY)
 class Moves(nn.Module):
     "A running mean that moves in evaluation, too, and that nothing reads."
+
     def __init__(self):
         super().__init__()
         self.register_buffer("mean", torch.zeros(()))
 
     def forward(self, x):
-        self.mean.mul_(.9).add_(x.detach().mean(), alpha=.1)
-        return x.sigmoid() - .5
+        self.mean.mul_(0.9).add_(x.detach().mean(), alpha=0.1)
+        return x.sigmoid() - 0.5
 
 
 @block(ANY)
 class Assigns(nn.Module):
     "The same by assignment: the buffer becomes another tensor."
+
     def __init__(self):
         super().__init__()
         self.register_buffer("mean", torch.zeros(()), persistent=False)
 
     def forward(self, x):
-        self.mean = .9 * self.mean + .1 * x.detach().mean()
-        return x.sigmoid() - .5
+        self.mean = 0.9 * self.mean + 0.1 * x.detach().mean()
+        return x.sigmoid() - 0.5
 
 
 @block(ANY)
 class Expanded(nn.Module):
     "Buffers that are views, empty, or no numbers."
+
     def __init__(self):
         super().__init__()
         self.register_buffer("grid", torch.ones(1).expand(3, 3))
@@ -880,18 +926,20 @@ class Expanded(nn.Module):
 @block(ANY)
 class InPlace(nn.Module):
     "A result of its own, changed in place."
+
     def forward(self, x):
         x = x * 1.2
-        x += .1
-        return x.sub_(.2)
+        x += 0.1
+        return x.sub_(0.2)
 
 
 @block(ANY)
 class Clamps(nn.Module):
     "A parameter that every pass clamps, as weight clipping does."
+
     def __init__(self):
         super().__init__()
-        self.scale = nn.Parameter(torch.tensor(2.))
+        self.scale = nn.Parameter(torch.tensor(2.0))
 
     def forward(self, x):
         self.scale.data.clamp_(-1.5, 1.5)
@@ -901,6 +949,7 @@ class Clamps(nn.Module):
 @block(ANY)
 class Hidden(nn.Module):
     "A module in a list is not registered; nothing puts it in evaluation mode but its owner."
+
     def __init__(self):
         super().__init__()
         self.others = [Counts(), Keeps()]
@@ -914,6 +963,7 @@ class Hidden(nn.Module):
 @block(ANY)
 class Detached(nn.Module):
     "A parameter without influence on the gradient, and one that is never used."
+
     def __init__(self):
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(1.2))
@@ -926,6 +976,7 @@ class Detached(nn.Module):
 @block(ANY)
 class Ringed(nn.Module):
     "It holds itself, and things that can't be copied."
+
     def __init__(self):
         super().__init__()
         self.me = [self]
@@ -940,6 +991,7 @@ class Ringed(nn.Module):
 @block(ANY)
 class Extra(nn.Module):
     "State that is no tensor."
+
     def __init__(self):
         super().__init__()
         self.words = ["a"]
@@ -957,9 +1009,10 @@ class Extra(nn.Module):
 @block(ANY)
 class OwnMode(nn.Module):
     "A part that stays in evaluation mode, whatever it is told."
+
     def __init__(self):
         super().__init__()
-        self.inner = nn.Dropout(.5)
+        self.inner = nn.Dropout(0.5)
 
     def train(self, mode=True):
         super().train(mode)
@@ -972,8 +1025,9 @@ class OwnMode(nn.Module):
 
 class Meter:
     "No module, no tensor, no container: an object that counts."
+
     def __init__(self):
-        self.sum = 0.
+        self.sum = 0.0
         self.last = None
 
 
@@ -994,12 +1048,13 @@ class Meters(nn.Module):
         self.queue.append(x.detach())
         self.seen[len(x)] += 1
         self.sizes.add(len(x))
-        return x * .9
+        return x * 0.9
 
 
 @block(ANY)
 class Bank(nn.Module):
     "A tensor that is no buffer, written in place."
+
     def __init__(self):
         super().__init__()
         self.bank = torch.zeros(3)
@@ -1012,6 +1067,7 @@ class Bank(nn.Module):
 @block(ANY)
 class Shared(nn.Module):
     "A cache that belongs to the class."
+
     made = {}
 
     def forward(self, x):
@@ -1024,6 +1080,7 @@ class Shared(nn.Module):
 @block(ANY)
 class Gradients(nn.Module):
     "Gradients are kept as they pass, as for Grad-CAM."
+
     def __init__(self):
         super().__init__()
         self.gradient = None
@@ -1047,6 +1104,7 @@ class Gradients(nn.Module):
 @block(ANY)
 class Locked(nn.Module):
     "Attributes can't be set, but for the mode."
+
     def __init__(self):
         super().__init__()
         self.factor = nn.Parameter(torch.tensor(1.1))
@@ -1064,6 +1122,7 @@ class Locked(nn.Module):
 @block(ANY)
 class Unfreezes(nn.Module):
     "A pass that thaws a parameter and freezes another."
+
     def __init__(self):
         super().__init__()
         self.cold = nn.Parameter(torch.tensor(1.1), requires_grad=False)
@@ -1078,6 +1137,7 @@ class Unfreezes(nn.Module):
 @block(ANY)
 class OneShot(nn.Module):
     "A hook that removes itself."
+
     def __init__(self):
         super().__init__()
         self.handle = self.register_forward_pre_hook(OneShot.once)
@@ -1097,7 +1157,7 @@ DEPENDENT = {}
 @block(DEPENDENT)
 class BatchMean(nn.Module):
     def forward(self, x):
-        return x - .003 * x.mean(0, keepdim=True)
+        return x - 0.003 * x.mean(0, keepdim=True)
 
 
 @block(DEPENDENT)
@@ -1121,14 +1181,15 @@ class BatchMaximum(nn.Module):
 @block(DEPENDENT)
 class Neighbour(nn.Module):
     def forward(self, x):
-        return x + .05 * x.roll(1, 0)
+        return x + 0.05 * x.roll(1, 0)
 
 
 @block(DEPENDENT)
 class Contrast(nn.Module):
     "Only batches of four or more are mixed."
+
     def forward(self, x):
-        return x - .1 * x.mean(0, keepdim=True) if len(x) > 3 else x
+        return x - 0.1 * x.mean(0, keepdim=True) if len(x) > 3 else x
 
 
 # blocks for which nobody can say what is right; but the model stays as it was
@@ -1138,18 +1199,20 @@ UNSURE = {}
 @block(UNSURE)
 class Decays(nn.Module):
     "A parameter that every pass changes, and the pass reads."
+
     def __init__(self):
         super().__init__()
-        self.scale = nn.Parameter(torch.tensor(2.))
+        self.scale = nn.Parameter(torch.tensor(2.0))
 
     def forward(self, x):
-        self.scale.data.mul_(.9)
+        self.scale.data.mul_(0.9)
         return x * self.scale
 
 
 @block(UNSURE)
 class Starts(nn.Module):
     "Parameters that the first batch determines."
+
     def __init__(self):
         super().__init__()
         self.shift = nn.Parameter(torch.zeros(()))
@@ -1165,13 +1228,14 @@ class Starts(nn.Module):
 @block(UNSURE)
 class Stateful(nn.Module):
     "A state that goes on from batch to batch."
+
     def __init__(self):
         super().__init__()
-        self.last = 1.
+        self.last = 1.0
 
     def forward(self, x):
         x = x * self.last
-        self.last = .9 * self.last
+        self.last = 0.9 * self.last
         return x
 
 
@@ -1198,7 +1262,7 @@ class Noisy(nn.Module):
 @block(DRAWN)
 class AlwaysDropout(nn.Module):
     def forward(self, x):
-        return F.dropout(x, .5, training=True)
+        return F.dropout(x, 0.5, training=True)
 
 
 OTHER = DEPENDENT | UNSURE | DRAWN
@@ -1210,9 +1274,11 @@ EDITS = {}
 
 def edit(*kinds):
     "Enter a function that changes a module of certain kinds."
+
     def enter(change):
         EDITS[change.__name__] = (kinds, change)
         return change
+
     return enter
 
 
@@ -1275,7 +1341,7 @@ def stale_kernel_size(conv):
 
 @edit(nn.BatchNorm2d, nn.BatchNorm1d, nn.GroupNorm, nn.LayerNorm)
 def other_eps(norm):
-    norm.eps = .3
+    norm.eps = 0.3
 
 
 @edit(nn.GroupNorm)
@@ -1292,6 +1358,7 @@ def masked_forward(layer):
         if isinstance(self, nn.Linear):
             return F.linear(input, self.weight * mask, self.bias)
         return self._conv_forward(input, self.weight * mask, self.bias)
+
     layer.forward = types.MethodType(forward, layer)
 
 
@@ -1310,6 +1377,7 @@ def swapping_forward(layer):
         finally:
             del self.weight
             self._parameters["weight"] = kept
+
     layer.forward = types.MethodType(forward, layer)
 
 
@@ -1337,23 +1405,29 @@ def subclassed(layer):
     "Another class for an instance that is made."
     base = type(layer)
     if base.__module__.startswith("torch.nn.modules"):
-        layer.__class__ = type("Other" + base.__name__, (base,), {
-            "forward": lambda self, input: base.forward(self, input) * 1.5, "__module__": __name__})
+        layer.__class__ = type(
+            "Other" + base.__name__,
+            (base,),
+            {
+                "forward": lambda self, input: base.forward(self, input) * 1.5,
+                "__module__": __name__,
+            },
+        )
 
 
 @edit(*SCALED)
 def hooked_output(layer):
-    layer.register_forward_hook(lambda module, args, output: output * 1.5 + .1)
+    layer.register_forward_hook(lambda module, args, output: output * 1.5 + 0.1)
 
 
 @edit(*SCALED)
 def hooked_output_squared(layer):
-    layer.register_forward_hook(lambda module, args, output: output + output.square() * .1)
+    layer.register_forward_hook(lambda module, args, output: output + output.square() * 0.1)
 
 
 @edit(*SCALED)
 def hooked_input(layer):
-    layer.register_forward_pre_hook(lambda module, args: (args[0] * .7,) if args else None)
+    layer.register_forward_pre_hook(lambda module, args: (args[0] * 0.7,) if args else None)
 
 
 @edit(*LAYERS)
@@ -1367,6 +1441,7 @@ def hooked_weight(layer):
 
     def renew(module, args):
         module.weight = module.raw * module.raw.abs().mean()
+
     layer.register_forward_pre_hook(renew)
     renew(layer, ())
 
@@ -1384,8 +1459,9 @@ def watched(layer):
 @edit(*SCALED)
 def hooked_gradient(layer):
     "Gradients that come out of a layer are halved."
-    layer.register_full_backward_hook(lambda module, before, after: tuple(
-        None if g is None else g / 2 for g in before))
+    layer.register_full_backward_hook(
+        lambda module, before, after: tuple(None if g is None else g / 2 for g in before)
+    )
 
 
 @edit(*SCALED)
@@ -1446,6 +1522,7 @@ def around(make):
 def global_hook():
     def change(module, args, output):
         return output * 1.5 if isinstance(module, (nn.Conv2d, nn.Linear)) else None
+
     handle = nn.modules.module.register_module_forward_hook(change)
     try:
         yield
@@ -1456,7 +1533,8 @@ def global_hook():
 @around
 def global_pre_hook():
     def change(module, args):
-        return (args[0] * .8,) if args and isinstance(module, (nn.Conv2d, nn.Linear)) else None
+        return (args[0] * 0.8,) if args and isinstance(module, (nn.Conv2d, nn.Linear)) else None
+
     handle = nn.modules.module.register_module_forward_pre_hook(change)
     try:
         yield
@@ -1477,8 +1555,11 @@ def linear_class_changed():
 
 @around
 def inner_class_changed():
-    yield from _replaced(nn.Conv2d, "_conv_forward", lambda call, self, x, weight, bias: call(
-        self, x, weight * weight.abs(), bias))
+    yield from _replaced(
+        nn.Conv2d,
+        "_conv_forward",
+        lambda call, self, x, weight, bias: call(self, x, weight * weight.abs(), bias),
+    )
 
 
 def _replaced(kind, name, forward):
@@ -1492,9 +1573,11 @@ def _replaced(kind, name, forward):
 
 # ----------------------------------------------------- where the caller is when he asks for scores
 CALLER = {
-    "no_grad": torch.no_grad, "inference": torch.inference_mode,
+    "no_grad": torch.no_grad,
+    "inference": torch.inference_mode,
     "anomalies": torch.autograd.detect_anomaly,
-    "on_cpu": lambda: torch.device("cpu"), "saved": torch.autograd.graph.save_on_cpu,
+    "on_cpu": lambda: torch.device("cpu"),
+    "saved": torch.autograd.graph.save_on_cpu,
 }
 
 
@@ -1543,19 +1626,21 @@ class Stem(nn.Module):
 
 class Normalising(nn.Module):
     "It normalises what it is given in place, and so changes the user's batch."
+
     def __init__(self):
         super().__init__()
         self.conv = nn.Conv2d(COLOURS, WIDTH, 3, padding=1)
 
     def forward(self, x):
-        x.sub_(.3).div_(.7)
+        x.sub_(0.3).div_(0.7)
         return torch.tanh(self.conv(x))
 
 
 class Shifted(nn.Module):
     "The same for vectors, by an operator."
+
     def forward(self, x):
-        x += .5
+        x += 0.5
         return x
 
 
@@ -1579,6 +1664,7 @@ class Bag(nn.Module):
 
 class Single(nn.Module):
     "One word a sample, whose index has no further dimension."
+
     def __init__(self):
         super().__init__()
         self.tokens = nn.Embedding(WORDS, WIDTH)
@@ -1588,31 +1674,38 @@ class Single(nn.Module):
 
 
 STARTS = {
-    "images": ("images", Stem), "images_in_place": ("images", Normalising),
-    "vectors": ("vectors", nn.Identity), "vectors_in_place": ("vectors", Shifted),
+    "images": ("images", Stem),
+    "images_in_place": ("images", Normalising),
+    "vectors": ("vectors", nn.Identity),
+    "vectors_in_place": ("vectors", Shifted),
     "series": ("series", nn.Identity),
-    "tokens": ("series", Words), "tokens_padded": ("series", lambda: Words(padding_idx=0)),
-    "tokens_bounded": ("series", lambda: Words(max_norm=1.)),
+    "tokens": ("series", Words),
+    "tokens_padded": ("series", lambda: Words(padding_idx=0)),
+    "tokens_bounded": ("series", lambda: Words(max_norm=1.0)),
     "tokens_sparse": ("series", lambda: Words(sparse=True)),
-    "tokens_bag": ("vectors", Bag), "tokens_single": ("vectors", Single),
+    "tokens_bag": ("vectors", Bag),
+    "tokens_single": ("vectors", Single),
     "tokens_by_count": ("series", lambda: Words(scale_grad_by_freq=True)),
 }
 
 
 class ToSeries(nn.Module):
     "Patches of images become a series."
+
     def forward(self, x):
         return F.adaptive_avg_pool2d(x, 2).flatten(2).mT
 
 
 class Mean(nn.Module):
     "From images or series to vectors."
+
     def forward(self, x):
         return x.flatten(2).mean(2) if x.dim() == 4 else x.mean(1)
 
 
 class Squeeze(nn.Module):
     "A batch of one is a vector."
+
     def forward(self, x):
         return (F.adaptive_avg_pool2d(x, 1) if x.dim() == 4 else x.mean(1, keepdim=True)).squeeze()
 
@@ -1632,6 +1725,7 @@ NECKS = {"mean": Mean, "squeeze": Squeeze, "largest": Largest, "first": First}
 
 class TwoNames(nn.Module):
     "One module under two names, of which both are called or one."
+
     def __init__(self, classes, twice):
         super().__init__()
         self.n = nn.Linear(WIDTH, WIDTH)
@@ -1646,6 +1740,7 @@ class TwoNames(nn.Module):
 
 class SecondName(nn.Module):
     "Only the second name is called, from a parent of its own."
+
     def __init__(self, classes):
         super().__init__()
         self.outer = nn.ModuleDict({"shared": nn.Linear(WIDTH, WIDTH)})
@@ -1657,18 +1752,23 @@ class SecondName(nn.Module):
 
 class TiedHead(nn.Module):
     "The head's weight is used again, transposed."
+
     def __init__(self, classes):
         super().__init__()
         self.inner = nn.Linear(WIDTH, classes, bias=False)
         self.out = nn.Linear(classes, classes)
 
     def forward(self, x):
-        return self.out(torch.tanh(F.linear(torch.tanh(self.inner(x)), self.inner.weight.mT)
-                                   @ self.inner.weight.mT))
+        return self.out(
+            torch.tanh(
+                F.linear(torch.tanh(self.inner(x)), self.inner.weight.mT) @ self.inner.weight.mT
+            )
+        )
 
 
 class SameWeight(nn.Module):
     "A Parameter under two names of one module."
+
     def __init__(self, classes):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(classes, WIDTH))
@@ -1690,8 +1790,12 @@ class Lists(nn.Module):
 HEADS = {
     "linear": lambda c: nn.Linear(WIDTH, c),
     "mlp": lambda c: nn.Sequential(nn.Linear(WIDTH, 6), nn.ReLU(), nn.Dropout(), nn.Linear(6, c)),
-    "two_names": lambda c: TwoNames(c, False), "two_names_called": lambda c: TwoNames(c, True),
-    "second_name": SecondName, "tied": TiedHead, "same_weight": SameWeight, "lists": Lists,
+    "two_names": lambda c: TwoNames(c, False),
+    "two_names_called": lambda c: TwoNames(c, True),
+    "second_name": SecondName,
+    "tied": TiedHead,
+    "same_weight": SameWeight,
+    "lists": Lists,
     "no_bias": lambda c: nn.Linear(WIDTH, c, bias=False),
     "weight_norm": lambda c: nn.utils.weight_norm(nn.Linear(WIDTH, c)),
 }
@@ -1699,12 +1803,14 @@ HEADS = {
 
 class Output:
     "As of transformers."
+
     def __init__(self, logits):
         self.logits = logits
 
 
 class Net(nn.Module):
     "The parts one after the other, with an output of some kind."
+
     def __init__(self, parts, output):
         super().__init__()
         self.parts = nn.ModuleList(parts)
@@ -1726,14 +1832,14 @@ class Wrapper(nn.Module):
         return self.module(*args, **options)
 
 
-ROOTS = ("sequential", "net", "wrapped", "parallel", "replaced", "graph",
-         "dict", "tuple", "object")
+ROOTS = ("sequential", "net", "wrapped", "parallel", "replaced", "graph", "dict", "tuple", "object")
 
 
 # ----------------------------------------------------------------------------------------- recipes
 @dataclass(frozen=True, repr=False)
 class Recipe:
     "What a network is made of, what it is fed, and what is around it."
+
     start: str = "images"
     images: tuple[str, ...] = ()
     series: tuple[str, ...] = ()
@@ -1742,23 +1848,26 @@ class Recipe:
     head: str = "linear"
     root: str = "sequential"
     edits: tuple[tuple[str, int], ...] = ()  # an edit, and which of the modules it fits
-    around: tuple[str, ...] = ()             # what is changed in torch
-    caller: str = ""                         # from where scores are asked for
-    sizes: tuple[int, ...] = (5,)            # of the batches
+    around: tuple[str, ...] = ()  # what is changed in torch
+    caller: str = ""  # from where scores are asked for
+    sizes: tuple[int, ...] = (5,)  # of the batches
     classes: int = 3
     double: bool = False
-    layout: str = "plain"                    # of the inputs
-    ragged: bool = False                     # is each batch of another length or size?
-    carried: str = "pairs"                   # how a batch comes
+    layout: str = "plain"  # of the inputs
+    ragged: bool = False  # is each batch of another length or size?
+    carried: str = "pairs"  # how a batch comes
     labels: torch.dtype = torch.int64
     training: bool = False
-    raises: int = 0                          # the call in which the network fails; 0: none
+    raises: int = 0  # the call in which the network fails; 0: none
     seed: int = 0
 
     def __repr__(self):
         "Only what isn't as it is by default, ready to be pasted."
-        said = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self)
-                if getattr(self, f.name) != f.default]
+        said = [
+            f"{f.name}={getattr(self, f.name)!r}"
+            for f in fields(self)
+            if getattr(self, f.name) != f.default
+        ]
         return f"Recipe({', '.join(said)})"
 
     @property
@@ -1781,6 +1890,7 @@ class Recipe:
 
 class Fails(nn.Module):
     "The n-th call fails; the count is kept in a function, outside of the network."
+
     def __init__(self, number):
         super().__init__()
         left = iter([False] * (number - 1) + [True])
@@ -1847,7 +1957,8 @@ def _as_graph(model):
     "What torch.fx makes of it, where it can."
     try:
         return fx.symbolic_trace(copy.deepcopy(model))
-    except Exception:  # whatever a forward pass says to symbols, or a copy to what can't be copied
+    except Exception:  # noqa: BLE001
+        # whatever a forward pass says to symbols, or a copy to what can't be copied
         return model
 
 
@@ -1887,8 +1998,11 @@ def _shape(recipe, more):
     if recipe.start.startswith("tokens"):
         return (STEPS + more,)
     kind, _ = STARTS[recipe.start]
-    return {"images": (COLOURS, SIDE + more, SIDE), "vectors": (WIDTH,),
-            "series": (STEPS + more, WIDTH)}[kind]
+    return {
+        "images": (COLOURS, SIDE + more, SIDE),
+        "vectors": (WIDTH,),
+        "series": (STEPS + more, WIDTH),
+    }[kind]
 
 
 def carried(recipe, data):
@@ -1899,9 +2013,12 @@ def carried(recipe, data):
     if recipe.carried == "loader" and regular and len({x.shape[1:] for x, _ in data}) == 1:
         whole = [torch.cat(parts).detach() for parts in zip(*data)]
         return DataLoader(TensorDataset(*whole), batch_size=recipe.sizes[0])
-    kinds = {"lists": list, "triples": lambda b: (*b, torch.arange(len(b[1]))),
-             "dicts": lambda b: {"inputs": b[0], "labels": b[1]},
-             "numpy": lambda b: tuple(t.detach().numpy() for t in b)}
+    kinds = {
+        "lists": list,
+        "triples": lambda b: (*b, torch.arange(len(b[1]))),
+        "dicts": lambda b: {"inputs": b[0], "labels": b[1]},
+        "numpy": lambda b: tuple(t.detach().numpy() for t in b),
+    }
     return [kinds.get(recipe.carried, tuple)(b) for b in data]
 
 
@@ -1949,18 +2066,25 @@ def recipes(draw, **fixed):
         "images": _some(IMAGES, ANY) if kind == "images" else st.just(()),
         "series": _some(SERIES, ANY, size=2) if kind != "vectors" else st.just(()),
         "vectors": st.one_of(*[_some(VECTORS, ANY, size=2)] * 8, odd),
-        "neck": st.sampled_from(list(NECKS)), "head": st.sampled_from(list(HEADS)),
+        "neck": st.sampled_from(list(NECKS)),
+        "head": st.sampled_from(list(HEADS)),
         "root": st.sampled_from([*ROOTS[:6] * 4, *ROOTS]),
-        "edits": st.lists(st.tuples(st.sampled_from(list(EDITS)), st.integers(0, 3)),
-                          max_size=2).map(tuple),
+        "edits": st.lists(
+            st.tuples(st.sampled_from(list(EDITS)), st.integers(0, 3)), max_size=2
+        ).map(tuple),
         "around": st.one_of(*[st.just(())] * 6, st.sampled_from(list(AROUND)).map(lambda a: (a,))),
         "caller": st.sampled_from([""] * 9 + list(CALLER)),
         "sizes": st.one_of(*[sizes.map(tuple)] * 6, seldom),
-        "classes": st.integers(2, 4), "double": st.booleans(), "layout": st.sampled_from(LAYOUTS),
-        "training": st.booleans(), "raises": st.sampled_from([0] * 9 + [1, 2, 3, 5]),
-        "seed": st.integers(0, 99), "ragged": st.booleans(),
+        "classes": st.integers(2, 4),
+        "double": st.booleans(),
+        "layout": st.sampled_from(LAYOUTS),
+        "training": st.booleans(),
+        "raises": st.sampled_from([0] * 9 + [1, 2, 3, 5]),
+        "seed": st.integers(0, 99),
+        "ragged": st.booleans(),
         "carried": st.sampled_from(["pairs"] * 5 + list(CARRIERS)),
-        "labels": st.sampled_from([torch.int64] * 5 + [torch.int32, torch.uint8, torch.float32])}
+        "labels": st.sampled_from([torch.int64] * 5 + [torch.int32, torch.uint8, torch.float32]),
+    }
     recipe = draw(st.builds(Recipe, **drawn | fixed))
     if {"Teacher", "Added", "conv_relu_in_place"} & set(recipe.blocks):
         # torch itself refuses to change in place what a layer with backward hooks returns
@@ -1984,30 +2108,43 @@ def one_of_each():
     found += [Recipe(root=root, training=True) for root in ROOTS]
     found += [Recipe(images=("Residual",), around=(a,)) for a in AROUND]
     for name in CALLER:
-        found += [Recipe(images=("Residual",), caller=name),
-                  Recipe(start="tokens", series=("attention_layer",), caller=name)]
+        found += [
+            Recipe(images=("Residual",), caller=name),
+            Recipe(start="tokens", series=("attention_layer",), caller=name),
+        ]
     for layout in LAYOUTS:
-        found += [Recipe(images=("Residual",), layout=layout),
-                  Recipe(start="series", series=("Recurrent",), layout=layout)]
+        found += [
+            Recipe(images=("Residual",), layout=layout),
+            Recipe(start="series", series=("Recurrent",), layout=layout),
+        ]
     for name, (kinds, _) in EDITS.items():
         found += [Recipe(images=(b,), edits=((name, k),)) for b, kind, k in EDITED if kind in kinds]
     found += [Recipe(images=("Residual",), carried=c) for c in CARRIERS]
     found += [Recipe(labels=kind) for kind in (torch.int32, torch.uint8, torch.float32)]
-    found += [Recipe(start="tokens", series=(b,), ragged=True, sizes=(2, 4)) for b in (
-        "Learned", "SometimesTwice", "linear_tanh", "Mingled")]
-    found += [Recipe(images=(b,), ragged=True, sizes=(2, 4)) for b in (
-        "conv_tanh", "DynamicPadding")]
+    found += [
+        Recipe(start="tokens", series=(b,), ragged=True, sizes=(2, 4))
+        for b in ("Learned", "SometimesTwice", "linear_tanh", "Mingled")
+    ]
+    found += [
+        Recipe(images=(b,), ragged=True, sizes=(2, 4)) for b in ("conv_tanh", "DynamicPadding")
+    ]
     return found + [Recipe(raises=k) for k in range(1, 7)]
 
 
-EDITED = (("conv_relu_in_place", nn.Conv2d, 0), ("conv_tanh", nn.Conv2d, 1),
-          ("ChannelsLast", nn.Linear, 0), ("batch_norm", nn.BatchNorm2d, 0),
-          ("group_norm", nn.GroupNorm, 0), ("ChannelsLast", nn.LayerNorm, 0))
+EDITED = (
+    ("conv_relu_in_place", nn.Conv2d, 0),
+    ("conv_tanh", nn.Conv2d, 1),
+    ("ChannelsLast", nn.Linear, 0),
+    ("batch_norm", nn.BatchNorm2d, 0),
+    ("group_norm", nn.GroupNorm, 0),
+    ("ChannelsLast", nn.LayerNorm, 0),
+)
 
 
 # ------------------------------------------------------------------ single layers of any geometry
 class Over(nn.Module):
     "A layer, something smooth, the mean over all but the first two dimensions, and a classifier."
+
     def __init__(self, layer, width, classes=3):
         super().__init__()
         self.layer = layer
@@ -2038,8 +2175,9 @@ def convolutions(draw):
     with torch.random.fork_rng():
         torch.manual_seed(draw(st.integers(0, 99)))
         kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
-        layer = kind(inside, outside, kernel, stride, padding, dilation, groups,
-                     draw(st.booleans()), mode)
+        layer = kind(
+            inside, outside, kernel, stride, padding, dilation, groups, draw(st.booleans()), mode
+        )
         model = Over(layer, outside)
         x = torch.randn(draw(st.integers(1, 9)), inside, *[size + k for k in range(dims)])
     if dims == 2 and draw(st.booleans()):

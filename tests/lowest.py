@@ -1,7 +1,9 @@
 """The lowest versions that pyproject.toml allows, one requirement a line.
 
-`make test-lowest` installs them over the newest and runs the quick tests, so that a bound says what was tried. torch and torchvision keep
+`make test-lowest` installs them over the newest and runs the quick tests, so that a bound says
+what was tried. torch and torchvision keep
 their newest, for their size: gigabytes that would be downloaded once more."""
+
 import re
 import tomllib
 from pathlib import Path

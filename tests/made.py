@@ -1,4 +1,5 @@
 "Whole records of settings, made up from a committed one."
+
 import json
 from pathlib import Path
 
@@ -6,14 +7,18 @@ import fisher_unlearn
 from fisher_unlearn.records import run_key, training_key, training_settings
 
 ROOT = Path(fisher_unlearn.__file__).parent.parent
-COMMITTED = json.loads((ROOT / "data" / "checkpoints" / "0ad10a69e608804b.json").read_text(encoding="utf-8"))
+COMMITTED = json.loads(
+    (ROOT / "data" / "checkpoints" / "0ad10a69e608804b.json").read_text(encoding="utf-8")
+)
 ROW = {"lr": 0.1, "train_loss": 1.0, "seconds": 1.0, "remain_acc": 80.0, "forget_acc": 10.0}
 
 
 def run_record(settings, **more):
     "A record as a run of these settings leaves it."
     fresh = settings.method == "retrain"
-    epochs = settings.train.length if fresh else settings.fine_tune_length or settings.fine_tune_epochs
+    epochs = (
+        settings.train.length if fresh else settings.fine_tune_length or settings.fine_tune_epochs
+    )
     made = {name: part for name, part in COMMITTED.items() if name not in ("digest", "weights")}
     made |= {
         "key": run_key(settings),
@@ -26,7 +31,15 @@ def run_record(settings, **more):
 
 def training_record(settings, **more):
     "A record as the training of w* leaves it."
-    rows = [{"epoch": epoch + 1, "lr": 0.1, "train_loss": 1.0, "seconds": 1.0} for epoch in range(settings.train.length)]
+    rows = [
+        {"epoch": epoch + 1, "lr": 0.1, "train_loss": 1.0, "seconds": 1.0}
+        for epoch in range(settings.train.length)
+    ]
     parts = {name: COMMITTED[name] for name in ("data", "provenance")}
-    made = {"key": training_key(settings), "settings": training_settings(settings), "history": rows, **parts}
+    made = {
+        "key": training_key(settings),
+        "settings": training_settings(settings),
+        "history": rows,
+        **parts,
+    }
     return json.loads(json.dumps(made | more))

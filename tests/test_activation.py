@@ -1,4 +1,6 @@
-"Channel scores against loops in float64, an image and a channel at a time, and the modules taken in the order of their registration."
+"""Channel scores against loops in float64, an image and a channel at a time, and the modules
+taken in the order of their registration."""
+
 import copy
 
 import numpy as np
@@ -7,7 +9,12 @@ import torch
 import torchvision
 from torch import nn
 
-from fisher_unlearn.activation import activation_scores, find_convolutions, mean_activations, read_channels
+from fisher_unlearn.activation import (
+    activation_scores,
+    find_convolutions,
+    mean_activations,
+    read_channels,
+)
 from fisher_unlearn.graph import find_readers
 from fisher_unlearn.models import NETWORKS, build_model, min_size
 from fisher_unlearn.tfidf import class_activations, tfidf_scores
@@ -18,22 +25,36 @@ def made(network, n=7, classes=3, seed=0):
     model = build_model(network, classes, 1, seed=seed)
     for m in model.modules():
         if isinstance(m, nn.BatchNorm2d):  # statistics that do something
-            m.running_mean.data, m.running_var.data = torch.randn(m.num_features, generator=g) / 5, torch.rand(m.num_features, generator=g) + .5
-    return model, torch.randn(n, 1, size, size, generator=g), torch.randint(classes, (n,), generator=g)
+            m.running_mean.data, m.running_var.data = (
+                torch.randn(m.num_features, generator=g) / 5,
+                torch.rand(m.num_features, generator=g) + 0.5,
+            )
+    return (
+        model,
+        torch.randn(n, 1, size, size, generator=g),
+        torch.randint(classes, (n,), generator=g),
+    )
 
 
 def slow_table(model, inputs, after_norm):
-    "{convolution: list of (channels,) in float64} for each image: read at the next BatchNorm in module order, or at the convolution itself."
+    """{convolution: list of (channels,) in float64} for each image: read at the next BatchNorm
+    in module order, or at the convolution itself."""
     model = copy.deepcopy(model).double().eval()
     order = [(n, m) for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))]
     table, seen = {}, {}
-    for _, m in order: m.register_forward_hook(lambda m, args, out: seen.update({m: out[0].detach().clone()}))
+    for _, m in order:
+        m.register_forward_hook(lambda m, args, out: seen.update({m: out[0].detach().clone()}))
     for x in inputs:
         model(x[None].double())
         for k, (name, m) in enumerate(order):
-            if not isinstance(m, nn.Conv2d): continue
-            place = next(n for _, n in order[k:] if isinstance(n, nn.BatchNorm2d)) if after_norm else m
-            maps = seen[place].numpy()[:m.out_channels]  # new features come first where several are concatenated
+            if not isinstance(m, nn.Conv2d):
+                continue
+            place = (
+                next(n for _, n in order[k:] if isinstance(n, nn.BatchNorm2d)) if after_norm else m
+            )
+            maps = seen[place].numpy()[
+                : m.out_channels
+            ]  # new features come first where several are concatenated
             table.setdefault(name, []).append(np.maximum(maps, 0).mean((1, 2)))
     return table
 
@@ -48,20 +69,39 @@ def test_channels_are_read_after_the_next_batchnorm_in_every_network(network):
     model, inputs, _ = made(network, n=2)
     slow, fast = slow_table(model, inputs, True), read_channels(model, inputs, find_readers(model))
     assert set(fast) == set(slow) == set(find_convolutions(model))
-    for layer in slow: near(fast[layer], np.array(slow[layer]))
+    for layer in slow:
+        near(fast[layer], np.array(slow[layer]))
 
 
 def test_channels_are_read_where_later_features_are_appended():
-    "In torchvision's DenseNet the new features come last: the next BatchNorm reads them behind all that were there before."
+    """In torchvision's DenseNet the new features come last: the next BatchNorm reads them behind
+    all that were there before."""
     torch.manual_seed(0)
-    model, inputs, wanted = torchvision.models.DenseNet(4, (2, 2), 8, num_classes=3).eval(), torch.randn(2, 3, 32, 32), {}
+    model, inputs, wanted = (
+        torchvision.models.DenseNet(4, (2, 2), 8, num_classes=3).eval(),
+        torch.randn(2, 3, 32, 32),
+        {},
+    )
     norms = {m: n for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
     for m in norms:
-        m.running_mean.data.normal_(), m.running_var.data.uniform_(.5, 1.5), m.weight.data.normal_(), m.bias.data.normal_()
-        m.register_forward_hook(lambda m, args, out: wanted.update({norms[m]: out.clamp_min(0).mean((2, 3)).detach()}))
-    with torch.no_grad(): model(inputs)
+        (
+            m.running_mean.data.normal_(),
+            m.running_var.data.uniform_(0.5, 1.5),
+            m.weight.data.normal_(),
+            m.bias.data.normal_(),
+        )
+        m.register_forward_hook(
+            lambda m, args, out: wanted.update({norms[m]: out.clamp_min(0).mean((2, 3)).detach()})
+        )
+    with torch.no_grad():
+        model(inputs)
     found = read_channels(model, inputs, find_readers(model))
-    after = {"denseblock1.denselayer1": "denseblock1.denselayer2.norm1", "denseblock1.denselayer2": "transition1.norm", "denseblock2.denselayer1": "denseblock2.denselayer2.norm1", "denseblock2.denselayer2": "norm5"}
+    after = {
+        "denseblock1.denselayer1": "denseblock1.denselayer2.norm1",
+        "denseblock1.denselayer2": "transition1.norm",
+        "denseblock2.denselayer1": "denseblock2.denselayer2.norm1",
+        "denseblock2.denselayer2": "norm5",
+    }
     for layer, norm in after.items():
         near(found[f"features.{layer}.conv1"], wanted[f"features.{layer}.norm2"])
         near(found[f"features.{layer}.conv2"], wanted[f"features.{norm}"][:, -4:])
@@ -71,7 +111,8 @@ def test_channels_are_read_where_later_features_are_appended():
 
 @pytest.mark.parametrize("per", ["sample", "batch"])
 def test_scores_are_differences_of_means(per):
-    "Over images, or over batches of 128 whatever the loader gives: 7 and 4 images are one batch each."
+    """Over images, or over batches of 128 whatever the loader gives: 7 and 4 images are one
+    batch each."""
     model, inputs, labels = made("resnet20", n=11)
     loader = lambda part: list(zip(inputs[part].split(3), labels[part].split(3)))
     forget, remain = slice(0, 4), slice(4, 11)
@@ -81,7 +122,8 @@ def test_scores_are_differences_of_means(per):
         f, r = np.sum(rows[forget], 0), np.sum(rows[remain], 0)
         near(scores[f"{layer}.weight"], f / 4 - r / 7 if per == "sample" else f - r)
     alone = activation_scores(model, loader(forget), None, per)
-    for layer, rows in table.items(): near(alone[f"{layer}.weight"], np.sum(rows[forget], 0) / (4 if per == "sample" else 1))
+    for layer, rows in table.items():
+        near(alone[f"{layer}.weight"], np.sum(rows[forget], 0) / (4 if per == "sample" else 1))
 
 
 def test_reading_leaves_no_trace():
@@ -95,16 +137,27 @@ def test_reading_leaves_no_trace():
 
 def test_equal_sets_have_no_score():
     model, inputs, labels = made("vgg16")
-    assert all((s == 0).all() for s in activation_scores(model, [(inputs, labels)], [(inputs, labels)]).values())
+    assert all(
+        (s == 0).all()
+        for s in activation_scores(model, [(inputs, labels)], [(inputs, labels)]).values()
+    )
 
 
 def slow_tfidf(rows, labels, classes, num_classes):
     mean = np.zeros((len(rows[0]), num_classes))
     for n in range(num_classes):
         of_class = [r for r, y in zip(rows, labels) if y == n]
-        if of_class: mean[:, n] = np.mean(of_class, 0)
+        if of_class:
+            mean[:, n] = np.mean(of_class, 0)
     total = sum(mean[c, f] for c in range(len(mean)) for f in classes)
-    return [sum(mean[c, f] for f in classes) / total * np.log(num_classes / (1 + sum(mean[c, n] >= np.mean(mean[c]) for n in range(num_classes)))) for c in range(len(mean))]
+    return [
+        sum(mean[c, f] for f in classes)
+        / total
+        * np.log(
+            num_classes / (1 + sum(mean[c, n] >= np.mean(mean[c]) for n in range(num_classes)))
+        )
+        for c in range(len(mean))
+    ]
 
 
 @pytest.mark.parametrize("batches, read", [(1, 4), (2, 8), (0, 11)])
@@ -115,7 +168,8 @@ def test_tfidf_is_its_formula(batches, read, classes):
     table = slow_table(model, inputs[:read], False)
     scores = tfidf_scores(model, list(zip(inputs.split(4), labels.split(4))), classes, batches)
     assert set(scores) == {f"{layer}.weight" for layer in table}
-    for layer, rows in table.items(): near(scores[f"{layer}.weight"], slow_tfidf(rows, labels[:read].tolist(), classes, 4))
+    for layer, rows in table.items():
+        near(scores[f"{layer}.weight"], slow_tfidf(rows, labels[:read].tolist(), classes, 4))
 
 
 def test_a_class_without_images_has_activation_0_and_a_dead_layer_no_score():
@@ -130,21 +184,33 @@ def test_a_class_without_images_has_activation_0_and_a_dead_layer_no_score():
 def test_what_cannot_be_scored_is_refused():
     model, inputs, labels = made("resnet20")
     loader, linear = [(inputs, labels)], nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
-    for bad, message in [(lambda: activation_scores(linear, loader, loader), "has no convolution"), (lambda: tfidf_scores(linear, loader, [0]), "has no convolution"),
-                         (lambda: tfidf_scores(model, loader, [3]), "do not all exist"), (lambda: tfidf_scores(model, loader, [0], -1), "`batches` is -1"), (lambda: tfidf_scores(model, loader, []), "`classes` is empty"),
-                         (lambda: activation_scores(model, loader, []), "`remain` is empty"), (lambda: activation_scores(model, [(inputs, labels + 5)], None), "`forget` has labels")]:
-        with pytest.raises(ValueError, match=message): bad()
+    for bad, message in [
+        (lambda: activation_scores(linear, loader, loader), "has no convolution"),
+        (lambda: tfidf_scores(linear, loader, [0]), "has no convolution"),
+        (lambda: tfidf_scores(model, loader, [3]), "do not all exist"),
+        (lambda: tfidf_scores(model, loader, [0], -1), "`batches` is -1"),
+        (lambda: tfidf_scores(model, loader, []), "`classes` is empty"),
+        (lambda: activation_scores(model, loader, []), "`remain` is empty"),
+        (lambda: activation_scores(model, [(inputs, labels + 5)], None), "`forget` has labels"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            bad()
 
 
 def test_means_of_user_batches_count_images_not_batches():
     model, inputs, labels = made("resnet20", n=9)
     readers = find_readers(model)
-    a, b = (mean_activations(model, list(zip(inputs.split(size), labels.split(size))), readers) for size in (2, 9))
-    for layer in a: near(a[layer], b[layer], 1e-6)
+    a, b = (
+        mean_activations(model, list(zip(inputs.split(size), labels.split(size))), readers)
+        for size in (2, 9)
+    )
+    for layer in a:
+        near(a[layer], b[layer], 1e-6)
 
 
 class Keeps(nn.Module):
     "A network that counts its batches, keeps what it saw, and normalises its input in place."
+
     def __init__(self):
         super().__init__()
         self.conv, self.head = nn.Conv2d(1, 4, 3), nn.Linear(4, 3)
@@ -164,9 +230,18 @@ def test_reading_leaves_model_and_images_as_they_were():
     model.conv.out_channels = 7  # what was said when it was made does not hold any more
     inputs, labels = torch.randn(5, 1, 6, 6), torch.arange(5) % 3
     before, total = inputs.clone(), model.total
-    with torch.no_grad(): wanted = model.conv(inputs - 0.5).relu().mean((0, 2, 3))
-    batches = [{"image": inputs[:3], "label": labels[:3].float()}, {"image": inputs[3:], "label": labels[3:].float()}]
+    with torch.no_grad():
+        wanted = model.conv(inputs - 0.5).relu().mean((0, 2, 3))
+    batches = [
+        {"image": inputs[:3], "label": labels[:3].float()},
+        {"image": inputs[3:], "label": labels[3:].float()},
+    ]
     near(activation_scores(model, batches, None)["conv.weight"], wanted, 1e-6)
     assert tfidf_scores(model, batches, [0])["conv.weight"].shape == (4,)
     assert read_channels(model, inputs, find_readers(model, inputs))["conv"].shape == (5, 4)
-    assert model.seen == [] and model.count == 0 and model.total is total and torch.equal(inputs, before)
+    assert (
+        model.seen == []
+        and model.count == 0
+        and model.total is total
+        and torch.equal(inputs, before)
+    )

@@ -1,4 +1,5 @@
 """Files at once or not at all, locks, and what several processes do with one folder."""
+
 import errno
 import fcntl
 import json
@@ -19,7 +20,14 @@ import fisher_unlearn.atomic as atomic
 from fisher_unlearn.atomic import locked, sweep, write_whole
 from fisher_unlearn.data import digest, load_images
 from fisher_unlearn.grid import complete, state
-from fisher_unlearn.records import checked_key, read_record, resolve, run_key, runs_root, write_record
+from fisher_unlearn.records import (
+    checked_key,
+    read_record,
+    resolve,
+    run_key,
+    runs_root,
+    write_record,
+)
 from fisher_unlearn.report import histories, read_kept, restore
 from fisher_unlearn.report import keep as keep_result
 from fisher_unlearn.run import keep
@@ -28,7 +36,10 @@ from made import run_record, training_record
 
 
 def quick(**more):
-    return resolve("quick", **{"device": "cpu", "method": "finetune", "epochs": 2, "fine_tune_epochs": 1} | more)
+    return resolve(
+        "quick",
+        **{"device": "cpu", "method": "finetune", "epochs": 2, "fine_tune_epochs": 1} | more,
+    )
 
 
 def put(runs, record, name=None):
@@ -44,13 +55,18 @@ def test_each_writer_has_a_part_of_its_own_and_what_fails_leaves_nothing(tmp_pat
     def write(part):
         part.write_text("new", encoding="utf-8")
         write_whole(place, lambda other: other.write_text("other", encoding="utf-8"))
-        assert part.read_text(encoding="utf-8") == "new" and place.read_text(encoding="utf-8") == "other"
+        assert (
+            part.read_text(encoding="utf-8") == "new"
+            and place.read_text(encoding="utf-8") == "other"
+        )
+
     write_whole(place, write)
     assert place.read_text(encoding="utf-8") == "new" and os.listdir(tmp_path) == ["x"]
 
     def full(part):
         part.write_text("half", encoding="utf-8")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     with pytest.raises(OSError, match=rf"cannot write {place} \(No space left on device\)"):
         write_whole(place, full)
     assert place.read_text(encoding="utf-8") == "new" and os.listdir(tmp_path) == ["x"]
@@ -60,6 +76,7 @@ def test_what_a_living_process_writes_is_not_swept(tmp_path):
     def write(part):
         sweep(tmp_path)
         part.write_text("mine", encoding="utf-8")
+
     write_whole(tmp_path / "x", write)
     (tmp_path / "x.0123abcd.part").write_text("of a dead process", encoding="utf-8")
     (tmp_path / "y.0123abcd.part").write_text("of another file", encoding="utf-8")
@@ -70,21 +87,33 @@ def test_what_a_living_process_writes_is_not_swept(tmp_path):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_a_full_disk_is_named_with_the_file_of_a_figure(tmp_path, monkeypatch):
     figure = Figure()
-    monkeypatch.setattr(figure, "savefig", lambda part, **_: open("/dev/full", "w", encoding="utf-8").write("x" * 100_000))
+    monkeypatch.setattr(
+        figure,
+        "savefig",
+        lambda part, **_: open("/dev/full", "w", encoding="utf-8").write("x" * 100_000),
+    )
     record = run_record(quick())
-    with pytest.raises(OSError, match=r"cannot write .*table\.png \(No space left on device\)") as error:
+    with pytest.raises(
+        OSError, match=r"cannot write .*table\.png \(No space left on device\)"
+    ) as error:
         keep_result("table", tmp_path, pd.DataFrame([{"x": 1}]), figure, "text", [record])
-    assert "\n" not in str(error.value) and sorted(os.listdir(tmp_path)) == ["table.csv", "table.md"]
+    assert "\n" not in str(error.value) and sorted(os.listdir(tmp_path)) == [
+        "table.csv",
+        "table.md",
+    ]
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EBADF, errno.ENOTSUP])
-def test_a_folder_that_has_no_lock_is_locked_by_a_file_or_refused_by_name(tmp_path, monkeypatch, number):
+def test_a_folder_that_has_no_lock_is_locked_by_a_file_or_refused_by_name(
+    tmp_path, monkeypatch, number
+):
     real = fcntl.flock
 
     def on_files_only(handle, how):
         if os.path.isdir(f"/proc/self/fd/{handle}"):
             raise OSError(number, os.strerror(number))
         return real(handle, how)
+
     monkeypatch.setattr(atomic.fcntl, "flock", on_files_only)
     with locked(tmp_path), pytest.raises(BlockingIOError), locked(tmp_path, wait=False):
         pass
@@ -93,8 +122,12 @@ def test_a_folder_that_has_no_lock_is_locked_by_a_file_or_refused_by_name(tmp_pa
 
     def never(handle, how):
         raise OSError(number, os.strerror(number))
+
     monkeypatch.setattr(atomic.fcntl, "flock", never)
-    with pytest.raises(OSError, match=f"the file system of {tmp_path} has no locks") as error, locked(tmp_path):
+    with (
+        pytest.raises(OSError, match=f"the file system of {tmp_path} has no locks") as error,
+        locked(tmp_path),
+    ):
         pass
     assert "\n" not in str(error.value)
 
@@ -117,7 +150,12 @@ print(data.load_images("mnist", sys.argv[1]).digest)
 
 def test_three_processes_that_prepare_a_data_set_at_once_prepare_it_once(tmp_path):
     started = [
-        subprocess.Popen([sys.executable, "-c", PREPARE, str(tmp_path / "data"), str(tmp_path / "calls")], stdout=subprocess.PIPE, text=True, encoding="utf-8")
+        subprocess.Popen(
+            [sys.executable, "-c", PREPARE, str(tmp_path / "data"), str(tmp_path / "calls")],
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+        )
         for _ in range(3)
     ]
     said = [process.communicate()[0].splitlines()[-1] for process in started]
@@ -145,14 +183,34 @@ print(module.readout(s, "relearn_all", sys.argv[1], progress="none", cap=5)["los
 def test_a_readout_that_three_ask_for_at_once_is_computed_once(tmp_path):
     put(tmp_path / "runs", run_record(quick()))
     started = [
-        subprocess.Popen([sys.executable, "-c", READ_OUT, str(tmp_path / "runs"), str(tmp_path / "calls")], stdout=subprocess.PIPE, text=True, encoding="utf-8")
+        subprocess.Popen(
+            [sys.executable, "-c", READ_OUT, str(tmp_path / "runs"), str(tmp_path / "calls")],
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+        )
         for _ in range(3)
     ]
     said = [process.communicate()[0].splitlines()[-1] for process in started]
     assert said == ["[1.0, 0.5]"] * 3 and (tmp_path / "calls").read_text(encoding="utf-8") == "x"
 
 
-@pytest.mark.parametrize("name", ["../outside", "/etc", "", ".", "train-../x", "0" * 15, "0" * 17, "A" * 16, "train-", f"{'0' * 16}/..", f"{'0' * 16}\n"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../outside",
+        "/etc",
+        "",
+        ".",
+        "train-../x",
+        "0" * 15,
+        "0" * 17,
+        "A" * 16,
+        "train-",
+        f"{'0' * 16}/..",
+        f"{'0' * 16}\n",
+    ],
+)
 def test_nothing_but_a_key_is_a_key(name, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -185,15 +243,28 @@ def test_only_whole_weights_of_their_record_are_kept(tmp_path):
 
 def parquet(path, *records):
     "A file such as `keep` writes, of whatever one likes."
-    rows = [{n: part if n == "key" else json.dumps(part) for n, part in record.items()} for record in records]
+    rows = [
+        {n: part if n == "key" else json.dumps(part) for n, part in record.items()}
+        for record in records
+    ]
     pd.DataFrame(rows).to_parquet(path)
     return path
 
 
-@pytest.mark.parametrize("change", [
-    {"key": "../../x"}, {"key": "/tmp/x"}, {"key": "0" * 16}, {"readouts": {"../../x": {}}}, {"readouts": {"record": {}}},
-    {"readouts": {"agreement": {"key": "../x", "readout": "agreement"}}}, {"history": []}, {"note": None}, {"more": 1},
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"key": "../../x"},
+        {"key": "/tmp/x"},
+        {"key": "0" * 16},
+        {"readouts": {"../../x": {}}},
+        {"readouts": {"record": {}}},
+        {"readouts": {"agreement": {"key": "../x", "readout": "agreement"}}},
+        {"history": []},
+        {"note": None},
+        {"more": 1},
+    ],
+)
 def test_a_parquet_file_puts_nothing_outside_its_folder(tmp_path, change):
     path = parquet(tmp_path / "x.parquet", run_record(quick()) | change)
     with pytest.raises(ValueError, match="is damaged: the record") as error:
@@ -205,7 +276,9 @@ def test_a_small_parquet_file_that_unpacks_to_gigabytes_is_refused(tmp_path):
     record = run_record(quick()) | {"note": "x" * 100_000}
     texts = {n: part if n == "key" else json.dumps(part) for n, part in record.items()}
     repeated = pa.array([0] * 20_000, pa.int32())
-    table = pa.table({n: pa.DictionaryArray.from_arrays(repeated, pa.array([text])) for n, text in texts.items()})
+    table = pa.table(
+        {n: pa.DictionaryArray.from_arrays(repeated, pa.array([text])) for n, text in texts.items()}
+    )
     plain = pa.schema([(n, pa.string()) for n in texts])
     pq.write_table(table, tmp_path / "x.parquet", compression="zstd", store_schema=False)
     assert pq.read_schema(tmp_path / "x.parquet") == plain
@@ -215,7 +288,8 @@ def test_a_small_parquet_file_that_unpacks_to_gigabytes_is_refused(tmp_path):
 
 
 def test_no_mean_covers_two_data_sets(tmp_path, capsys):
-    "Records of other images than those at hand are named, and where none are at hand, those that differ are refused."
+    """Records of other images than those at hand are named, and where none are at hand, those
+    that differ are refused."""
     right, other = load_images("digits").digest, "0" * 64
     chosen = [quick(seed=seed) for seed in (1, 2)]
     records = [run_record(s) for s in chosen]
@@ -241,6 +315,7 @@ def test_no_mean_covers_two_data_sets(tmp_path, capsys):
 def test_two_kept_w_star_with_swapped_weights_are_refused(tmp_path):
     import fisher_unlearn
     from fisher_unlearn.run import _copy
+
     kept = Path(fisher_unlearn.__file__).parent.parent / "data" / "checkpoints"
     one, two = sorted(kept.glob("train-*.safetensors"))[:2]
     shutil.copy(two, tmp_path / one.name)
@@ -273,7 +348,10 @@ def test_one_bad_folder_hides_no_other(tmp_path):
 
 
 def test_a_digest_can_be_had_of_any_type():
-    values = [torch.tensor([1, 0, 1]).to(kind) for kind in (torch.bfloat16, torch.float16, torch.complex64, torch.bool, torch.int8)]
+    values = [
+        torch.tensor([1, 0, 1]).to(kind)
+        for kind in (torch.bfloat16, torch.float16, torch.complex64, torch.bool, torch.int8)
+    ]
     assert len({digest(v) for v in values}) == len(values)
     assert digest(torch.ones(1).expand(4)) == digest(torch.ones(4)) and digest(torch.tensor(1.0))
     assert digest(torch.zeros(0)) != digest(torch.zeros(0, 1))

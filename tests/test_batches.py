@@ -1,4 +1,5 @@
 """Anyone's batches become inputs and whole labels, or one sentence."""
+
 from collections import UserDict, namedtuple
 
 import numpy as np
@@ -14,7 +15,9 @@ Y = torch.tensor([0, 2, 1, 0])
 Batch = namedtuple("Batch", "inputs labels")
 
 
-@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int32", "int64", "uint16", "float16", "float32", "float64"])
+@pytest.mark.parametrize(
+    "dtype", ["int8", "uint8", "int16", "int32", "int64", "uint16", "float16", "float32", "float64"]
+)
 @pytest.mark.parametrize("column", [False, True])
 def test_whole_labels_of_any_type_are_labels(dtype, column):
     for labels in (Y.to(getattr(torch, dtype)), Y.numpy().astype(dtype)):
@@ -31,11 +34,24 @@ def test_our_own_tensors_are_handed_on_as_they_are():
     assert labels is Y
 
 
-@pytest.mark.parametrize("batch", [
-    (X, Y.tolist()), [X, tuple(Y)], Batch(X, Y), (X, Y, torch.arange(4)), (X, Y, ["a", "b", "c", "d"]), (X, Y, None, 3),
-    (X, Y, torch.randn(4, 7)), {"x": X, "y": Y}, UserDict(pixel_values=X, labels=Y), {"image": X, "target": Y, "path": list("abcd")},
-    {"inputs": X, "label": Y.int(), "idx": torch.arange(4)}, (X.numpy(), Y.numpy()), (X.double().numpy()[::-1][::-1], Y.numpy()[::-1][::-1]),
-])
+@pytest.mark.parametrize(
+    "batch",
+    [
+        (X, Y.tolist()),
+        [X, tuple(Y)],
+        Batch(X, Y),
+        (X, Y, torch.arange(4)),
+        (X, Y, ["a", "b", "c", "d"]),
+        (X, Y, None, 3),
+        (X, Y, torch.randn(4, 7)),
+        {"x": X, "y": Y},
+        UserDict(pixel_values=X, labels=Y),
+        {"image": X, "target": Y, "path": list("abcd")},
+        {"inputs": X, "label": Y.int(), "idx": torch.arange(4)},
+        (X.numpy(), Y.numpy()),
+        (X.double().numpy()[::-1][::-1], Y.numpy()[::-1][::-1]),
+    ],
+)
 def test_pairs_triples_mappings_and_arrays_are_served(batch):
     inputs, labels = read_pair(batch)
     assert torch.equal(inputs, X)
@@ -50,29 +66,36 @@ def test_an_array_that_may_not_be_written_is_read_without_a_warning(recwarn):
     assert not recwarn.list
 
 
-@pytest.mark.parametrize(("batch", "message"), [
-    (X, "`forget` yields a Tensor: it must yield"),
-    ((X,), "`forget` yields 1 item a batch"),
-    (((X, X), Y), "the inputs of `forget` are a tuple: they must be one tensor"),
-    ((["a", "b"], [0, 1]), "the inputs of `forget` are a list"),
-    ((X, None), "the labels of `forget` are a NoneType"),
-    ((X, list("abcd")), "the labels of `forget` can't be made one tensor"),
-    ((X, Y[:1]), "must yield 4 integer labels with 4 inputs, not torch.int64"),
-    ((X, torch.eye(4)), "must yield 4 integer labels"),
-    ((X, torch.ones(4, 9), Y), "must yield 4 integer labels"),
-    ((X, Y + .5), "`forget` yields the label 0.5"),
-    ((X, torch.tensor([0, 1, torch.nan, 2])), "`forget` yields the label nan"),
-    ((X, torch.tensor([0, 1, torch.inf, 2])), "`forget` yields the label inf"),
-    ((X, Y.to(torch.complex64)), "must yield 4 integer labels"),
-    ((torch.tensor(1.), Y), "yields a single number"),
-    ((X, Y, torch.rand(4)), "weights of samples"),
-    ((X, Y, np.ones(4)), "weights of samples"),
-    ({}, "a mapping with no keys"),
-    ({"a": X, "b": Y}, "which are the inputs isn't clear"),
-    ({"x": X, "image": X, "y": Y}, "which are the inputs isn't clear"),
-    ({"x": X}, "which are the labels isn't clear"),
-    ({"input_ids": X.long(), "attention_mask": X, "labels": Y}, "'attention_mask' beside inputs and labels"),
-], ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (X, "`forget` yields a Tensor: it must yield"),
+        ((X,), "`forget` yields 1 item a batch"),
+        (((X, X), Y), "the inputs of `forget` are a tuple: they must be one tensor"),
+        ((["a", "b"], [0, 1]), "the inputs of `forget` are a list"),
+        ((X, None), "the labels of `forget` are a NoneType"),
+        ((X, list("abcd")), "the labels of `forget` can't be made one tensor"),
+        ((X, Y[:1]), "must yield 4 integer labels with 4 inputs, not torch.int64"),
+        ((X, torch.eye(4)), "must yield 4 integer labels"),
+        ((X, torch.ones(4, 9), Y), "must yield 4 integer labels"),
+        ((X, Y + 0.5), "`forget` yields the label 0.5"),
+        ((X, torch.tensor([0, 1, torch.nan, 2])), "`forget` yields the label nan"),
+        ((X, torch.tensor([0, 1, torch.inf, 2])), "`forget` yields the label inf"),
+        ((X, Y.to(torch.complex64)), "must yield 4 integer labels"),
+        ((torch.tensor(1.0), Y), "yields a single number"),
+        ((X, Y, torch.rand(4)), "weights of samples"),
+        ((X, Y, np.ones(4)), "weights of samples"),
+        ({}, "a mapping with no keys"),
+        ({"a": X, "b": Y}, "which are the inputs isn't clear"),
+        ({"x": X, "image": X, "y": Y}, "which are the inputs isn't clear"),
+        ({"x": X}, "which are the labels isn't clear"),
+        (
+            {"input_ids": X.long(), "attention_mask": X, "labels": Y},
+            "'attention_mask' beside inputs and labels",
+        ),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
 def test_what_is_not_clear_is_one_sentence(batch, message):
     with pytest.raises((TypeError, ValueError), match=message.replace("(", r"\(")) as error:
         read_pair(batch, "forget")
@@ -91,4 +114,7 @@ def test_a_dataloader_and_our_batches_are_read_as_they_are():
     loader = DataLoader(TensorDataset(X, Y.int()), 3)
     assert [len(y) for _, y in pairs(loader)] == [3, 1]
     ours = load_images("digits").test.batches(200)
-    assert all(torch.equal(a, b) and torch.equal(c, d) for (a, c), (b, d) in zip(ours, pairs(ours), strict=True))
+    assert all(
+        torch.equal(a, b) and torch.equal(c, d)
+        for (a, c), (b, d) in zip(ours, pairs(ours), strict=True)
+    )

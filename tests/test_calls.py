@@ -1,8 +1,12 @@
-"""Wrong calls of every public function and settings class: each is refused in one sentence, before anything is done.
+"""Wrong calls of every public function and settings class: each is refused in one sentence,
+before anything is done.
 
-The calls are drawn from the signatures: a valid call with one thing wrong, of another kind, out of range, misspelt, missing or
-too many. What a value must not be is written here from what its annotation means to a reader, not with the package's own checks.
+The calls are drawn from the signatures: a valid call with one thing wrong, of another kind, out
+of range, misspelt, missing or
+too many. What a value must not be is written here from what its annotation means to a reader,
+not with the package's own checks.
 """
+
 import copy
 import importlib
 import inspect
@@ -31,48 +35,95 @@ from fisher_unlearn.data import ImageData, Samples, digest
 from fisher_unlearn.schedule import Schedule
 from fisher_unlearn.train import TrainSettings
 
-ELSEWHERE = {"arguments": "the check itself, which has tests of its own", "cli": "typer checks its arguments, and their values are those of `resolve`",
-             "terminal": "what the command line prints", "start": "the command itself", "passes": "steps of the engine, on what `diag_fisher` has checked"}
+ELSEWHERE = {
+    "arguments": "the check itself, which has tests of its own",
+    "cli": "typer checks its arguments, and their values are those of `resolve`",
+    "terminal": "what the command line prints",
+    "start": "the command itself",
+    "passes": "steps of the engine, on what `diag_fisher` has checked",
+}
 INNER = {  # parts of networks and loops, called for each batch by their owners
-         "Inception", "DenseLayer", "squared_products", "summed_products", "plan", "Plan", "Windows", "Tile", "GradientSquares",
-         "train_epoch", "epoch_batches", "hessian_product", "KeptScores",
-         "read_pair", "read_logits", "check_labels", "place_of", "joined", "Joined",
-         "Stretch", "Pool", "Reader", "Unlearned", "Snapshot",
-         "TrainingRecord", "RunRecord", "ReadoutRecord", "FailureRecord"}  # and what functions return, or `check_record` reads
+    "Inception",
+    "DenseLayer",
+    "squared_products",
+    "summed_products",
+    "plan",
+    "Plan",
+    "Windows",
+    "Tile",
+    "GradientSquares",
+    "train_epoch",
+    "epoch_batches",
+    "hessian_product",
+    "KeptScores",
+    "read_pair",
+    "read_logits",
+    "check_labels",
+    "place_of",
+    "joined",
+    "Joined",
+    "Stretch",
+    "Pool",
+    "Reader",
+    "Unlearned",
+    "Snapshot",
+    "TrainingRecord",
+    "RunRecord",
+    "ReadoutRecord",
+    "FailureRecord",
+}  # and what functions return, or `check_record` reads
 
 
 # ---------------------------------------------------------------- what a valid call is made of
 
+
 def net() -> nn.Module:
     "A network that every method takes."
-    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 3),
+    )
 
 
 def batches() -> list[tuple[Tensor, Tensor]]:
     "Two batches for it."
     numbers = torch.Generator().manual_seed(0)
-    return [(torch.randn(4, 1, 6, 6, generator=numbers), torch.tensor([0, 1, 2, 0])) for _ in range(2)]
+    return [
+        (torch.randn(4, 1, 6, 6, generator=numbers), torch.tensor([0, 1, 2, 0])) for _ in range(2)
+    ]
 
 
 def samples() -> Samples:
     "Twelve images of three classes."
-    images = torch.randint(0, 256, (12, 1, 6, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    return Samples(images, torch.arange(12) % 3, (.5,), (.2,), 6)
+    images = torch.randint(
+        0, 256, (12, 1, 6, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
+    return Samples(images, torch.arange(12) % 3, (0.5,), (0.2,), 6)
 
 
 def images() -> ImageData:
     "A data set of them."
     part = samples()
-    return ImageData("tiny", part, part, ("a", "b", "c"), "made here", digest(part.images, part.labels))
+    return ImageData(
+        "tiny", part, part, ("a", "b", "c"), "made here", digest(part.images, part.labels)
+    )
 
 
 def scores() -> dict[str, Tensor]:
     "A score for each of the network's weights."
-    return {name: torch.rand(p.shape, generator=torch.Generator().manual_seed(0)) for name, p in net().named_parameters()}
+    return {
+        name: torch.rand(p.shape, generator=torch.Generator().manual_seed(0))
+        for name, p in net().named_parameters()
+    }
 
 
 def settings() -> records.RunSettings:
-    "A run that no machine of these tests can do, so that a call that passes its checks ends at once."
+    """A run that no machine of these tests can do, so that a call that passes its checks ends at
+    once."""
     return records.RunSettings(device="cuda", train={"schedule": {"epochs": 1, "drops": []}})
 
 
@@ -83,48 +134,231 @@ def record() -> dict[str, Any]:
 
 
 def history() -> pd.DataFrame:
-    return pd.DataFrame({"epoch": range(4), "unlearn_score": [1., 2., 3., 2.], "remain_acc": [1., 2., 3., 2.]})
+    return pd.DataFrame(
+        {
+            "epoch": range(4),
+            "unlearn_score": [1.0, 2.0, 3.0, 2.0],
+            "remain_acc": [1.0, 2.0, 3.0, 2.0],
+        }
+    )
 
 
 BY_NAME: dict[str, Callable[[], Any]] = {
-    "model": net, "other": net, "original": net, "module": net, "batches": batches, "forget": batches, "remain": batches, "reference": batches, "train": batches,
-    "samples": samples, "images": images, "labels": lambda: torch.arange(12) % 3, "inputs": lambda: batches()[0][0], "scores": scores, "fisher": scores, "gradient": scores,
-    "vector": scores, "tensors": scores, "mask": lambda: {"0.weight": torch.zeros(4, 1, 3, 3, dtype=torch.bool)}, "pool": lambda: masking.candidates(net()),
-    "settings": settings, "options": lambda: unlearn.method_options("fisher_mask"), "record": record, "history": history, "runs": lambda: Path("runs"), "root": lambda: Path("data"),
-    "path": lambda: Path("a") / "b", "folder": lambda: Path("folder"), "output": lambda: Path("out.ipynb"), "ratio": lambda: .1, "seed": lambda: 1, "size": lambda: 4, "name": lambda: "name", "sets": lambda: {"forget": batches()},
-    "classes": lambda: (1,), "which": lambda: 1, "indices": lambda: [1, 2], "n": lambda: 2, "k": lambda: 2, "method": lambda: "fisher_mask", "profile": lambda: "quick", "experiment": lambda: "table1",
-    "logits": lambda: torch.zeros(4, 3), "others": lambda: torch.zeros(4, 3), "rule": noise.NoiseRule, "schedule": Schedule, "epochs": lambda: 1, "text": lambda: "0.5", "claim": lambda: "more", "evidence": lambda: "1 of 1",
-    "key": lambda: "0" * 16, "kind": lambda: "agreement", "classifier": lambda: "5", "rows": lambda: (1,), "epoch": lambda: 0, "steps": lambda: 2, "what": lambda: "thing", "table": lambda: ["name", "other"],
-    "device": lambda: "cpu", "column": lambda: "unlearn_score", "window": lambda: "fine_tuning", "columns": lambda: 3, "num_classes": lambda: 3, "remain_acc": lambda: 50., "forget_acc": lambda: 20.,
-    "images_": lambda: 4, "todo": lambda: [settings()], "way": step.Way, "do": lambda: (lambda: None), "notebook": lambda: Path("no.ipynb"), "parameters": dict, "lacks": list, "holds": lambda: True,
-    "verdicts": list, "records": lambda: [record()], "figure": Figure, "stem": lambda: "table1", "generator": torch.Generator, "where": lambda: torch.ones(2, 2, dtype=torch.bool), "dims": lambda: 1,
-    "start": lambda: 0, "threads": lambda: 1, "weights": lambda: torch.ones(2), "readers": dict, "images_count": lambda: 4, "broken": lambda: torch.tensor(0), "ours": history,
+    "model": net,
+    "other": net,
+    "original": net,
+    "module": net,
+    "batches": batches,
+    "forget": batches,
+    "remain": batches,
+    "reference": batches,
+    "train": batches,
+    "samples": samples,
+    "images": images,
+    "labels": lambda: torch.arange(12) % 3,
+    "inputs": lambda: batches()[0][0],
+    "scores": scores,
+    "fisher": scores,
+    "gradient": scores,
+    "vector": scores,
+    "tensors": scores,
+    "mask": lambda: {"0.weight": torch.zeros(4, 1, 3, 3, dtype=torch.bool)},
+    "pool": lambda: masking.candidates(net()),
+    "settings": settings,
+    "options": lambda: unlearn.method_options("fisher_mask"),
+    "record": record,
+    "history": history,
+    "runs": lambda: Path("runs"),
+    "root": lambda: Path("data"),
+    "path": lambda: Path("a") / "b",
+    "folder": lambda: Path("folder"),
+    "output": lambda: Path("out.ipynb"),
+    "ratio": lambda: 0.1,
+    "seed": lambda: 1,
+    "size": lambda: 4,
+    "name": lambda: "name",
+    "sets": lambda: {"forget": batches()},
+    "classes": lambda: (1,),
+    "which": lambda: 1,
+    "indices": lambda: [1, 2],
+    "n": lambda: 2,
+    "k": lambda: 2,
+    "method": lambda: "fisher_mask",
+    "profile": lambda: "quick",
+    "experiment": lambda: "table1",
+    "logits": lambda: torch.zeros(4, 3),
+    "others": lambda: torch.zeros(4, 3),
+    "rule": noise.NoiseRule,
+    "schedule": Schedule,
+    "epochs": lambda: 1,
+    "text": lambda: "0.5",
+    "claim": lambda: "more",
+    "evidence": lambda: "1 of 1",
+    "key": lambda: "0" * 16,
+    "kind": lambda: "agreement",
+    "classifier": lambda: "5",
+    "rows": lambda: (1,),
+    "epoch": lambda: 0,
+    "steps": lambda: 2,
+    "what": lambda: "thing",
+    "table": lambda: ["name", "other"],
+    "device": lambda: "cpu",
+    "column": lambda: "unlearn_score",
+    "window": lambda: "fine_tuning",
+    "columns": lambda: 3,
+    "num_classes": lambda: 3,
+    "remain_acc": lambda: 50.0,
+    "forget_acc": lambda: 20.0,
+    "images_": lambda: 4,
+    "todo": lambda: [settings()],
+    "way": step.Way,
+    "do": lambda: lambda: None,
+    "notebook": lambda: Path("no.ipynb"),
+    "parameters": dict,
+    "lacks": list,
+    "holds": lambda: True,
+    "verdicts": list,
+    "records": lambda: [record()],
+    "figure": Figure,
+    "stem": lambda: "table1",
+    "generator": torch.Generator,
+    "where": lambda: torch.ones(2, 2, dtype=torch.bool),
+    "dims": lambda: 1,
+    "start": lambda: 0,
+    "threads": lambda: 1,
+    "weights": lambda: torch.ones(2),
+    "readers": dict,
+    "images_count": lambda: 4,
+    "broken": lambda: torch.tensor(0),
+    "ours": history,
 }
 
 OWN: dict[str, dict[str, Callable[[], Any]]] = {  # where a name means something else
-    "data.check_images": {"images": lambda: samples().images}, "data.pad_or_resize": {"images": lambda: samples().images}, "data.Samples": {"images": lambda: samples().images, "mean": lambda: (.5,), "std": lambda: (.2,)},
-    "data.ImageData": {"train": samples, "test": samples, "classes": lambda: ("a", "b", "c"), "source": lambda: "here", "digest": lambda: "0"}, "data.load_images": {"name": lambda: "digits"},
-    "data.digest": {"tensors": lambda: torch.ones(2)}, "forget.ForgetRequest": {"train": samples, "forget": samples, "remain": samples, "test_forget": samples, "test_remain": samples, "kind": lambda: "class",
-                                                                              "forget_indices": lambda: torch.arange(2), "remain_indices": lambda: torch.arange(2), "digest": lambda: "0"},
-    "models.min_size": {"name": lambda: "resnet20"}, "models.build_model": {"name": lambda: "resnet20"}, "models.check_batch": {"labels": lambda: batches()[0][1]}, "step.choose_way": {"labels": lambda: batches()[0][1], "ways": lambda: [step.Way()]},
-    "metrics.mean_and_deviation": {"runs": lambda: pd.DataFrame({"a": [1., 2.]})}, "metrics.refuse_broken": {"images": lambda: 4}, "influence.forget_gradient": {"images": lambda: 8}, "influence.lissa": {"epochs": lambda: 1, "scale": lambda: 20.},
-    "noise.noise_moments": {"fisher": lambda: torch.ones(2), "rows": lambda: ()}, "noise.add_noise_": {"fisher": lambda: {n: p.detach() ** 2 for n, p in net().named_parameters()}},
-    "readouts.Agreement": {"divergence": lambda: .1, "same_top1": lambda: 50., "images": lambda: 4}, "readouts.Relearned": {"cap": lambda: 3, "threshold": lambda: .1, "losses": history},
-    "readouts.relearn_time": {"settings": lambda: TrainSettings(Schedule(epochs=1, drops=()), select="last"), "cap": lambda: 1}, "train.train_model": {"samples": batches, "settings": lambda: TrainSettings(Schedule(epochs=1, drops=()), select="last")},
-    "unlearn.unlearn": {"remain": batches}, "unlearn.finetune": {}, "unlearn.tfidf": {"options": lambda: unlearn.method_options("tfidf", reference=batches())}, "unlearn.influence": {"options": lambda: unlearn.method_options("influence", reference=batches(), lissa_epochs=1)},
-    "unlearn.mask_classifier": {"options": lambda: unlearn.method_options("mask_classifier", classes=(1,))}, "unlearn.fisher_noise": {"options": lambda: unlearn.method_options("fisher_noise", classes=(1,))},
-    "unlearn.retrain": {"options": lambda: unlearn.method_options("retrain", build=net)}, "unlearn.activation_mask": {"options": lambda: unlearn.method_options("activation_mask")},
-    "unlearn.Unlearned": {"mask": dict, "changed": history, "steps": history, "seconds": dict, "history": history}, "fisher.rebatch": {"size": lambda: 3}, "tfidf.tfidf_scores": {"classes": lambda: (1,)},
-    "activation.read_channels": {"readers": lambda: graph.find_readers(net())}, "activation.mean_activations": {"readers": lambda: graph.find_readers(net())}, "masking.Stretch": {"name": lambda: "0.bias"},
-    "masking.Pool": {"unit": lambda: "weight", "shapes": lambda: {"0.weight": torch.Size((4, 1, 3, 3))}, "followers": dict}, "masking.masked_rows": {"mask": lambda: {"5.weight": torch.zeros(3, 4, dtype=torch.bool)}, "name": lambda: "5", "rows": lambda: 3},
-    "grid.sweep": {"axes": lambda: [{"seed": 1}]}, "grid.cast": {"methods": lambda: "finetune"}, "grid.find_notebook": {"name": lambda: "table1"}, "grid.label": {}, "grid.plan": {"settings": lambda: [settings()]}, "grid.as_done": {"settings": lambda: [settings()]},
-    "grid.complete": {"settings": lambda: [settings()]}, "report.keep": {"table": history, "text": lambda: "text", "stem": lambda: "x"}, "report.beside": {"table": lambda: 1}, "report.printable": {"table": history},
-    "report.summary": {"runs": history}, "report.Verdict": {"outcome": lambda: "holds"}, "schedule.replay": {"epochs": lambda: 2}, "squares.scoring": {}, "train.save_tensors": {"metadata": lambda: "text"}, "records.write_record": {"record": dict},
-    "train.shows_bar": {"progress": lambda: "none"}, "step.allowed_ways": {"compile": lambda: False, "precision": lambda: "float32"}, "train.load_weights": {}, "run.write_failure": {"error": lambda: ValueError("x")}, "run.with_readouts": {},
-    "grid.in_notebook": {"wait": lambda: False}, "parameters.by_first_name": {"marks": lambda: {"0.bias": torch.zeros(4, dtype=torch.bool)}},
-    "batches.read_pair": {"batch": lambda: batches()[0]}, "parameters.place_of": {"tensor": lambda: torch.ones(2)}, "records.strangers": {"request": lambda: "class"}, "notebook.check_parameters": {"namespace": dict},
-    "draws.seeded_draws": {"generators": torch.Generator}, "train.tensors_digest": {"metadata": dict}, "train.keep_freed_memory": {}, "atomic.write_whole": {"write": lambda: (lambda path: None)},
-    "notebook.failures": {"executed": lambda: Path("no.ipynb")}, "grid.parameters": {}, "cluster.on_ray": {"todo": list}, "report.histories": {}, "grid.attempt": {},
+    "data.check_images": {"images": lambda: samples().images},
+    "data.pad_or_resize": {"images": lambda: samples().images},
+    "data.Samples": {
+        "images": lambda: samples().images,
+        "mean": lambda: (0.5,),
+        "std": lambda: (0.2,),
+    },
+    "data.ImageData": {
+        "train": samples,
+        "test": samples,
+        "classes": lambda: ("a", "b", "c"),
+        "source": lambda: "here",
+        "digest": lambda: "0",
+    },
+    "data.load_images": {"name": lambda: "digits"},
+    "data.digest": {"tensors": lambda: torch.ones(2)},
+    "forget.ForgetRequest": {
+        "train": samples,
+        "forget": samples,
+        "remain": samples,
+        "test_forget": samples,
+        "test_remain": samples,
+        "kind": lambda: "class",
+        "forget_indices": lambda: torch.arange(2),
+        "remain_indices": lambda: torch.arange(2),
+        "digest": lambda: "0",
+    },
+    "models.min_size": {"name": lambda: "resnet20"},
+    "models.build_model": {"name": lambda: "resnet20"},
+    "models.check_batch": {"labels": lambda: batches()[0][1]},
+    "step.choose_way": {"labels": lambda: batches()[0][1], "ways": lambda: [step.Way()]},
+    "metrics.mean_and_deviation": {"runs": lambda: pd.DataFrame({"a": [1.0, 2.0]})},
+    "metrics.refuse_broken": {"images": lambda: 4},
+    "influence.forget_gradient": {"images": lambda: 8},
+    "influence.lissa": {"epochs": lambda: 1, "scale": lambda: 20.0},
+    "noise.noise_moments": {"fisher": lambda: torch.ones(2), "rows": lambda: ()},
+    "noise.add_noise_": {
+        "fisher": lambda: {n: p.detach() ** 2 for n, p in net().named_parameters()}
+    },
+    "readouts.Agreement": {
+        "divergence": lambda: 0.1,
+        "same_top1": lambda: 50.0,
+        "images": lambda: 4,
+    },
+    "readouts.Relearned": {"cap": lambda: 3, "threshold": lambda: 0.1, "losses": history},
+    "readouts.relearn_time": {
+        "settings": lambda: TrainSettings(Schedule(epochs=1, drops=()), select="last"),
+        "cap": lambda: 1,
+    },
+    "train.train_model": {
+        "samples": batches,
+        "settings": lambda: TrainSettings(Schedule(epochs=1, drops=()), select="last"),
+    },
+    "unlearn.unlearn": {"remain": batches},
+    "unlearn.finetune": {},
+    "unlearn.tfidf": {"options": lambda: unlearn.method_options("tfidf", reference=batches())},
+    "unlearn.influence": {
+        "options": lambda: unlearn.method_options("influence", reference=batches(), lissa_epochs=1)
+    },
+    "unlearn.mask_classifier": {
+        "options": lambda: unlearn.method_options("mask_classifier", classes=(1,))
+    },
+    "unlearn.fisher_noise": {
+        "options": lambda: unlearn.method_options("fisher_noise", classes=(1,))
+    },
+    "unlearn.retrain": {"options": lambda: unlearn.method_options("retrain", build=net)},
+    "unlearn.activation_mask": {"options": lambda: unlearn.method_options("activation_mask")},
+    "unlearn.Unlearned": {
+        "mask": dict,
+        "changed": history,
+        "steps": history,
+        "seconds": dict,
+        "history": history,
+    },
+    "fisher.rebatch": {"size": lambda: 3},
+    "tfidf.tfidf_scores": {"classes": lambda: (1,)},
+    "activation.read_channels": {"readers": lambda: graph.find_readers(net())},
+    "activation.mean_activations": {"readers": lambda: graph.find_readers(net())},
+    "masking.Stretch": {"name": lambda: "0.bias"},
+    "masking.Pool": {
+        "unit": lambda: "weight",
+        "shapes": lambda: {"0.weight": torch.Size((4, 1, 3, 3))},
+        "followers": dict,
+    },
+    "masking.masked_rows": {
+        "mask": lambda: {"5.weight": torch.zeros(3, 4, dtype=torch.bool)},
+        "name": lambda: "5",
+        "rows": lambda: 3,
+    },
+    "grid.sweep": {"axes": lambda: [{"seed": 1}]},
+    "grid.cast": {"methods": lambda: "finetune"},
+    "grid.find_notebook": {"name": lambda: "table1"},
+    "grid.label": {},
+    "grid.plan": {"settings": lambda: [settings()]},
+    "grid.as_done": {"settings": lambda: [settings()]},
+    "grid.complete": {"settings": lambda: [settings()]},
+    "report.keep": {"table": history, "text": lambda: "text", "stem": lambda: "x"},
+    "report.beside": {"table": lambda: 1},
+    "report.printable": {"table": history},
+    "report.summary": {"runs": history},
+    "report.Verdict": {"outcome": lambda: "holds"},
+    "schedule.replay": {"epochs": lambda: 2},
+    "squares.scoring": {},
+    "train.save_tensors": {"metadata": lambda: "text"},
+    "records.write_record": {"record": dict},
+    "train.shows_bar": {"progress": lambda: "none"},
+    "step.allowed_ways": {"compile": lambda: False, "precision": lambda: "float32"},
+    "train.load_weights": {},
+    "run.write_failure": {"error": lambda: ValueError("x")},
+    "run.with_readouts": {},
+    "grid.in_notebook": {"wait": lambda: False},
+    "parameters.by_first_name": {"marks": lambda: {"0.bias": torch.zeros(4, dtype=torch.bool)}},
+    "batches.read_pair": {"batch": lambda: batches()[0]},
+    "parameters.place_of": {"tensor": lambda: torch.ones(2)},
+    "records.strangers": {"request": lambda: "class"},
+    "notebook.check_parameters": {"namespace": dict},
+    "draws.seeded_draws": {"generators": torch.Generator},
+    "train.tensors_digest": {"metadata": dict},
+    "train.keep_freed_memory": {},
+    "atomic.write_whole": {"write": lambda: lambda path: None},
+    "notebook.failures": {"executed": lambda: Path("no.ipynb")},
+    "grid.parameters": {},
+    "cluster.on_ray": {"todo": list},
+    "report.histories": {},
+    "grid.attempt": {},
 }
 
 
@@ -138,7 +372,11 @@ def public() -> dict[str, Any]:
         module = importlib.import_module(f"fisher_unlearn.{name}")
         for each in module.__all__:
             thing = getattr(module, each)
-            plain = inspect.isfunction(thing) or inspect.isclass(thing) and not issubclass(thing, (BaseException, Mapping))
+            plain = (
+                inspect.isfunction(thing)
+                or inspect.isclass(thing)
+                and not issubclass(thing, (BaseException, Mapping))
+            )
             if plain and thing.__module__ == module.__name__ and each not in INNER:
                 found[f"{name}.{each}"] = thing
     return found
@@ -148,18 +386,27 @@ def parameters(where: str) -> dict[str, inspect.Parameter]:
     "The parameters of a function or class; pydantic's models take values by name only."
     thing = public()[where]
     model = inspect.isclass(thing) and issubclass(thing, BaseModel)
-    return {n: p for n, p in inspect.signature(thing).parameters.items() if not (model and p.kind is p.VAR_POSITIONAL)}
+    return {
+        n: p
+        for n, p in inspect.signature(thing).parameters.items()
+        if not (model and p.kind is p.VAR_POSITIONAL)
+    }
 
 
 def hints(where: str) -> dict[str, Any]:
     "The annotation of each parameter."
     thing = public()[where]
-    known = get_type_hints(thing) if not inspect.isclass(thing) or is_dataclass(thing) or issubclass(thing, BaseModel) else get_type_hints(thing.__init__)
+    known = (
+        get_type_hints(thing)
+        if not inspect.isclass(thing) or is_dataclass(thing) or issubclass(thing, BaseModel)
+        else get_type_hints(thing.__init__)
+    )
     return {name: known.get(name, Any) for name in parameters(where)}
 
 
 def valid(where: str, name: str) -> Any:
-    "A valid value of a parameter that has no default, or whose default is not what the call is to be made with."
+    """A valid value of a parameter that has no default, or whose default is not what the call is
+    to be made with."""
     make = OWN.get(where, {}).get(name) or BY_NAME.get(name) or _plain(hints(where)[name])
     assert make, f"tests/test_calls.py needs a valid value for `{name}` of {where}"
     return make()
@@ -169,7 +416,20 @@ def _plain(annotation: Any) -> Callable[[], Any] | None:
     "What makes a value of a simple annotation."
     if get_origin(annotation) in (Union, types.UnionType, Annotated):
         return _plain(get_args(annotation)[0])
-    kinds = {Tensor: lambda: torch.ones(2), int: lambda: 1, float: lambda: .5, str: lambda: "x", bool: lambda: False, Path: lambda: Path("x"), nn.Module: net, dict: dict, Mapping: dict, list: list, tuple: tuple, Any: lambda: 0}
+    kinds = {
+        Tensor: lambda: torch.ones(2),
+        int: lambda: 1,
+        float: lambda: 0.5,
+        str: lambda: "x",
+        bool: lambda: False,
+        Path: lambda: Path("x"),
+        nn.Module: net,
+        dict: dict,
+        Mapping: dict,
+        list: list,
+        tuple: tuple,
+        Any: lambda: 0,
+    }
     return kinds.get(get_origin(annotation) or annotation)
 
 
@@ -179,23 +439,52 @@ def call_of(where: str) -> tuple[list[Any], dict[str, Any]]:
     for name, parameter in parameters(where).items():
         if parameter.kind is parameter.VAR_POSITIONAL:
             args = [kwargs.pop(n) for n in list(kwargs)] + [valid(where, name)]
-        elif parameter.kind is not parameter.VAR_KEYWORD and (parameter.default is parameter.empty or name in OWN.get(where, {})):
+        elif parameter.kind is not parameter.VAR_KEYWORD and (
+            parameter.default is parameter.empty or name in OWN.get(where, {})
+        ):
             kwargs[name] = valid(where, name)
     return args, kwargs
 
 
 # ---------------------------------------------------------------- what a wrong one is
 
+
 class Thing:
     "An object that is nothing that any function takes."
+
     def __repr__(self) -> str:
         return "<a thing>"
 
 
 NUMBERS = ["3", True, None, math.nan, math.inf, -math.inf, [1], 1j, 2**70, 10**400, Thing()]
 ODD = [3.5, "no such thing", Thing(), b"bytes", {"a": "b"}, None]
-LOADERS = [3, "abc", None, Thing(), [3], [("a", "b")], [(torch.zeros(2, 1, 6, 6),)], [(torch.zeros(2, 1, 6, 6), torch.zeros(3, dtype=torch.long))], [], [(torch.zeros(0, 1, 6, 6), torch.zeros(0, dtype=torch.long))],
-           [(torch.zeros(2, 1, 6, 6), torch.tensor([0, 77]))], [(torch.zeros(2, 1, 6, 6), torch.tensor([0, -1]))]]
+LOADERS = [
+    3,
+    "abc",
+    None,
+    Thing(),
+    [3],
+    [("a", "b")],
+    [(torch.zeros(2, 1, 6, 6),)],
+    [(torch.zeros(2, 1, 6, 6), torch.zeros(3, dtype=torch.long))],
+    [],
+    [(torch.zeros(0, 1, 6, 6), torch.zeros(0, dtype=torch.long))],
+    [(torch.zeros(2, 1, 6, 6), torch.tensor([0, 77]))],
+    [(torch.zeros(2, 1, 6, 6), torch.tensor([0, -1]))],
+]
+
+
+WRONG = {
+    bool: [3, "yes", None, [True], Thing()],
+    int: [*NUMBERS, 2.5],
+    float: [n for n in NUMBERS if n not in (2**70,)],
+    str: [3, None, True, b"x", ["x"], Thing()],
+    Path: [3, None, [], 1.5, Thing()],
+    Literal: ["no such thing", 3, [], None, Thing()],
+    Callable: [3, "abc", None],
+    **dict.fromkeys((tuple, list, Sequence), [3, "abc", None, Thing(), [Thing()], [None]]),
+    Any: [],
+}
 
 
 def wrong_for(annotation: Any) -> list[Any]:
@@ -205,36 +494,25 @@ def wrong_for(annotation: Any) -> list[Any]:
         return wrong_for(inner[0])
     if origin in (Union, types.UnionType):
         return _wrong_for_all(inner)
-    if annotation is bool:
-        return [3, "yes", None, [True], Thing()]
-    if annotation is int:
-        return [*NUMBERS, 2.5]
-    if annotation is float:
-        return [n for n in NUMBERS if n not in (2**70,)]
-    if annotation is str:
-        return [3, None, True, b"x", ["x"], Thing()]
-    if origin is Literal:
-        return ["no such thing", 3, [], None, Thing()]
-    if annotation is Path:
-        return [3, None, [], 1.5, Thing()]
-    if origin in (tuple, list, Sequence):
-        return [3, "abc", None, Thing(), [Thing()], [None]]
     if origin in (dict, Mapping):
-        return [3, "abc", None, Thing(), {1: Thing()}, *([] if inner[1] is Any else [{"a": Thing()}])]
+        values = [] if inner[1] is Any else [{"a": Thing()}]
+        return [3, "abc", None, Thing(), {1: Thing()}, *values]
     if origin is Iterable:
-        return LOADERS if get_args(inner[0]) and get_origin(inner[0]) is tuple else [3, "abc", None, Thing(), [Thing()]]
-    if origin is Callable:
-        return [3, "abc", None]
-    if annotation is Any or not isinstance(annotation, type):
-        return []
-    return ODD
+        pairs = get_args(inner[0]) and get_origin(inner[0]) is tuple
+        return LOADERS if pairs else [3, "abc", None, Thing(), [Thing()]]
+    kind = origin or annotation
+    return WRONG.get(kind, ODD if isinstance(annotation, type) else [])
 
 
 def _wrong_for_all(kinds: Sequence[Any]) -> list[Any]:
     "Values that none of several annotations can mean."
     lists = [wrong_for(kind) for kind in kinds if kind is not type(None)]
     known = [{_say(value) for value in values} for values in lists]
-    rest = [value for value in lists[0] if all(_say(value) in names for names in known)] if lists else []
+    rest = (
+        [value for value in lists[0] if all(_say(value) in names for names in known)]
+        if lists
+        else []
+    )
     if Path in kinds:
         rest = [3, 1.5, [], Thing()]
     if {int, str} <= set(kinds):
@@ -274,9 +552,12 @@ def attempt(where: str, name: str, value: Any, what: str) -> Exception | None:
             args.pop(0)
     elif what == "too many":
         args, kwargs = [*kwargs.values(), *([Thing()] * 40)], {}
-    elif name in parameters(where) and parameters(where)[name].kind is inspect.Parameter.VAR_POSITIONAL:
+    elif (
+        name in parameters(where)
+        and parameters(where)[name].kind is inspect.Parameter.VAR_POSITIONAL
+    ):
         args[-1] = value
-    elif args and name in list(parameters(where))[:len(args) - 1]:
+    elif args and name in list(parameters(where))[: len(args) - 1]:
         args[list(parameters(where)).index(name)] = value
     else:
         kwargs[name] = copy.copy(value)
@@ -287,16 +568,24 @@ def attempt(where: str, name: str, value: Any, what: str) -> Exception | None:
         elif hasattr(result, "__enter__") and hasattr(result, "gen"):
             with result:
                 pass
-    except Exception as error:  # whatever it is: that is what is looked at
+    except Exception as error:  # noqa: BLE001  # whatever it is: that is what is looked at
         return error
     return None
 
 
 # ---------------------------------------------------------------- what is asked of the answer
 
-JARGON = re.compile("not supported between|too many values|not enough values|object is not|NoneType|has no attribute|unexpected keyword|positional argument.* but|not subscriptable|not callable|"
-                    "unhashable|could not convert|can't convert|cannot convert|must be real number|invalid literal|expected str|not iterable|__init__|validation error|pydantic|"
-                    "__class__|object at 0x|out of range for|indices must be|unsupported operand|can't multiply|__len__|argument '|should be a", re.IGNORECASE)
+JARGON = re.compile(
+    "not supported between|too many values|not enough values|object is "
+    "not|NoneType|has no attribute|unexpected keyword|positional argument.* but|not "
+    "subscriptable|not callable|"
+    "unhashable|could not convert|can't convert|cannot convert|must be real "
+    "number|invalid literal|expected str|not iterable|__init__|validation "
+    "error|pydantic|"
+    "__class__|object at 0x|out of range for|indices must be|unsupported operand|can't "
+    "multiply|__len__|argument '|should be a",
+    re.IGNORECASE,
+)
 KINDS = (TypeError, ValueError, OSError, FloatingPointError)
 
 
@@ -313,20 +602,40 @@ def fault(where: str, name: str, value: Any, what: str) -> str | None:
     return None
 
 
-# What is taken on purpose, though it is of the odd kind: (function, parameter, value), each a pattern.
+# What is taken on purpose, though it is of the odd kind: (function, parameter, value), each a
+# pattern.
 ACCEPTED: list[tuple[str, str, str]] = [
     (r"records\.\w+Settings", ".*", r"'3'|'yes'|b'x'"),  # as a command line gives them
-    (r"influence\.count_images|activation\.mean_activations", "batches", r"\["),  # labels aren't read, none is a number
-    (r"(train\.trainable_batches|draws\.samples_digest)", "batches", r"\["),  # they are checked before, by `check_batches`
-    (r"unlearn\.(\w+_mask|mask_\w+|finetune|retrain|fisher_noise|influence)", "forget|remain", r"\["),  # what a method reads, `unlearn` has checked
+    (
+        r"influence\.count_images|activation\.mean_activations",
+        "batches",
+        r"\[",
+    ),  # labels aren't read, none is a number
+    (
+        r"(train\.trainable_batches|draws\.samples_digest)",
+        "batches",
+        r"\[",
+    ),  # they are checked before, by `check_batches`
+    (
+        r"unlearn\.(\w+_mask|mask_\w+|finetune|retrain|fisher_noise|influence)",
+        "forget|remain",
+        r"\[",
+    ),  # what a method reads, `unlearn` has checked
     (r"unlearn\.MethodOptions", "reference", r"\["),  # likewise
-    (r"fisher\.(rebatch|rank_batches)", "batches", r"\["),  # streams: they are read later, by whoever checks them
+    (
+        r"fisher\.(rebatch|rank_batches)",
+        "batches",
+        r"\[",
+    ),  # streams: they are read later, by whoever checks them
     (r"grid\.needed|grid\.sweep", ".*_", "None"),  # None means that a parameter was not given
 ]
 
 
 def accepted(where: str, name: str, value: Any, what: str) -> bool:
-    return any(re.fullmatch(f, where) and re.fullmatch(p, name) and re.match(v, _say(value)) for f, p, v in ACCEPTED)
+    return any(
+        re.fullmatch(f, where) and re.fullmatch(p, name) and re.match(v, _say(value))
+        for f, p, v in ACCEPTED
+    )
 
 
 def all_slips() -> list[tuple[str, str, Any, str]]:
@@ -345,11 +654,19 @@ def nowhere(tmp_path, monkeypatch):
 
 def test_500_wrong_calls_are_one_sentence_each(capsys):
     drawn = random.Random(0).sample(all_slips(), 500)
-    faults = [f"{where}({name}={_say(value)}; {what}): {found}" for where, name, value, what in drawn if (found := fault(where, name, value, what))]
+    faults = [
+        f"{where}({name}={_say(value)}; {what}): {found}"
+        for where, name, value, what in drawn
+        if (found := fault(where, name, value, what))
+    ]
     assert not faults, "\n".join([f"{len(faults)} of {len(drawn)}", *faults])
 
 
 @pytest.mark.slow
 def test_all_wrong_calls_are_one_sentence_each(capsys):
-    faults = [f"{where}({name}={_say(value)}; {what}): {found}" for where, name, value, what in all_slips() if (found := fault(where, name, value, what))]
+    faults = [
+        f"{where}({name}={_say(value)}; {what}): {found}"
+        for where, name, value, what in all_slips()
+        if (found := fault(where, name, value, what))
+    ]
     assert not faults, "\n".join([f"{len(faults)} faults", *faults])

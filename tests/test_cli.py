@@ -1,4 +1,5 @@
 "What the command takes, refuses and returns, in this process."
+
 from pathlib import Path
 
 import nbformat
@@ -13,71 +14,140 @@ from fisher_unlearn.report import restore
 FIGURES = Path(fisher_unlearn.__file__).parent.parent / "figures"
 
 
-def command(*words): return CliRunner(env={"COLUMNS": "300", "NO_COLOR": "1", "TERM": "dumb"}).invoke(cli.app, words)
+def command(*words):
+    return CliRunner(env={"COLUMNS": "300", "NO_COLOR": "1", "TERM": "dumb"}).invoke(cli.app, words)
 
 
-@pytest.mark.parametrize("words, message", [
-    (["unlearn", "--epochs", "6", "--set", "epochs=5"], "`epochs` is given twice, as 6 and as 5"),
-    (["unlearn", "--set", "epochs=6", "--set", "epochs=5"], "`epochs` is given twice, as 6 and as 5"),
-    (["unlearn", "--ratio", "0.1", "--set", "ratio=.2"], "`ratio` is given twice"),
-    (["unlearn", "--classes", "0", "--samples", "3"], "`classes` has no meaning for the request 'samples'"),
-    (["unlearn", "--classes", "0", "--request", "random"], "`classes` has no meaning for the request 'random'"),
-    (["unlearn", "--count", "5"], "`count` has no meaning for the request 'class'"),
-    (["unlearn", "--mislabel-ratio", "0.1"], "`mislabel_ratio` has no meaning for the request 'class'"),
-    (["unlearn", "--request", "samples", "--samples", "3", "--set", "classes=[0]"], "`classes` has no meaning for the request 'samples'"),
-    (["unlearn", "--set", "profile=cpu"], "give --profile cpu in place of --set profile=cpu"),
-    (["unlearn", "--set", "runs=x"], "give --runs x"),
-    (["unlearn", "--set", "epochs=true"], "`epochs` is True"),
-    (["unlearn", "--set", "lr=yes"], "`lr` is True"),
-    (["unlearn", "--set", "samples=[true]", "--request", "samples"], "`samples` is [True]"),
-    (["table5", "--profile", "cpu", "--set", "profile=quick"], "give --profile quick"),
-    (["table5", "--set", "on=none"], "give --on none"),
-    (["table5", "--set", "figures=x"], "give --figures x"),
-    (["table5", "--set", "seeds=[1]", "--set", "seeds=[2]"], "`seeds` is given twice"),
-    (["table5", "--address", "auto"], "`--address` is for runs on a Ray cluster"),
-    (["table5", "--gpu-share", ".5"], "`--gpu-share` is for runs on a Ray cluster"),
-    (["plan", "table1", "--set", "seeds=666"], "`seeds` is 666"),
-    (["plan", "table1", "--set", "seeds=[]"], "`seeds` is empty"),
-    (["plan", "table1", "--set", "seeds=[x]"], "`seeds"),
-    (["plan", "table1", "--set", "profile=cpu"], "give --profile cpu"),
-    (["plan", "table1", "--set", "experiment=x"], "unknown parameter 'experiment'"),
-    (["status", "table1", "--set", "seeds=[1]", "--set", "seeds=[2]"], "`seeds` is given twice"),
-])
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (
+            ["unlearn", "--epochs", "6", "--set", "epochs=5"],
+            "`epochs` is given twice, as 6 and as 5",
+        ),
+        (
+            ["unlearn", "--set", "epochs=6", "--set", "epochs=5"],
+            "`epochs` is given twice, as 6 and as 5",
+        ),
+        (["unlearn", "--ratio", "0.1", "--set", "ratio=.2"], "`ratio` is given twice"),
+        (
+            ["unlearn", "--classes", "0", "--samples", "3"],
+            "`classes` has no meaning for the request 'samples'",
+        ),
+        (
+            ["unlearn", "--classes", "0", "--request", "random"],
+            "`classes` has no meaning for the request 'random'",
+        ),
+        (["unlearn", "--count", "5"], "`count` has no meaning for the request 'class'"),
+        (
+            ["unlearn", "--mislabel-ratio", "0.1"],
+            "`mislabel_ratio` has no meaning for the request 'class'",
+        ),
+        (
+            ["unlearn", "--request", "samples", "--samples", "3", "--set", "classes=[0]"],
+            "`classes` has no meaning for the request 'samples'",
+        ),
+        (["unlearn", "--set", "profile=cpu"], "give --profile cpu in place of --set profile=cpu"),
+        (["unlearn", "--set", "runs=x"], "give --runs x"),
+        (["unlearn", "--set", "epochs=true"], "`epochs` is True"),
+        (["unlearn", "--set", "lr=yes"], "`lr` is True"),
+        (["unlearn", "--set", "samples=[true]", "--request", "samples"], "`samples` is [True]"),
+        (["table5", "--profile", "cpu", "--set", "profile=quick"], "give --profile quick"),
+        (["table5", "--set", "on=none"], "give --on none"),
+        (["table5", "--set", "figures=x"], "give --figures x"),
+        (["table5", "--set", "seeds=[1]", "--set", "seeds=[2]"], "`seeds` is given twice"),
+        (["table5", "--address", "auto"], "`--address` is for runs on a Ray cluster"),
+        (["table5", "--gpu-share", ".5"], "`--gpu-share` is for runs on a Ray cluster"),
+        (["plan", "table1", "--set", "seeds=666"], "`seeds` is 666"),
+        (["plan", "table1", "--set", "seeds=[]"], "`seeds` is empty"),
+        (["plan", "table1", "--set", "seeds=[x]"], "`seeds"),
+        (["plan", "table1", "--set", "profile=cpu"], "give --profile cpu"),
+        (["plan", "table1", "--set", "experiment=x"], "unknown parameter 'experiment'"),
+        (
+            ["status", "table1", "--set", "seeds=[1]", "--set", "seeds=[2]"],
+            "`seeds` is given twice",
+        ),
+    ],
+)
 def test_contradictions_and_nonsense_are_refused_in_one_line(words, message, tmp_path):
     refused = command(*words, "--runs", str(tmp_path / "runs"))
-    assert refused.exit_code == 2 and message in refused.output and refused.output.count("\n") == 1 and not list(tmp_path.iterdir())
+    assert (
+        refused.exit_code == 2
+        and message in refused.output
+        and refused.output.count("\n") == 1
+        and not list(tmp_path.iterdir())
+    )
 
 
 def test_the_same_value_twice_is_no_contradiction():
-    assert cli._further(["epochs=6", "epochs=6"], {"epochs": 6}, ["epochs"], "parameter") == {"epochs": 6}
+    assert cli._further(["epochs=6", "epochs=6"], {"epochs": 6}, ["epochs"], "parameter") == {
+        "epochs": 6
+    }
 
 
-@pytest.mark.parametrize("words", [["plan", "table1", "--runs", ""], ["status", "table1", "--root", " "], ["unlearn", "--runs", ""], ["quickstart", "--figures", ""], ["table1", "--runs", ""], ["restore", ""], ["data", "--root", ""]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["plan", "table1", "--runs", ""],
+        ["status", "table1", "--root", " "],
+        ["unlearn", "--runs", ""],
+        ["quickstart", "--figures", ""],
+        ["table1", "--runs", ""],
+        ["restore", ""],
+        ["data", "--root", ""],
+    ],
+)
 def test_an_empty_path_is_not_the_working_folder(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     refused = command(*words)
-    assert refused.exit_code == 2 and "a path is empty" in refused.output and refused.output.count("\n") == 1 and not list(tmp_path.iterdir())
+    assert (
+        refused.exit_code == 2
+        and "a path is empty" in refused.output
+        and refused.output.count("\n") == 1
+        and not list(tmp_path.iterdir())
+    )
 
 
 def test_an_index_as_text_is_the_index():
-    keys = {run_key(resolve("quick", request="poison", target=target, device="cpu")) for target in (3, "3")}
+    keys = {
+        run_key(resolve("quick", request="poison", target=target, device="cpu"))
+        for target in (3, "3")
+    }
     assert len(keys) == 1
 
 
 def notebook_that_says(*lines):
     "In place of `execute`: it leaves a notebook that printed some lines."
+
     def execute(notebook, output, parameters):
-        cell = nbformat.v4.new_code_cell("", outputs=[nbformat.v4.new_output("stream", text="\n".join(lines) + "\n")])
+        cell = nbformat.v4.new_code_cell(
+            "", outputs=[nbformat.v4.new_output("stream", text="\n".join(lines) + "\n")]
+        )
         nbformat.write(nbformat.v4.new_notebook(cells=[cell]), output)
+
     return execute
 
 
 def test_a_table_some_of_whose_runs_failed_ends_with_1(tmp_path, monkeypatch):
     places = ["--runs", str(tmp_path / "runs"), "--figures", str(tmp_path / "figures")]
-    monkeypatch.setattr(cli, "execute", notebook_that_says("--- one", "failed: digits resnet20 666: finetune: training diverged", "12 of 13 runs are done."))
+    monkeypatch.setattr(
+        cli,
+        "execute",
+        notebook_that_says(
+            "--- one",
+            "failed: digits resnet20 666: finetune: training diverged",
+            "12 of 13 runs are done.",
+        ),
+    )
     failed = command("table1", *places)
-    assert failed.exit_code == 1 and "1 run failed" in failed.output and "the same command tries again" in failed.output
-    monkeypatch.setattr(cli, "execute", notebook_that_says("13 of 13 runs are done.", "none failed: good"))
+    assert (
+        failed.exit_code == 1
+        and "1 run failed" in failed.output
+        and "the same command tries again" in failed.output
+    )
+    monkeypatch.setattr(
+        cli, "execute", notebook_that_says("13 of 13 runs are done.", "none failed: good")
+    )
     assert command("table1", *places).exit_code == 0
 
 
@@ -85,7 +155,25 @@ def test_a_table_some_of_whose_runs_failed_ends_with_1(tmp_path, monkeypatch):
 def test_who_only_looks_writes_nothing_among_the_runs(tmp_path):
     "Finished runs may lie where nothing can be written: not even a test of that is made there."
     restore(FIGURES / "cpu" / "figure4.parquet", tmp_path / "runs", tmp_path / "data")
-    stamps = {path: path.stat().st_mtime_ns for path in [tmp_path / "runs", *(tmp_path / "runs").rglob("*")]}
-    done = command("figure4", "--profile", "cpu", "--set", "seeds=[666]", "--on", "none", "--runs", str(tmp_path / "runs"), "--figures", str(tmp_path / "figures"))
+    stamps = {
+        path: path.stat().st_mtime_ns
+        for path in [tmp_path / "runs", *(tmp_path / "runs").rglob("*")]
+    }
+    done = command(
+        "figure4",
+        "--profile",
+        "cpu",
+        "--set",
+        "seeds=[666]",
+        "--on",
+        "none",
+        "--runs",
+        str(tmp_path / "runs"),
+        "--figures",
+        str(tmp_path / "figures"),
+    )
     assert done.exit_code == 0, done.output
-    assert stamps == {path: path.stat().st_mtime_ns for path in [tmp_path / "runs", *(tmp_path / "runs").rglob("*")]}
+    assert stamps == {
+        path: path.stat().st_mtime_ns
+        for path in [tmp_path / "runs", *(tmp_path / "runs").rglob("*")]
+    }

@@ -1,4 +1,6 @@
-"""300 damaged files, drawn at random: whoever reads one gets the right result, or one sentence, and never another result."""
+"""300 damaged files, drawn at random: whoever reads one gets the right result, or one sentence,
+and never another result."""
+
 import json
 import pickle
 import random
@@ -95,9 +97,17 @@ def another_name(said, rng):
 JSON = ANY | {
     "another number": text(another_number),
     "another name": text(another_name),
-    "nested deeply": text(lambda said, rng: said.rstrip()[:-1] + ', "x": ' + "[" * 100_000 + "]" * 100_000 + "}"),
-    "a part left out": text(lambda said, rng: json.dumps({k: v for k, v in json.loads(said).items() if k != rng.choice(list(json.loads(said)))})),
-    "another key": text(lambda said, rng: said.replace(json.loads(said)["key"], f"{rng.getrandbits(64):016x}")),
+    "nested deeply": text(
+        lambda said, rng: said.rstrip()[:-1] + ', "x": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    ),
+    "a part left out": text(
+        lambda said, rng: json.dumps(
+            {k: v for k, v in json.loads(said).items() if k != rng.choice(list(json.loads(said)))}
+        )
+    ),
+    "another key": text(
+        lambda said, rng: said.replace(json.loads(said)["key"], f"{rng.getrandbits(64):016x}")
+    ),
     "a list": text(lambda said, rng: f"[{said}]"),
 }
 
@@ -115,22 +125,33 @@ def metadata_of(content):
 
 def changed(change):
     "A damage to the tensors of a file, whose metadata stay."
-    return lambda content, rng: save({n: change(t, rng) for n, t in load(content).items()}, metadata_of(content))
+    return lambda content, rng: save(
+        {n: change(t, rng) for n, t in load(content).items()}, metadata_of(content)
+    )
 
 
 TENSORS = ANY | {
     "another type": retyped,
     "all zeros": changed(lambda tensor, rng: torch.zeros_like(tensor)),
-    "NaN": changed(lambda tensor, rng: tensor * float("nan") if tensor.is_floating_point() else tensor),
-    "no metadata, all zeros": lambda content, rng: save({n: torch.zeros_like(t) for n, t in load(content).items()}),
-    "a tensor left out": lambda content, rng: save(dict(list(load(content).items())[1:]), metadata_of(content)),
+    "NaN": changed(
+        lambda tensor, rng: tensor * float("nan") if tensor.is_floating_point() else tensor
+    ),
+    "no metadata, all zeros": lambda content, rng: save(
+        {n: torch.zeros_like(t) for n, t in load(content).items()}
+    ),
+    "a tensor left out": lambda content, rng: save(
+        dict(list(load(content).items())[1:]), metadata_of(content)
+    ),
 }
 
 
 def each_damage(kinds, path, others, seed):
-    "Damage a file in many ways, that of other files in its place among them; it is whole again afterwards."
+    """Damage a file in many ways, that of other files in its place among them; it is whole again
+    afterwards."""
     rng, content = random.Random(seed), path.read_bytes()
-    swaps = {f"{other.name} in its place": lambda *_, other=other: other.read_bytes() for other in others}
+    swaps = {
+        f"{other.name} in its place": lambda *_, other=other: other.read_bytes() for other in others
+    }
     damages = kinds | swaps
     for k in range(EACH):
         name = list(damages)[k % len(damages)]
@@ -149,7 +170,10 @@ def test_records(whole, tmp_path):
     runs = shutil.copytree(whole.place / "runs", tmp_path / "runs")
     (first, second), (right, _) = whole.chosen, whole.records
     folder = runs / run_key(first)
-    others = [runs / run_key(second) / "record.json", runs / f"train-{training_key(first)}" / "record.json"]
+    others = [
+        runs / run_key(second) / "record.json",
+        runs / f"train-{training_key(first)}" / "record.json",
+    ]
     seen = set()
     for damage in each_damage(JSON, folder / "record.json", others, 0):
         try:
@@ -179,7 +203,9 @@ def check_w_star(whole, runs, root, place, where):
     images = images_of(whole.chosen[0])
     right = train_original(whole.chosen[0], images, whole.place / "runs", "none")[0].state_dict()
     refused = 0
-    for damage in each_damage(TENSORS, place / where.format(name=first), [place / where.format(name=second)], 1):
+    for damage in each_damage(
+        TENSORS, place / where.format(name=first), [place / where.format(name=second)], 1
+    ):
         try:
             model, _ = train_original(whole.chosen[0], images, runs, "none", root)
             found = model.state_dict()
@@ -195,11 +221,15 @@ def check_w_star(whole, runs, root, place, where):
 
 def test_kept_scores(whole, tmp_path, capsys):
     runs = shutil.copytree(whole.place / "runs", tmp_path / "runs")
-    (path, other) = sorted(runs.glob(f"train-{training_key(whole.chosen[0])}/fisher/*/*.safetensors"))
+    (path, other) = sorted(
+        runs.glob(f"train-{training_key(whole.chosen[0])}/fisher/*/*.safetensors")
+    )
     right, _ = read_tensors(path)
     for damage in each_damage(TENSORS, path, [other], 2):
         computed = []
-        found = KeptScores(path.parent, "cpu")(path.stem, lambda said=computed: said.append(1) or right)
+        found = KeptScores(path.parent, "cpu")(
+            path.stem, lambda said=computed: said.append(1) or right
+        )
         assert all(torch.equal(right[n], found[n]) for n in right), damage
         assert bool(computed) == ("computed again" in capsys.readouterr().out)
 
@@ -210,10 +240,13 @@ def test_files_of_progress(whole, tmp_path):
 
     def trained(seed=1):
         torch.manual_seed(seed)
-        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
+        model = nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10)
+        )
         settings = TrainSettings(Schedule(epochs=2, drops=()), select="last", seed=1)
         train_model(model, images, settings, checkpoint=file, progress="none")
         return model.state_dict()
+
     right = trained()
     file.rename(tmp_path / "right")
     trained(seed=5)

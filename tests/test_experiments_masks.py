@@ -1,4 +1,6 @@
-"What the mask removes, as a notebook on a short schedule: its table, its judgements and its answers are what its records say."
+"""What the mask removes, as a notebook on a short schedule: its table, its judgements and its
+answers are what its records say."""
+
 import re
 
 import papermill
@@ -13,87 +15,176 @@ pytestmark = pytest.mark.slow
 
 def executed(name, epochs, base):
     "The table, the records and the text that an experiment keeps."
-    given = {"epochs": epochs, "device": "cpu", "runs": str(base / "runs"), "figures": str(base / "out")}
+    given = {
+        "epochs": epochs,
+        "device": "cpu",
+        "runs": str(base / "runs"),
+        "figures": str(base / "out"),
+    }
     papermill.execute_notebook(find_notebook(name), base / "x.ipynb", given, progress_bar=False)
     stem = base / "out" / "quick" / name
-    return pd.read_csv(f"{stem}.csv"), read_kept(f"{stem}.parquet"), stem.with_suffix(".md").read_text(encoding="utf-8")
+    return (
+        pd.read_csv(f"{stem}.csv"),
+        read_kept(f"{stem}.parquet"),
+        stem.with_suffix(".md").read_text(encoding="utf-8"),
+    )
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory): return executed("what_the_mask_removes", 6, tmp_path_factory.mktemp("masks"))
+def kept(tmp_path_factory):
+    return executed("what_the_mask_removes", 6, tmp_path_factory.mktemp("masks"))
 
 
 @pytest.fixture(scope="module")
-def choice(tmp_path_factory): return executed("recommended", 4, tmp_path_factory.mktemp("choice"))
+def choice(tmp_path_factory):
+    return executed("recommended", 4, tmp_path_factory.mktemp("choice"))
 
 
-def start(record): return record["history"][0]["remain_acc"], record["history"][0]["forget_acc"]
+def start(record):
+    return record["history"][0]["remain_acc"], record["history"][0]["forget_acc"]
 
 
 def alone(records, method):
     "The record of a method without fine-tuning."
-    return next(r for r in records if r["settings"]["method"] == method and not r["settings"]["fine_tune_epochs"])
+    return next(
+        r
+        for r in records
+        if r["settings"]["method"] == method and not r["settings"]["fine_tune_epochs"]
+    )
 
 
 def test_each_mask_is_in_the_table_as_its_record_has_it(kept):
     table, records, _ = kept
-    masks = [r for r in records if r["settings"]["method"] == "fisher_mask" and not r["settings"]["fine_tune_epochs"]]
+    masks = [
+        r
+        for r in records
+        if r["settings"]["method"] == "fisher_mask" and not r["settings"]["fine_tune_epochs"]
+    ]
     assert len(table) == len(masks) == 3 * 2 * 2 * 2 * 2 and len(records) == len(masks) + 2 + 10
     w_star, control = start(alone(records, "finetune")), start(alone(records, "mask_classifier"))
     for r in masks:
         s = r["settings"]
         pool = "in the pool" if s["classifier_in_pool"] else "not in the pool"
-        mine = table[(table.estimator == f"{s['fisher_labels']} labels, per {s['fisher_per']}") & (table.unit == s["unit"]) & (table.classifier == pool) & (table["λ"] == s["remain_weight"]) & (table.R == s["ratio"])]
+        mine = table[
+            (table.estimator == f"{s['fisher_labels']} labels, per {s['fisher_per']}")
+            & (table.unit == s["unit"])
+            & (table.classifier == pool)
+            & (table["λ"] == s["remain_weight"])
+            & (table.R == s["ratio"])
+        ]
         assert len(mine) == 1
         (_, m), (remain, forget) = next(mine.iterrows()), start(r)
         assert (m.remain, m.forget) == pytest.approx((remain, forget))
-        assert m.masked == sum(part["masked"] for part in r["changed"]) and m["in row"] == r["masked_rows"][0] and m["in other rows"] == sum(r["masked_rows"][1:])
+        assert (
+            m.masked == sum(part["masked"] for part in r["changed"])
+            and m["in row"] == r["masked_rows"][0]
+            and m["in other rows"] == sum(r["masked_rows"][1:])
+        )
         assert pool == "in the pool" or m["in row"] == m["in other rows"] == 0
-        assert m["does nothing"] == (max(abs(remain - w_star[0]), abs(forget - w_star[1])) <= 1) and m["is the control"] == (max(abs(remain - control[0]), abs(forget - control[1])) <= 1)
-        assert m.forgets == (forget < 5) and m.keeps == (remain >= w_star[0] - 1) and m.printed == (forget < .05 and abs(remain - w_star[0] - 1.2) <= .5)
+        assert m["does nothing"] == (
+            max(abs(remain - w_star[0]), abs(forget - w_star[1])) <= 1
+        ) and m["is the control"] == (max(abs(remain - control[0]), abs(forget - control[1])) <= 1)
+        assert (
+            m.forgets == (forget < 5)
+            and m.keeps == (remain >= w_star[0] - 1)
+            and m.printed == (forget < 0.05 and abs(remain - w_star[0] - 1.2) <= 0.5)
+        )
 
 
 def test_the_eight_are_named_and_told_at_their_last_epoch(kept):
     _, records, text = kept
-    lines = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in text.splitlines() if line.startswith("|") and line.count("|") == 9}
+    lines = {
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
+        for line in text.splitlines()
+        if line.startswith("|") and line.count("|") == 9
+    }
     assert {"retrained", "fine-tuned only", *MASKS_TO_TUNE} <= set(lines)
     for name, case in MASKS_TO_TUNE.items():
-        r = next(r for r in records if r["settings"]["fine_tune_epochs"] and all((r["settings"][k] if r["settings"][k] is not None else v) == v for k, v in case.items())
-                 and {k for k in ("unit", "fisher_labels", "remain_weight", "classifier_in_pool") if r["settings"][k] is not None} == {*case} - {"method", "preset", "ratio"})
+        r = next(
+            r
+            for r in records
+            if r["settings"]["fine_tune_epochs"]
+            and all(
+                (r["settings"][k] if r["settings"][k] is not None else v) == v
+                for k, v in case.items()
+            )
+            and {
+                k
+                for k in ("unit", "fisher_labels", "remain_weight", "classifier_in_pool")
+                if r["settings"][k] is not None
+            }
+            == {*case} - {"method", "preset", "ratio"}
+        )
         before, last = start(r), r["history"][-1]
-        assert [float(x) for x in lines[name][:4]] == pytest.approx([*before, last["remain_acc"], last["forget_acc"]], abs=1e-3), name
-        assert re.search(rf"\* \*\*{re.escape(name)}\*\*, fine-tuned: remain {last['remain_acc']:.1f} ", text)
+        assert [float(x) for x in lines[name][:4]] == pytest.approx(
+            [*before, last["remain_acc"], last["forget_acc"]], abs=1e-3
+        ), name
+        assert re.search(
+            rf"\* \*\*{re.escape(name)}\*\*, fine-tuned: remain {last['remain_acc']:.1f} ", text
+        )
 
 
 def test_the_answers_count_what_the_table_holds(kept):
     table, records, text = kept
-    for pool, words in (("in the pool", "with the classifier in the pool"), ("not in the pool", "Without the classifier")):
+    for pool, words in (
+        ("in the pool", "with the classifier in the pool"),
+        ("not in the pool", "Without the classifier"),
+    ):
         part = table[table.classifier == pool]
         assert f"{words} {part.printed.sum()} of {len(part)}" in text
     out = table[table.classifier == "not in the pool"]
     assert f"(forget below 5 %): {out.forgets.sum()} of {len(out)} masks" in text
     gap = out.forget.mean() - table[table.classifier == "in the pool"].forget.mean()
-    assert f"raises the forget accuracy by {gap:.0f} points on average over all {len(out)} pairs" in text
-    for labels, unit, weight in (("expected labels, per batch", "kernel", 1), ("true labels, per sample", "weight", 9)):
+    assert (
+        f"raises the forget accuracy by {gap:.0f} points on average over all {len(out)} pairs"
+        in text
+    )
+    for labels, unit, weight in (
+        ("expected labels, per batch", "kernel", 1),
+        ("true labels, per sample", "weight", 9),
+    ):
         own = table[(table.estimator == labels) & (table.unit == unit) & (table["λ"] == weight)]
-        usual = own[(own.R == .02) & (own.classifier == "in the pool")].iloc[0]
-        assert f"it masks {usual['in row']:.0f} of the row's 64 weights and {usual['in other rows']:.0f} of all other rows, and has {usual.remain:.1f} / {usual.forget:.1f} " in text
-        assert f"it does nothing in {own[own.classifier == 'not in the pool']['does nothing'].sum()} of 2 masks without the classifier, and is the control in {own[own.classifier == 'in the pool']['is the control'].sum()} of 2 with it" in text
+        usual = own[(own.R == 0.02) & (own.classifier == "in the pool")].iloc[0]
+        assert (
+            f"it masks {usual['in row']:.0f} of the row's 64 weights and "
+            f"{usual['in other rows']:.0f} of all other rows, and has "
+            f"{usual.remain:.1f} / {usual.forget:.1f} " in text
+        )
+        assert (
+            "it does nothing in "
+            f"{own[own.classifier == 'not in the pool']['does nothing'].sum()} of 2 "
+            "masks without the classifier, and is the control in "
+            f"{own[own.classifier == 'in the pool']['is the control'].sum()} of 2 with "
+            "it" in text
+        )
 
 
 def made(record):
     "What makes a mask."
-    return tuple(record["settings"][name] for name in ("fisher_labels", "fisher_per", "unit", "remain_weight", "ratio"))
+    return tuple(
+        record["settings"][name]
+        for name in ("fisher_labels", "fisher_per", "unit", "remain_weight", "ratio")
+    )
 
 
 def test_what_is_judged_is_chosen_by_the_rule_on_other_images_and_classes(choice):
     table, records, text = choice
-    trials, judged = ([r for r in records if bool(r["settings"]["held_out"]) == which] for which in (True, False))
+    trials, judged = (
+        [r for r in records if bool(r["settings"]["held_out"]) == which] for which in (True, False)
+    )
     classes = [{c for r in part for c in r["request"]["classes"]} for part in (trials, judged)]
-    assert classes == [{1, 2}, {3, 5}] and all(r["settings"]["train"]["select"] == "last" for r in records)
+    assert classes == [{1, 2}, {3, 5}] and all(
+        r["settings"]["train"]["select"] == "last" for r in records
+    )
     masks = [r for r in trials if r["settings"]["method"] == "fisher_mask"]
-    assert not any(sum(r["masked_rows"]) for r in masks) and all(r["settings"]["remain_limit"] == 50 for r in trials)
-    scores = pd.DataFrame([(made(r), r["history"][-1]["unlearn_score"]) for r in masks]).groupby(0)[1].agg(["mean", "size"])
+    assert not any(sum(r["masked_rows"]) for r in masks) and all(
+        r["settings"]["remain_limit"] == 50 for r in trials
+    )
+    scores = (
+        pd.DataFrame([(made(r), r["history"][-1]["unlearn_score"]) for r in masks])
+        .groupby(0)[1]
+        .agg(["mean", "size"])
+    )
     assert len(scores) == 12 and set(scores["size"]) == {2}
     chosen = [r for r in judged if r["settings"]["classifier_in_pool"] is False]
     assert len(chosen) == 4 and {scores["mean"][made(r)] for r in chosen} == {scores["mean"].max()}
@@ -102,14 +193,39 @@ def test_what_is_judged_is_chosen_by_the_rule_on_other_images_and_classes(choice
 
 def test_the_verdict_is_what_the_judged_runs_say(choice):
     table, records, text = choice
-    judged = {(r["settings"]["method"], r["settings"]["preset"], r["settings"]["classifier_in_pool"] is False, r["request"]["classes"][0], str(r["settings"]["remain_limit"] or "all")): r["history"][-1] for r in records if not r["settings"]["held_out"]}
+    judged = {
+        (
+            r["settings"]["method"],
+            r["settings"]["preset"],
+            r["settings"]["classifier_in_pool"] is False,
+            r["request"]["classes"][0],
+            str(r["settings"]["remain_limit"] or "all"),
+        ): r["history"][-1]
+        for r in records
+        if not r["settings"]["held_out"]
+    }
     for _, m in table.iterrows():
         last = judged[m.method, m.preset, m["name"] == "FisherMask (chosen)", m["class"], m.data]
         assert (m.remain, m.forget) == pytest.approx((last["remain_acc"], last["forget_acc"]))
     yard = table[table.method == "retrain"].set_index("class")
-    good = [m["forget"] <= .05 and m["remain"] >= yard.remain[m["class"]] - .5 and all(m[c] >= yard[c][m["class"]] for c in table.columns if c.startswith("re-learned")) for _, m in table.iterrows()]
+    good = [
+        m["forget"] <= 0.05
+        and m["remain"] >= yard.remain[m["class"]] - 0.5
+        and all(m[c] >= yard[c][m["class"]] for c in table.columns if c.startswith("re-learned"))
+        for _, m in table.iterrows()
+    ]
     assert table.reaches.tolist() == good
-    counts = [[ok for ok, m in zip(good, table.itertuples()) if (m.name, m.data) == case] for case in (("FisherMask (chosen)", "50"), ("FisherMask (chosen)", "all"), ("Finetune", "all"))]
+    counts = [
+        [ok for ok, m in zip(good, table.itertuples()) if (m.name, m.data) == case]
+        for case in (
+            ("FisherMask (chosen)", "50"),
+            ("FisherMask (chosen)", "all"),
+            ("Finetune", "all"),
+        )
+    ]
     worth = all(counts[0]) or all(counts[1]) and not all(counts[2])
-    assert f"in {sum(counts[0])} of 2 cases with 50 remain images and in {sum(counts[1])} of 2 with all, by fine-tuning alone on all in {sum(counts[2])} of 2" in text
+    assert (
+        f"in {sum(counts[0])} of 2 cases with 50 remain images and in {sum(counts[1])} "
+        f"of 2 with all, by fine-tuning alone on all in {sum(counts[2])} of 2" in text
+    )
     assert ("**recommended**" in text) == worth and ("**not recommended**" in text) != worth

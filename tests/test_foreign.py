@@ -3,6 +3,7 @@
 The oracle shares no code with the package: a twin of the network in double precision is fed whole
 batches, and each sample's own loss is differentiated. A batch of one is fed together with another
 sample, since networks that squeeze compute something else from a single one."""
+
 import copy
 import io
 import random
@@ -28,9 +29,11 @@ from fisher_unlearn.models import check_batches, find_classifier
 from fisher_unlearn.unlearn import unlearn
 from foreign import Recipe, Wanted, batches, build, recipes, surroundings
 
-RAW = re.compile(r"functorch|vmap|Proxy|Traceback|NoneType|object has no attribute|Tensor object|"
-                 r"BatchedTensor|GradTracking|functional_call|0x[0-9a-f]{6}|"
-                 r"size mismatch|must match")
+RAW = re.compile(
+    r"functorch|vmap|Proxy|Traceback|NoneType|object has no attribute|Tensor object|"
+    r"BatchedTensor|GradTracking|functional_call|0x[0-9a-f]{6}|"
+    r"size mismatch|must match"
+)
 
 
 # -------------------------------------------------------------------------------------- the oracle
@@ -56,16 +59,21 @@ def slopes(recipe, x, y):
     squeezes = recipe.neck == "squeeze" and foreign.STARTS[recipe.start][0] != "vectors"
     fed = torch.cat([x, x.flip(-1)]) if len(x) == 1 and squeezes else x
     with torch.enable_grad():
-        logits = logits_of(model(fed.clone()))[:len(x)].double()
+        logits = logits_of(model(fed.clone()))[: len(x)].double()
     found = []
     for row, labels in zip(logits, y):
         found.append([])
         for label in labels:
             loss = torch.logsumexp(row, 0) - row[label]
-            grads = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True,
-                                        allow_unused=True)
-            found[-1].append({n: torch.zeros_like(p) if g is None else g.to_dense()
-                              for (n, p), g in zip(parameters.items(), grads)})
+            grads = torch.autograd.grad(
+                loss, list(parameters.values()), retain_graph=True, allow_unused=True
+            )
+            found[-1].append(
+                {
+                    n: torch.zeros_like(p) if g is None else g.to_dense()
+                    for (n, p), g in zip(parameters.items(), grads)
+                }
+            )
     return logits.detach().softmax(1), found
 
 
@@ -88,7 +96,7 @@ def oracle(recipe, labels="true", per="sample", reduction="sum", more=0):
             for name in grads[0][0]:
                 g = torch.stack([sample[k][name] for sample in grads])
                 w = weights[:, k].view(-1, *[1] * (g.dim() - 1))
-                square = (w * g ** 2).sum(0) if per == "sample" else w.mean(0) * g.mean(0) ** 2
+                square = (w * g**2).sum(0) if per == "sample" else w.mean(0) * g.mean(0) ** 2
                 total[name] = total.get(name, 0) + square
         terms += len(y) if per == "sample" else 1
     return {n: t / terms if reduction == "mean" else t for n, t in total.items()}
@@ -105,13 +113,15 @@ def agree(found, wanted, double):
         if w.numel():
             error = (f - w).abs().max().item()
             largest = w.abs().max().item()
-            assert error <= tol * largest + floor * most, \
+            assert error <= tol * largest + floor * most, (
                 f"{name}: off by {error / max(largest, 1e-300):.3g} of its largest, {largest:.3g}"
+            )
 
 
 # ---------------------------------------------------------------------------------- what must stay
 class Identity:
     "An object of which only the identity counts; it is held, so that no other gets its place."
+
     def __init__(self, what):
         self.what = what
 
@@ -127,12 +137,43 @@ def tensor_leaves(value):
     if torch._C._functorch.is_functorch_wrapped_tensor(value):
         yield "", "what torch.func left behind"
         return
-    yield "", (Identity(value), value.data_ptr(), value.requires_grad, Identity(value.grad_fn),
-               value.is_inference(), value.stride(), value.dtype)
+    yield (
+        "",
+        (
+            Identity(value),
+            value.data_ptr(),
+            value.requires_grad,
+            Identity(value.grad_fn),
+            value.is_inference(),
+            value.stride(),
+            value.dtype,
+        ),
+    )
     yield ".value", value.detach().clone()
     yield ".hooks", list(map(Identity, (value._backward_hooks or {}).values()))
     if value.is_leaf and value.grad is not None:
         yield ".grad", (Identity(value.grad), value.grad.clone())
+
+
+def insides(value):
+    "What a value is made of, each by its part of a path."
+    if isinstance(value, dict):
+        return [(f"[{key!r}]", inner) for key, inner in value.items()]
+    if isinstance(value, (list, tuple)):
+        return [(f"[{k}]", inner) for k, inner in enumerate(value)]
+    if isinstance(value, (nn.Module, foreign.Meter)):
+        return [(f".{key}", inner) for key, inner in vars(value).items()]
+    return []
+
+
+def content(value):
+    "What is in a value that is compared as a whole."
+    if isinstance(value, (set, deque)):
+        yield ".content", list(map(Identity, value))
+    elif isinstance(value, np.ndarray):
+        yield ".content", value.tolist()
+    elif isinstance(value, random.Random):
+        yield ".state", hash(value.getstate())
 
 
 def leaves(value, seen, depth=0):
@@ -145,27 +186,10 @@ def leaves(value, seen, depth=0):
     if id(value) in seen or depth > 5:
         return
     seen.add(id(value))
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            for path, what in leaves(inner, seen, depth + 1):
-                yield f"[{key!r}]{path}", what
-    elif isinstance(value, (list, tuple)):
-        for k, inner in enumerate(value):
-            for path, what in leaves(inner, seen, depth + 1):
-                yield f"[{k}]{path}", what
-    elif isinstance(value, nn.Module):
-        for key, inner in vars(value).items():
-            for path, what in leaves(inner, seen, depth + 1):
-                yield f".{key}{path}", what
-    elif isinstance(value, (set, deque)):
-        yield ".content", list(map(Identity, value))
-    elif isinstance(value, np.ndarray):
-        yield ".content", value.tolist()
-    elif isinstance(value, foreign.Meter):
-        for path, what in leaves(vars(value), seen, depth + 1):
-            yield f".{path}", what
-    elif isinstance(value, random.Random):
-        yield ".state", hash(value.getstate())
+    yield from content(value)
+    for part, inner in insides(value):
+        for path, what in leaves(inner, seen, depth + 1):
+            yield part + path, what
 
 
 def picture(model):
@@ -183,19 +207,28 @@ def picture(model):
 def globals_of_torch():
     "What torch holds for the whole process."
     module = torch.nn.modules.module
-    hooks = {n: [id(h) for h in value.values()] for n, value in vars(module).items()
-             if n.startswith("_global") and isinstance(value, dict)}
-    return {**hooks, "python": random.getstate(),
-            "rng": hash(tuple(torch.get_rng_state().tolist())),
-            "grad": torch.is_grad_enabled(), "inference": torch.is_inference_mode_enabled(),
-            "dtype": torch.get_default_dtype(), "device": torch.get_default_device(),
-            "threads": torch.get_num_threads(), "anomaly": torch.is_anomaly_enabled(),
-            "fast": torch.backends.mha.get_fastpath_enabled(),
-            "cudnn": (torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark),
-            "autocast": torch.is_autocast_enabled("cpu"),
-            "sure": torch.are_deterministic_algorithms_enabled(),
-            "func": torch._C._functorch.peek_interpreter_stack() is None,
-            "forwards": [id(k.forward) for k in (nn.Conv2d, nn.Linear, nn.MultiheadAttention)]}
+    hooks = {
+        n: [id(h) for h in value.values()]
+        for n, value in vars(module).items()
+        if n.startswith("_global") and isinstance(value, dict)
+    }
+    return {
+        **hooks,
+        "python": random.getstate(),
+        "rng": hash(tuple(torch.get_rng_state().tolist())),
+        "grad": torch.is_grad_enabled(),
+        "inference": torch.is_inference_mode_enabled(),
+        "dtype": torch.get_default_dtype(),
+        "device": torch.get_default_device(),
+        "threads": torch.get_num_threads(),
+        "anomaly": torch.is_anomaly_enabled(),
+        "fast": torch.backends.mha.get_fastpath_enabled(),
+        "cudnn": (torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "sure": torch.are_deterministic_algorithms_enabled(),
+        "func": torch._C._functorch.peek_interpreter_stack() is None,
+        "forwards": [id(k.forward) for k in (nn.Conv2d, nn.Linear, nn.MultiheadAttention)],
+    }
 
 
 def bits(tensor):
@@ -220,7 +253,7 @@ def as_bytes(model):
     "What `torch.save` makes of a model; None if it can't be saved."
     try:
         torch.save(model, file := io.BytesIO())
-    except Exception:  # whatever pickle says of hooks, closures, generators
+    except Exception:  # noqa: BLE001  # whatever pickle says of hooks, closures, generators
         return None
     return file.getbuffer().nbytes
 
@@ -228,7 +261,7 @@ def as_bytes(model):
 def copied(model):
     try:
         return copy.deepcopy(model)
-    except Exception:  # whatever can't be copied: the model's own matter
+    except Exception:  # noqa: BLE001  # whatever can't be copied: the model's own matter
         return None
 
 
@@ -241,18 +274,22 @@ def trained(model, optimiser, data):
     try:
         nn.functional.cross_entropy(logits_of(model(x.detach().clone())), y).backward()
         optimiser.step()
-    except Exception as error:  # of the twin, too, or else the test fails
+    except Exception as error:  # noqa: BLE001  # of the twin, too, or else the test fails
         return type(error).__name__
     return [p.detach().clone() for p in model.parameters()]
 
 
 def sgd(model):
-    return torch.optim.SGD([p for p in model.parameters() if p.requires_grad] or
-                           [torch.zeros(1, requires_grad=True)], lr=.1, momentum=.9)
+    return torch.optim.SGD(
+        [p for p in model.parameters() if p.requires_grad] or [torch.zeros(1, requires_grad=True)],
+        lr=0.1,
+        momentum=0.9,
+    )
 
 
 class Watched:
     "A model, what must stay of it, and what it must still be able to do."
+
     def __init__(self, recipe):
         self.recipe, self.model, self.data = recipe, build(recipe), batches(recipe)
         self.held = list(self.model.parameters())
@@ -344,8 +381,10 @@ def depends(recipe):
 
 def hold(recipe, labels="true", per="sample", reduction="sum"):
     "Scores are those of the oracle, or refused for a reason; the model stays."
+
     def call(model, data):
         return diag_fisher(model, data, labels, per, reduction)
+
     with surroundings(recipe):
         found = asked(recipe, call, may_be_refused(recipe, labels, per))
         if recipe.dependent and per == "sample" and depends(recipe):
@@ -360,8 +399,9 @@ def hold(recipe, labels="true", per="sample", reduction="sum"):
 # ----------------------------------------------------------------------------- the other functions
 def head_of(model):
     "The name of the last linear layer; None if there is none."
-    return next((n for n, m in reversed(list(model.named_modules())) if isinstance(m, nn.Linear)),
-                None)
+    return next(
+        (n for n, m in reversed(list(model.named_modules())) if isinstance(m, nn.Linear)), None
+    )
 
 
 def first_inputs(data):
@@ -378,7 +418,8 @@ OTHERS = {
     "find_classifier": lambda model, data: find_classifier(model),
     "candidates": lambda model, data: candidates(model, classifier=True),
     "channels": lambda model, data: candidates(
-        model, "channel", reach="norm", inputs=first_inputs(data)),
+        model, "channel", reach="norm", inputs=first_inputs(data)
+    ),
     "find_readers": lambda model, data: find_readers(model, first_inputs(data)),
     "check_batches": lambda model, data: check_batches(model, data, "batches"),
     "evaluate": lambda model, data: evaluate(model, {"all": data})["all_acc"],
@@ -423,8 +464,11 @@ def hold_other(recipe, name):
         found = asked(recipe, OTHERS[name], why)
         wanted = None if found is None or recipe.unsure or recipe.drawn else expected(recipe, name)
     if isinstance(wanted, dict):
-        agree({n: g.square() for n, g in found.items()},
-              {n: g.square() for n, g in wanted.items()}, recipe.double)
+        agree(
+            {n: g.square() for n, g in found.items()},
+            {n: g.square() for n, g in wanted.items()},
+            recipe.double,
+        )
     elif wanted is not None:
         assert found == pytest.approx(wanted, rel=1e-4)
 
@@ -451,8 +495,9 @@ def hold_unlearning(recipe, method):
     remain = batches(recipe, more=100)
 
     def call(model, data):
-        options = {"classes": (0,)} if method == "mask_classifier" else {"ratio": .1}
+        options = {"classes": (0,)} if method == "mask_classifier" else {"ratio": 0.1}
         return unlearn(model, data, remain, method, classifier=head_of(model), **options)
+
     with surroundings(recipe):
         found = asked(recipe, call, "the classifier is another layer, or nothing can be masked")
         if found is None or recipe.unsure or recipe.drawn or recipe.dependent:
@@ -468,24 +513,33 @@ def hold_unlearning(recipe, method):
 
 def highest(recipe, mask):
     "The masked entries have the highest differences of scores, as far as digits tell."
-    forget, remain = ({n.removeprefix("module.") if recipe.root == "parallel" else n: t
-                       for n, t in oracle(recipe, more=more).items()} for more in (0, 100))
+    forget, remain = (
+        {
+            n.removeprefix("module.") if recipe.root == "parallel" else n: t
+            for n, t in oracle(recipe, more=more).items()
+        }
+        for more in (0, 100)
+    )
     model = build(recipe)
     model = model.module if recipe.root == "parallel" else model
     pool = candidates(model, classifier_name=head_of(model))
     names = [n for n in pool.shapes if n in forget]
     score = torch.cat([(forget[n] - remain[n]).flatten() for n in names])
-    chosen = torch.cat([mask.get(n, torch.zeros(pool.shapes[n], dtype=torch.bool)).flatten()
-                        for n in names])
-    assert chosen.sum() == int(len(chosen) * .1)
+    chosen = torch.cat(
+        [mask.get(n, torch.zeros(pool.shapes[n], dtype=torch.bool)).flatten() for n in names]
+    )
+    assert chosen.sum() == int(len(chosen) * 0.1)
     if chosen.any():
         slack = 4e-3 * max(t.abs().max() for t in (*forget.values(), *remain.values()))
         assert score[chosen].min() >= score[~chosen].max() - slack
 
 
 # ------------------------------------------------------------------------------------------- tests
-ESTIMATORS = st.tuples(st.sampled_from(["true", "expected"]), st.sampled_from(["sample", "batch"]),
-                       st.sampled_from(["sum", "mean"]))
+ESTIMATORS = st.tuples(
+    st.sampled_from(["true", "expected"]),
+    st.sampled_from(["sample", "batch"]),
+    st.sampled_from(["sum", "mean"]),
+)
 
 
 @pytest.mark.parametrize("recipe", foreign.one_of_each(), ids=repr)
@@ -500,8 +554,11 @@ def test_a_dependence_on_the_batch_is_seen_whatever_comes_first(block, first):
     "In later batches, too, and however small."
     recipe = Recipe(images=("conv_tanh", block), sizes=(6, 6))
     (x, y), other = batches(recipe)
-    start = {"one image": [(x[:1], y[:1])], "copies": [(x[:1].expand(3, -1, -1, -1), y[:3])],
-             "images": [(x, y)]}[first]
+    start = {
+        "one image": [(x[:1], y[:1])],
+        "copies": [(x[:1].expand(3, -1, -1, -1), y[:3])],
+        "images": [(x, y)],
+    }[first]
     with pytest.raises(ValueError, match="depend on the other samples") as caught:
         diag_fisher(build(recipe), [*start, other])
     sentence(caught.value)
@@ -514,18 +571,37 @@ def test_a_batch_of_one_before_larger_ones():
 
 
 @pytest.mark.parametrize("name", OTHERS)
-@pytest.mark.parametrize("recipe", [
-    Recipe(images=("conv_tanh", b), start=start) for b in (
-        "Cached", "Keeps", "KeepsLate", "Logs", "Counts", "Assigns", "conv_weight_norm_old",
-        "conv_tanh") for start in ("images", "images_in_place")], ids=repr)
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(images=("conv_tanh", b), start=start)
+        for b in (
+            "Cached",
+            "Keeps",
+            "KeepsLate",
+            "Logs",
+            "Counts",
+            "Assigns",
+            "conv_weight_norm_old",
+            "conv_tanh",
+        )
+        for start in ("images", "images_in_place")
+    ],
+    ids=repr,
+)
 def test_every_function_leaves_the_model(recipe, name):
     hold_other(recipe, name)
 
 
 @pytest.mark.parametrize("sizes", [(3, 1), (1,), (1, 3)])
-@pytest.mark.parametrize("recipe", [
-    Recipe(neck="squeeze"), Recipe(start="series", neck="squeeze", vectors=("linear_batch_norm",))],
-    ids=["images", "series"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(neck="squeeze"),
+        Recipe(start="series", neck="squeeze", vectors=("linear_batch_norm",)),
+    ],
+    ids=["images", "series"],
+)
 def test_a_network_that_squeezes_takes_a_batch_of_one(recipe, sizes):
     for per in ("sample", "batch"):
         hold(replace(recipe, sizes=sizes), "true", per)
@@ -562,8 +638,10 @@ def test_other_functions_on_many_networks(recipe, name):
     hold_other(recipe, name)
 
 
-@given(recipes(sizes=st.just((5, 3)), carried=st.sampled_from(["pairs", "dicts", "numpy"])),
-       st.sampled_from(["fisher_mask", "mask_classifier"]))
+@given(
+    recipes(sizes=st.just((5, 3)), carried=st.sampled_from(["pairs", "dicts", "numpy"])),
+    st.sampled_from(["fisher_mask", "mask_classifier"]),
+)
 @settings(max_examples=40, derandomize=True, database=None)
 def test_unlearning(recipe, method):
     hold_unlearning(recipe, method)

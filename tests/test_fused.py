@@ -1,4 +1,5 @@
 """The compiled loop that multiplies, squares and adds up in registers, against the definition."""
+
 import ctypes
 import platform
 import re
@@ -25,24 +26,48 @@ def definition(windows, x, gs):
     return total
 
 
-def example(n, inputs, outputs, taps, positions, directions=1, seed=0, blanks=.3):
+def example(n, inputs, outputs, taps, positions, directions=1, seed=0, blanks=0.3):
     "Any windows of twelve pixels, some of which are blank."
     generator = torch.Generator().manual_seed(seed)
-    def pick(high, count): return torch.randint(high, (count,), generator=generator)
-    windows = Windows(pick(5, taps), pick(8, positions), torch.rand(12, generator=generator) < blanks)
+
+    def pick(high, count):
+        return torch.randint(high, (count,), generator=generator)
+
+    windows = Windows(
+        pick(5, taps), pick(8, positions), torch.rand(12, generator=generator) < blanks
+    )
     x = torch.randn(n, 12, inputs, generator=generator, dtype=torch.float64)
     x[:, windows.blank] = 0
-    return windows, x, [torch.randn(n, positions, outputs, generator=generator, dtype=torch.float64) for _ in range(directions)]
+    return (
+        windows,
+        x,
+        [
+            torch.randn(n, positions, outputs, generator=generator, dtype=torch.float64)
+            for _ in range(directions)
+        ],
+    )
 
 
-def difference(found, wanted): return ((found - wanted).abs().max() / wanted.max().clamp_min(1e-300)).item()
+def difference(found, wanted):
+    return ((found - wanted).abs().max() / wanted.max().clamp_min(1e-300)).item()
 
 
-sizes = st.fixed_dictionaries({"n": st.integers(1, 20), "inputs": st.integers(1, 40), "outputs": st.integers(1, 11), "taps": st.integers(1, 5), "positions": st.integers(1, 9),
-                               "directions": st.integers(1, 3), "seed": st.integers(0, 99)})
+sizes = st.fixed_dictionaries(
+    {
+        "n": st.integers(1, 20),
+        "inputs": st.integers(1, 40),
+        "outputs": st.integers(1, 11),
+        "taps": st.integers(1, 5),
+        "positions": st.integers(1, 9),
+        "directions": st.integers(1, 3),
+        "seed": st.integers(0, 99),
+    }
+)
 
 
-@given(sizes, st.sampled_from([1, 2, 4, 8, 16]), st.integers(1, 5), st.sampled_from([1, 2000, 2**21]))
+@given(
+    sizes, st.sampled_from([1, 2, 4, 8, 16]), st.integers(1, 5), st.sampled_from([1, 2000, 2**21])
+)
 @settings(max_examples=100)
 def test_any_windows_with_the_tiles_of_any_processor(size, lanes, threads, near):
     "Whatever a processor's registers, the number of threads, and the images that a call gets."
@@ -54,14 +79,30 @@ def test_any_windows_with_the_tiles_of_any_processor(size, lanes, threads, near)
             patch.setattr(fused, "_NEAR", near)
             patch.setattr(fused, "_NEAREST", near)
             planned = plan(windows, size["inputs"], size["outputs"], dtype, threads)
-            assert difference(squared_products(planned, x.to(dtype), [g.to(dtype) for g in gs]), wanted) < tolerance
+            assert (
+                difference(
+                    squared_products(planned, x.to(dtype), [g.to(dtype) for g in gs]), wanted
+                )
+                < tolerance
+            )
 
 
-@pytest.mark.parametrize("features, size", [({"avx": True, "avx512f": True}, 64), ({"avx": True, "avx512f": False}, 32), ({"sse2": True}, 16), ({"neon": True}, 16)])
+@pytest.mark.parametrize(
+    "features, size",
+    [
+        ({"avx": True, "avx512f": True}, 64),
+        ({"avx": True, "avx512f": False}, 32),
+        ({"sse2": True}, 16),
+        ({"neon": True}, 16),
+    ],
+)
 def test_vectors_are_the_longest_of_the_processor(monkeypatch, features, size):
     monkeypatch.setattr(fused.llvm, "get_host_cpu_features", lambda: features)
     monkeypatch.setattr(fused, "_longest_vector", fused._longest_vector.__wrapped__)
-    assert Tile.of(torch.float32) == (torch.float32, size // 4) and Tile.of(torch.float64) == (torch.float64, size // 8)
+    assert Tile.of(torch.float32) == (torch.float32, size // 4) and Tile.of(torch.float64) == (
+        torch.float64,
+        size // 8,
+    )
 
 
 def loops(assembly):
@@ -70,19 +111,31 @@ def loops(assembly):
     return [block for label, block in blocks if re.search(rf"\s{re.escape(label)}$", block, re.M)]
 
 
-@pytest.mark.parametrize("processor, size", [("this", 0), *([("znver3", 32), ("znver4", 64)] if platform.machine() == "x86_64" else [])])  # AVX2 with 16 registers, AVX-512 with 32
+@pytest.mark.parametrize(
+    "processor, size",
+    [("this", 0), *([("znver3", 32), ("znver4", 64)] if platform.machine() == "x86_64" else [])],
+)  # AVX2 with 16 registers, AVX-512 with 32
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_innermost_loop_keeps_its_sums_in_registers(processor, size, dtype, monkeypatch):
-    "Nothing is written, and nothing is read from the stack. Sums over images, outside of it, may wait in memory."
+    """Nothing is written, and nothing is read from the stack. Sums over images, outside of it,
+    may wait in memory."""
     if size:
         monkeypatch.setattr(fused.llvm, "get_host_cpu_name", lambda: processor)
-        monkeypatch.setattr(fused.llvm, "get_host_cpu_features", lambda: SimpleNamespace(flatten=str))
+        monkeypatch.setattr(
+            fused.llvm, "get_host_cpu_features", lambda: SimpleNamespace(flatten=str)
+        )
     tile = Tile(dtype, size // dtype.itemsize) if size else Tile.of(dtype)
-    inner = max(loops(fused._compiled.__wrapped__(fused._squares, tile).assembly), key=lambda block: len(re.findall(PRODUCT, block)))
+    inner = max(
+        loops(fused._compiled.__wrapped__(fused._squares, tile).assembly),
+        key=lambda block: len(re.findall(PRODUCT, block)),
+    )
     lines = [line.split("#")[0].strip() for line in inner.splitlines()]
     assert sum(bool(re.match(PRODUCT, line)) for line in lines) == 12
     assert not any("rsp" in line or "[sp" in line for line in lines)
-    assert not any(re.match(r"v?mov\S*\s+%[xyz]mm\d+, \S*\(", line) or re.match(r"st[rp]\b", line) for line in lines)
+    assert not any(
+        re.match(r"v?mov\S*\s+%[xyz]mm\d+, \S*\(", line) or re.match(r"st[rp]\b", line)
+        for line in lines
+    )
 
 
 def test_threads_do_each_job_once(monkeypatch):
@@ -97,9 +150,13 @@ def test_threads_do_each_job_once(monkeypatch):
         assert torch.equal(squared_products(planned, x, gs), wanted)
 
 
-@pytest.mark.parametrize("absent", [AttributeError("no such symbol"), TypeError("a name is needed")])
+@pytest.mark.parametrize(
+    "absent", [AttributeError("no such symbol"), TypeError("a name is needed")]
+)
 def test_without_openmp_pythons_threads_do_it(monkeypatch, absent):
-    def refuse(name): raise absent
+    def refuse(name):
+        raise absent
+
     monkeypatch.setattr(ctypes, "CDLL", refuse)
     assert fused._team.__wrapped__() is fused._python_threads
 
@@ -107,22 +164,37 @@ def test_without_openmp_pythons_threads_do_it(monkeypatch, absent):
 def test_views_and_other_types_are_brought_into_form():
     windows, x, gs = example(9, 20, 8, 3, 5)
     planned, wanted = plan(windows, 20, 8, torch.float64, 2), definition(windows, x, gs)
-    wide, turned = torch.cat([x, x], 2)[..., 20:], gs[0].transpose(1, 2).contiguous().transpose(1, 2)
+    wide, turned = (
+        torch.cat([x, x], 2)[..., 20:],
+        gs[0].transpose(1, 2).contiguous().transpose(1, 2),
+    )
     assert difference(squared_products(planned, wide, [turned]), wanted) < 1e-12
     assert difference(squared_products(planned, x.float(), [gs[0].float()]), wanted) < 1e-5
-    assert torch.equal(squared_products(planned, x[:0], [gs[0][:0]]), torch.zeros(8, 3, 20, dtype=torch.float64))
+    assert torch.equal(
+        squared_products(planned, x[:0], [gs[0][:0]]), torch.zeros(8, 3, 20, dtype=torch.float64)
+    )
 
 
-@pytest.mark.parametrize("other", [lambda x, g: (x[:, :11], g), (lambda x, g: (x, g[..., :7])), (lambda x, g: (x, g[:8])), (lambda x, g: (x[..., :19], g))])
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda x, g: (x[:, :11], g),
+        (lambda x, g: (x, g[..., :7])),
+        (lambda x, g: (x, g[:8])),
+        (lambda x, g: (x[..., :19], g)),
+    ],
+)
 def test_images_of_another_layer_are_refused(other):
     windows, x, (g,) = example(9, 20, 8, 3, 5)
     x, g = other(x, g)
-    with pytest.raises(ValueError, match=r"planned for \(12, 20\) and \(5, 8\)"): squared_products(plan(windows, 20, 8, torch.float64, 2), x, [g])
+    with pytest.raises(ValueError, match=r"planned for \(12, 20\) and \(5, 8\)"):
+        squared_products(plan(windows, 20, 8, torch.float64, 2), x, [g])
 
 
 def test_another_device_is_refused():
     windows, x, gs = example(4, 5, 3, 2, 4)
-    with pytest.raises(ValueError, match="the memory of a CPU, and a tensor is on meta"): squared_products(plan(windows, 5, 3, torch.float32, 2), x.to("meta"), gs)
+    with pytest.raises(ValueError, match="the memory of a CPU, and a tensor is on meta"):
+        squared_products(plan(windows, 5, 3, torch.float32, 2), x.to("meta"), gs)
 
 
 def test_all_blank_is_zero():
@@ -130,31 +202,58 @@ def test_all_blank_is_zero():
     assert not squared_products(plan(windows, 5, 3, torch.float32, 2), x, gs).any()
 
 
-@given(st.integers(0, 7), st.integers(1, 9), st.integers(1, 40), st.sampled_from([1, 2, 4, 8, 16]), st.integers(0, 99))
+@given(
+    st.integers(0, 7),
+    st.integers(1, 9),
+    st.integers(1, 40),
+    st.sampled_from([1, 2, 4, 8, 16]),
+    st.integers(0, 99),
+)
 @settings(max_examples=60)
 def test_sums_of_products_for_any_channels_and_vectors(n, positions, channels, lanes, seed):
-    "Whole vectors, and the channels that are left of them; as views whose channels are not side by side, too."
+    """Whole vectors, and the channels that are left of them; as views whose channels are not
+    side by side, too."""
     generator = torch.Generator().manual_seed(seed)
-    x, g = (torch.randn(n, channels, positions, generator=generator, dtype=torch.float64).mT for _ in range(2))
+    x, g = (
+        torch.randn(n, channels, positions, generator=generator, dtype=torch.float64).mT
+        for _ in range(2)
+    )
     shift = 100 + torch.randn(channels, generator=generator, dtype=torch.float64)
-    wanted = torch.stack([sum(g[i, p] * (x[i, p] - shift) for p in range(positions)) for i in range(n)]) if n else x.new_zeros(0, channels)
+    wanted = (
+        torch.stack([sum(g[i, p] * (x[i, p] - shift) for p in range(positions)) for i in range(n)])
+        if n
+        else x.new_zeros(0, channels)
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Tile, "of", lambda dtype: Tile(dtype, lanes))
         for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 2e-3)):
             found = summed_products(x.to(dtype), g.to(dtype), shift.to(dtype))
-            assert found.dtype == dtype and found.shape == wanted.shape and ((found - wanted).abs() <= tolerance).all()
+            assert (
+                found.dtype == dtype
+                and found.shape == wanted.shape
+                and ((found - wanted).abs() <= tolerance).all()
+            )
 
 
 def test_sums_refuse_what_does_not_fit():
     x = torch.randn(3, 4, 5)
-    for bad in ((x, x[:2], x[0, 0]), (x, x[..., :4], x[0, 0]), (x, x, x[0, 0, :4]), (x[0], x[0], x[0, 0])):
-        with pytest.raises(ValueError, match="they must be"): summed_products(*bad)
-    with pytest.raises(ValueError, match="a tensor is on meta"): summed_products(x, x.to("meta"), x[0, 0])
+    for bad in (
+        (x, x[:2], x[0, 0]),
+        (x, x[..., :4], x[0, 0]),
+        (x, x, x[0, 0, :4]),
+        (x[0], x[0], x[0, 0]),
+    ):
+        with pytest.raises(ValueError, match="they must be"):
+            summed_products(*bad)
+    with pytest.raises(ValueError, match="a tensor is on meta"):
+        summed_products(x, x.to("meta"), x[0, 0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64])
 def test_numbers_of_another_type_are_refused_before_memory_is_read(dtype):
     x = torch.ones(3, 4, 5, dtype=dtype)
-    with pytest.raises(ValueError, match=f"not {dtype}"): summed_products(x, x, x[0, 0])
+    with pytest.raises(ValueError, match=f"not {dtype}"):
+        summed_products(x, x, x[0, 0])
     windows = Windows(torch.arange(1), torch.arange(4), torch.zeros(4, dtype=torch.bool))
-    with pytest.raises(ValueError, match=f"not {dtype}"): squared_products(plan(windows, 5, 5, dtype, 2), x, [x])
+    with pytest.raises(ValueError, match=f"not {dtype}"):
+        squared_products(plan(windows, 5, 5, dtype, 2), x, [x])

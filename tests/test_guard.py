@@ -1,4 +1,5 @@
 """The guard: whatever runs within it, model and process are afterwards as they were before."""
+
 import random
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ class Half(nn.Module):
 
 class Foreign(nn.Module):
     "Aliased and tied modules, parametrisations, an expanded buffer, attributes of every kind."
+
     def __init__(self):
         super().__init__()
         self.a = nn.Linear(3, 3)
@@ -170,6 +172,7 @@ def trace(m):
         def forward(self, x):
             self.inner.features = x * 2
             return self.inner.features
+
     fx.symbolic_trace(Moving())
 
 
@@ -178,6 +181,7 @@ def map_over(m):
         m.features = x * w
         m.seen.append(m.features)
         return m.features.sum()
+
     vmap(grad(along), (None, 0))(torch.ones(3), torch.ones(2, 3))
 
 
@@ -197,17 +201,52 @@ def fail(m):
     raise RuntimeError("in the middle")
 
 
-ACTS = [replace_parameter, delete, cache, count, nest, hook, global_hook, freeze, backward, write, swap_data,
-        resize, into_graph, move, grad_in_place, drop_grad, modes, draw, process, trace, map_over, call,
-        alias_call, become, fail]
+ACTS = [
+    replace_parameter,
+    delete,
+    cache,
+    count,
+    nest,
+    hook,
+    global_hook,
+    freeze,
+    backward,
+    write,
+    swap_data,
+    resize,
+    into_graph,
+    move,
+    grad_in_place,
+    drop_grad,
+    modes,
+    draw,
+    process,
+    trace,
+    map_over,
+    call,
+    alias_call,
+    become,
+    fail,
+]
 
 
 def of_tensor(t):
     if torch._C._functorch.is_functorch_wrapped_tensor(t):
         return id(t)
-    return (id(t), type(t), t.detach().clone().contiguous().view(-1).numpy().tobytes(), t.shape, t.stride(),
-            t.dtype, t.requires_grad, t.is_leaf, t.untyped_storage()._cdata, t.storage_offset(), list(t._backward_hooks or ()),
-            None if t.grad is None else (id(t.grad), t.grad.clone().numpy().tobytes()))
+    return (
+        id(t),
+        type(t),
+        t.detach().clone().contiguous().view(-1).numpy().tobytes(),
+        t.shape,
+        t.stride(),
+        t.dtype,
+        t.requires_grad,
+        t.is_leaf,
+        t.untyped_storage()._cdata,
+        t.storage_offset(),
+        list(t._backward_hooks or ()),
+        None if t.grad is None else (id(t.grad), t.grad.clone().numpy().tobytes()),
+    )
 
 
 def seen(value, done):
@@ -235,16 +274,28 @@ def seen(value, done):
 
 
 def of_process():
-    return (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads(),
-            torch.get_deterministic_debug_mode(), torch.is_autocast_enabled("cpu"),
-            torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark,
-            torch.get_rng_state().numpy().tobytes(), random.getstate(),
-            np.random.get_state()[1].tobytes(), np.random.get_state()[2],
-            list(nn.modules.module._global_forward_hooks))
+    return (
+        torch.is_grad_enabled(),
+        torch.get_default_dtype(),
+        torch.get_num_threads(),
+        torch.get_deterministic_debug_mode(),
+        torch.is_autocast_enabled("cpu"),
+        torch.get_float32_matmul_precision(),
+        torch.backends.cudnn.benchmark,
+        torch.get_rng_state().numpy().tobytes(),
+        random.getstate(),
+        np.random.get_state()[1].tobytes(),
+        np.random.get_state()[2],
+        list(nn.modules.module._global_forward_hooks),
+    )
 
 
 @settings(max_examples=120)
-@given(st.lists(st.sampled_from(ACTS), max_size=5), st.sampled_from([None, "eval", "train"]), st.booleans())
+@given(
+    st.lists(st.sampled_from(ACTS), max_size=5),
+    st.sampled_from([None, "eval", "train"]),
+    st.booleans(),
+)
 def test_whatever_happens_model_and_process_are_as_before(acts, mode, gradients):
     with torch.set_grad_enabled(gradients):
         model = Foreign()
@@ -336,7 +387,9 @@ def test_scripted_modules():
 
 def test_numbers_of_every_kind_come_back_bit_for_bit():
     model = nn.Module()
-    for k, dtype in enumerate((torch.bfloat16, torch.float16, torch.complex64, torch.int8, torch.bool)):
+    for k, dtype in enumerate(
+        (torch.bfloat16, torch.float16, torch.complex64, torch.int8, torch.bool)
+    ):
         model.register_buffer(f"b{k}", torch.ones(3, dtype=dtype))
     model.register_buffer("nan", torch.full((2,), float("nan")))
     model.register_buffer("empty", torch.empty(0))
@@ -345,6 +398,12 @@ def test_numbers_of_every_kind_come_back_bit_for_bit():
     with untouched(model):
         for b in model.buffers():
             (b._values() if b.is_sparse else b).zero_()
-    assert all(torch.equal(a.to_dense().isnan(), b.to_dense().isnan()) for a, b in zip(bits, model.buffers()))
-    assert all(torch.equal(a.to_dense().nan_to_num(), b.to_dense().nan_to_num())
-               for a, b in zip(bits, model.buffers()) if not a.is_complex())
+    assert all(
+        torch.equal(a.to_dense().isnan(), b.to_dense().isnan())
+        for a, b in zip(bits, model.buffers())
+    )
+    assert all(
+        torch.equal(a.to_dense().nan_to_num(), b.to_dense().nan_to_num())
+        for a, b in zip(bits, model.buffers())
+        if not a.is_complex()
+    )

@@ -1,4 +1,5 @@
 "The kept tables and figures are what the kept records give, without any data and without a run."
+
 import json
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import fisher_unlearn
 from fisher_unlearn.cli import app
 
 FIGURES = Path(fisher_unlearn.__file__).parent.parent / "figures"
-NAMES = sorted(str(path.relative_to(FIGURES).with_suffix("")) for path in FIGURES.glob("*/*.parquet"))
+NAMES = sorted(
+    str(path.relative_to(FIGURES).with_suffix("")) for path in FIGURES.glob("*/*.parquet")
+)
 
 
 def command(*words):
@@ -25,25 +28,79 @@ def test_kept_records_give_the_kept_table(name, tmp_path):
     rows = pd.read_parquet(FIGURES / f"{name}.parquet")
     seeds = sorted({json.loads(text)["seed"] for text in rows.settings})
     command("restore", str(FIGURES / f"{name}.parquet"), "--runs", str(tmp_path / "runs"))
-    command(experiment, "--profile", profile, "--set", f"seeds={seeds}", "--on", "none", "--runs", str(tmp_path / "runs"), "--figures", str(tmp_path))
+    command(
+        experiment,
+        "--profile",
+        profile,
+        "--set",
+        f"seeds={seeds}",
+        "--on",
+        "none",
+        "--runs",
+        str(tmp_path / "runs"),
+        "--figures",
+        str(tmp_path),
+    )
     assert set(pd.read_parquet(tmp_path / f"{name}.parquet").key) == set(rows.key)
     again, kept = (pd.read_csv(place / f"{name}.csv") for place in (tmp_path, FIGURES))
-    pd.testing.assert_frame_equal(again[kept.columns], kept, rtol=1e-9)  # an older one may lack a column
+    pd.testing.assert_frame_equal(
+        again[kept.columns], kept, rtol=1e-9
+    )  # an older one may lack a column
 
 
 @pytest.mark.slow
 def test_a_run_that_is_not_done_is_named_as_missing_and_not_as_failed(tmp_path):
     command("restore", str(FIGURES / "cpu" / "table1.parquet"), "--runs", str(tmp_path / "runs"))
-    command("table1", "--profile", "cpu", "--set", "seeds=[666, 888]", "--on", "none", "--runs", str(tmp_path / "runs"), "--figures", str(tmp_path))
+    command(
+        "table1",
+        "--profile",
+        "cpu",
+        "--set",
+        "seeds=[666, 888]",
+        "--on",
+        "none",
+        "--runs",
+        str(tmp_path / "runs"),
+        "--figures",
+        str(tmp_path),
+    )
     text = (tmp_path / "cpu" / "table1.md").read_text(encoding="utf-8")
-    assert "* missing: cifar10 resnet20 888: fisher_mask, paper, R 0.02\n" in text and "* missing: cifar10 resnet20 666" not in text and "failed" not in text
+    assert (
+        "* missing: cifar10 resnet20 888: fisher_mask, paper, R 0.02\n" in text
+        and "* missing: cifar10 resnet20 666" not in text
+        and "failed" not in text
+    )
 
 
 @pytest.mark.slow
 def test_a_missing_run_is_no_evidence(tmp_path):
     command("restore", str(FIGURES / "cpu" / "figure1.parquet"), "--runs", str(tmp_path / "runs"))
-    command("figure1", "--profile", "cpu", "--set", "seeds=[666]", "--set", "lissa_scale=20", "--on", "none", "--runs", str(tmp_path / "runs"), "--figures", str(tmp_path))
+    command(
+        "figure1",
+        "--profile",
+        "cpu",
+        "--set",
+        "seeds=[666]",
+        "--set",
+        "lissa_scale=20",
+        "--on",
+        "none",
+        "--runs",
+        str(tmp_path / "runs"),
+        "--figures",
+        str(tmp_path),
+    )
     text = (tmp_path / "cpu" / "figure1.md").read_text(encoding="utf-8")
     verdicts = [line for line in text.splitlines() if line.startswith("* ")]
-    without = [line for line in verdicts if "A run that it needs is missing. Numbers that it needs are missing" in line]
-    assert "3 of 5 runs are done." in text and "nan" not in text and len(verdicts) == 7 and len(without) == 4 and all("influence function" in line for line in without)
+    without = [
+        line
+        for line in verdicts
+        if "A run that it needs is missing. Numbers that it needs are missing" in line
+    ]
+    assert (
+        "3 of 5 runs are done." in text
+        and "nan" not in text
+        and len(verdicts) == 7
+        and len(without) == 4
+        and all("influence function" in line for line in without)
+    )

@@ -1,4 +1,6 @@
-"""The notebooks themselves: their structure, their order, and that the executed quickstart says what its records say."""
+"""The notebooks themselves: their structure, their order, and that the executed quickstart says
+what its records say."""
+
 import ast
 import json
 import re
@@ -38,7 +40,9 @@ def test_every_notebook_is_valid_small_and_names_no_place(path):
 @pytest.mark.parametrize("path", CHAPTERS, **by_name)
 def test_a_chapter_opens_with_its_question_and_closes_with_what_we_know(path):
     cells = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "markdown"]
-    assert re.match(r"# .+\n\n> .+\?", cells[0]) and "## What we now know" in {line for c in cells[-2:] for line in c.splitlines()}
+    assert re.match(r"# .+\n\n> .+\?", cells[0]) and "## What we now know" in {
+        line for c in cells[-2:] for line in c.splitlines()
+    }
 
 
 @pytest.mark.parametrize("path", CHAPTERS, **by_name)
@@ -46,9 +50,21 @@ def test_a_chapter_imports_only_chapters_before_it(path):
     order = [re.sub(r"^\w+?_", "", p.stem) for p in CHAPTERS]
     name = re.sub(r"^\w+?_", "", path.stem)
     tree = ast.parse((ROOT / "fisher_unlearn" / f"{name}.py").read_text(encoding="utf-8"))
-    imported = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module]
-    assert imported or name in ("arguments", "data", "schedule", "fused", "noise", "start")  # those that stand alone
-    for module in imported: assert order.index(module) < order.index(name), module
+    imported = [
+        node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module
+    ]
+    assert imported or name in (
+        "arguments",
+        "data",
+        "schedule",
+        "fused",
+        "noise",
+        "start",
+    )  # those that stand alone
+    for module in imported:
+        assert order.index(module) < order.index(name), module
 
 
 @pytest.mark.parametrize("path", CHAPTERS, **by_name)
@@ -56,27 +72,47 @@ def test_public_functions_say_what_they_do_and_take(path):
     name = re.sub(r"^\w+?_", "", path.stem)
     tree = ast.parse((ROOT / "fisher_unlearn" / f"{name}.py").read_text(encoding="utf-8"))
     for node in tree.body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"): assert ast.get_docstring(node), node.name
-        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"): assert all(a.annotation for a in node.args.args), node.name
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), node.name
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            assert all(a.annotation for a in node.args.args), node.name
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, **by_name)
 def test_an_experiment_has_one_parameters_cell_and_only_known_names(path):
     cells = [c for c in nbformat.read(path, 4).cells if "parameters" in c.metadata.get("tags", [])]
-    assert len(cells) == 1 and "#|" not in "".join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code")
+    assert len(cells) == 1 and "#|" not in "".join(
+        c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code"
+    )
     known = papermill.inspect_notebook(str(path))
-    assert set(known) <= {*PARAMETERS, "profile", "seeds", "on", "runs", "figures", "root"} and all(p["help"] for p in known.values())
-    assert known["profile"]["default"] == '"quick"' and {p["default"] for n, p in known.items() if n != "profile"} == {"None"}
+    assert set(known) <= {*PARAMETERS, "profile", "seeds", "on", "runs", "figures", "root"} and all(
+        p["help"] for p in known.values()
+    )
+    assert known["profile"]["default"] == '"quick"' and {
+        p["default"] for n, p in known.items() if n != "profile"
+    } == {"None"}
 
 
 # Where each experiment is executed: `make notebooks` leaves them out.
 EXECUTED = {
-    "costs": "experiments_tables", "figure1": "experiments_figures", "figure2": "experiments_figures",
-    "figure3": "experiments_figures", "figure4": "experiments_figures", "proposition1": "experiments_facts",
-    "quickstart": "notebooks", "recommended": "experiments_masks", "table1": "experiments_tables",
-    "table2": "experiments_tables", "table3": "experiments_tasks", "table4": "experiments_tasks",
-    "table5": "experiments_tasks", "table6": "experiments_facts", "table7": "experiments_facts",
-    "train": "cluster", "unlearn": "grid", "what_the_mask_removes": "experiments_masks",
+    "costs": "experiments_tables",
+    "figure1": "experiments_figures",
+    "figure2": "experiments_figures",
+    "figure3": "experiments_figures",
+    "figure4": "experiments_figures",
+    "proposition1": "experiments_facts",
+    "quickstart": "notebooks",
+    "recommended": "experiments_masks",
+    "table1": "experiments_tables",
+    "table2": "experiments_tables",
+    "table3": "experiments_tasks",
+    "table4": "experiments_tasks",
+    "table5": "experiments_tasks",
+    "table6": "experiments_facts",
+    "table7": "experiments_facts",
+    "train": "cluster",
+    "unlearn": "grid",
+    "what_the_mask_removes": "experiments_masks",
 }
 
 
@@ -90,7 +126,9 @@ def test_every_experiment_is_executed_by_a_test():
 
 def test_the_package_carries_its_version_and_types():
     assert (ROOT / "fisher_unlearn" / "py.typed").exists()
-    text = (ROOT / "settings.ini").read_text(encoding="utf-8") + (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    text = (ROOT / "settings.ini").read_text(encoding="utf-8") + (ROOT / "CITATION.cff").read_text(
+        encoding="utf-8"
+    )
     assert text.count(fisher_unlearn.__version__) >= 2
 
 
@@ -98,7 +136,20 @@ def test_the_package_carries_its_version_and_types():
 def quickstart(tmp_path_factory):
     "The quickstart, executed by the command on a shorter schedule."
     base = tmp_path_factory.mktemp("quickstart")
-    done = CliRunner().invoke(app, ["quickstart", "--epochs", "4", "--fine-tune-epochs", "2", "--runs", str(base / "runs"), "--figures", str(base / "figures")])
+    done = CliRunner().invoke(
+        app,
+        [
+            "quickstart",
+            "--epochs",
+            "4",
+            "--fine-tune-epochs",
+            "2",
+            "--runs",
+            str(base / "runs"),
+            "--figures",
+            str(base / "figures"),
+        ],
+    )
     assert done.exit_code == 0, done.output
     return base, done.output
 
@@ -106,24 +157,57 @@ def quickstart(tmp_path_factory):
 def test_quickstart_leaves_table_figure_records_and_a_clean_notebook(quickstart):
     base, output = quickstart
     folder, stem = base / "figures" / "quick", "quickstart_digits_resnet20"
-    assert all((folder / f"{stem}.{kind}").stat().st_size > 0 for kind in ("csv", "md", "png", "ipynb")) and len(list((folder / "records").iterdir())) == 6
-    assert all(f"{stem}.{kind}" in output for kind in ("csv", "png", "ipynb")) and "| Retrain" in output
+    assert (
+        all(
+            (folder / f"{stem}.{kind}").stat().st_size > 0 for kind in ("csv", "md", "png", "ipynb")
+        )
+        and len(list((folder / "records").iterdir())) == 6
+    )
+    assert (
+        all(f"{stem}.{kind}" in output for kind in ("csv", "png", "ipynb"))
+        and "| Retrain" in output
+    )
     nb = nbformat.read(folder / f"{stem}.ipynb", 4)
     assert nb.metadata.papermill.exception is None and not list(folder.glob("*.partial.*"))
-    assert nb.metadata.papermill.input_path == "quickstart.ipynb" and (folder / f"{stem}.ipynb").stat().st_size < 300_000
+    assert (
+        nb.metadata.papermill.input_path == "quickstart.ipynb"
+        and (folder / f"{stem}.ipynb").stat().st_size < 300_000
+    )
 
 
 def test_quickstarts_table_says_what_its_records_say(quickstart):
     folder = quickstart[0] / "figures" / "quick"
     table = pd.read_csv(folder / "quickstart_digits_resnet20.csv", index_col="method")
-    records = [json.loads(p.read_text(encoding="utf-8")) for p in (folder / "records").glob("[!t]*.json")]
+    records = [
+        json.loads(p.read_text(encoding="utf-8")) for p in (folder / "records").glob("[!t]*.json")
+    ]
     named = {(r["settings"]["method"], r["settings"]["preset"]): r["history"] for r in records}
-    for row, case in {"Finetune": ("finetune", "paper"), "FisherMask (authors_code)": ("fisher_mask", "authors_code")}.items():
+    for row, case in {
+        "Finetune": ("finetune", "paper"),
+        "FisherMask (authors_code)": ("fisher_mask", "authors_code"),
+    }.items():
         history = named[case]
         scores = [h["remain_acc"] / (1 + h["forget_acc"] / 100) for h in history]
         best = max(range(1, len(history)), key=lambda e: (scores[e], -e))
-        wanted = [history[0]["remain_acc"], history[0]["forget_acc"], history[best]["forget_acc"], scores[best], best, history[-1]["remain_acc"]]
-        assert table.loc[row, ["remain before", "forget before", "forget best", "score best", "epoch best", "remain last"]].tolist() == pytest.approx(wanted, abs=1e-3)
+        wanted = [
+            history[0]["remain_acc"],
+            history[0]["forget_acc"],
+            history[best]["forget_acc"],
+            scores[best],
+            best,
+            history[-1]["remain_acc"],
+        ]
+        assert table.loc[
+            row,
+            [
+                "remain before",
+                "forget before",
+                "forget best",
+                "score best",
+                "epoch best",
+                "remain last",
+            ],
+        ].tolist() == pytest.approx(wanted, abs=1e-3)
     retrain = max(named["retrain", "paper"][1:], key=lambda h: h["accuracy"])
     assert table.loc["Retrain", "remain best"] == pytest.approx(retrain["remain_acc"], abs=1e-3)
 
@@ -131,8 +215,23 @@ def test_quickstarts_table_says_what_its_records_say(quickstart):
 def test_a_second_start_reads_the_records(quickstart):
     base, _ = quickstart
     stamps = {p: p.stat().st_mtime_ns for p in (base / "runs").rglob("record.json")}
-    done = CliRunner().invoke(app, ["quickstart", "--epochs", "4", "--fine-tune-epochs", "2", "--runs", str(base / "runs"), "--figures", str(base / "figures")])
-    assert done.exit_code == 0 and stamps == {p: p.stat().st_mtime_ns for p in (base / "runs").rglob("record.json")}
+    done = CliRunner().invoke(
+        app,
+        [
+            "quickstart",
+            "--epochs",
+            "4",
+            "--fine-tune-epochs",
+            "2",
+            "--runs",
+            str(base / "runs"),
+            "--figures",
+            str(base / "figures"),
+        ],
+    )
+    assert done.exit_code == 0 and stamps == {
+        p: p.stat().st_mtime_ns for p in (base / "runs").rglob("record.json")
+    }
 
 
 def test_a_notebook_that_fails_ends_in_one_line_and_is_kept_apart(tmp_path):
@@ -140,28 +239,86 @@ def test_a_notebook_that_fails_ends_in_one_line_and_is_kept_apart(tmp_path):
     damaged = tmp_path / "runs" / run_key(resolve("quick", method="retrain")) / "record.json"
     damaged.parent.mkdir(parents=True)
     damaged.write_text("{", encoding="utf-8")
-    done = CliRunner().invoke(app, ["quickstart", "--runs", str(tmp_path / "runs"), "--figures", str(tmp_path / "figures")])
+    done = CliRunner().invoke(
+        app,
+        ["quickstart", "--runs", str(tmp_path / "runs"), "--figures", str(tmp_path / "figures")],
+    )
     last = done.output.strip().splitlines()[-1]
-    assert done.exit_code == 2 and last.startswith("fisher-unlearn: ") and "is not a record" in last and "Traceback" not in done.output
-    assert [p.name for p in (tmp_path / "figures").rglob("*") if p.is_file()] == ["quickstart_digits_resnet20.partial.ipynb"]
+    assert (
+        done.exit_code == 2
+        and last.startswith("fisher-unlearn: ")
+        and "is not a record" in last
+        and "Traceback" not in done.output
+    )
+    assert [p.name for p in (tmp_path / "figures").rglob("*") if p.is_file()] == [
+        "quickstart_digits_resnet20.partial.ipynb"
+    ]
 
 
 def test_a_notebook_that_is_not_there_is_said():
-    with pytest.raises(FileNotFoundError, match="neither in the package"): find_notebook("none")
+    with pytest.raises(FileNotFoundError, match="neither in the package"):
+        find_notebook("none")
 
 
 @pytest.mark.slow
 def test_a_wheel_runs_the_quickstart_outside_a_checkout(tmp_path):
-    "The wheel is unpacked and put before the checkout on the path: notebooks and profiles must come with it."
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)], check=True)
-    wheel, = tmp_path.glob("*.whl")
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path / "site"), str(wheel)], check=True)
-    code = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); import fisher_unlearn; from fisher_unlearn.cli import app; assert 'site' in fisher_unlearn.__file__; app()"
-    done = subprocess.run([sys.executable, "-c", code, "quickstart", "--epochs", "2", "--fine-tune-epochs", "1"], cwd=tmp_path, capture_output=True, text=True,
-                          env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}, encoding="utf-8")
+    """The wheel is unpacked and put before the checkout on the path: notebooks and profiles must
+    come with it."""
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--quiet",
+            "--no-deps",
+            "--wheel-dir",
+            str(tmp_path),
+            str(ROOT),
+        ],
+        check=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--target",
+            str(tmp_path / "site"),
+            str(wheel),
+        ],
+        check=True,
+    )
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); import "
+        "fisher_unlearn; from fisher_unlearn.cli import app; assert 'site' in "
+        "fisher_unlearn.__file__; app()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "quickstart", "--epochs", "2", "--fine-tune-epochs", "1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+        encoding="utf-8",
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert (tmp_path / "figures" / "quick" / "quickstart_digits_resnet20.ipynb").exists() and (tmp_path / "runs").is_dir()
-    done = subprocess.run([sys.executable, "-c", code, "table1", "--set", "epochs=2", "--set", "fine_tune_epochs=2"], cwd=tmp_path, capture_output=True, text=True,
-                          env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}, encoding="utf-8")
+    assert (tmp_path / "figures" / "quick" / "quickstart_digits_resnet20.ipynb").exists() and (
+        tmp_path / "runs"
+    ).is_dir()
+    done = subprocess.run(
+        [sys.executable, "-c", code, "table1", "--set", "epochs=2", "--set", "fine_tune_epochs=2"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+        encoding="utf-8",
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "FisherMask" in (tmp_path / "figures" / "quick" / "table1.md").read_text(encoding="utf-8")
+    assert "FisherMask" in (tmp_path / "figures" / "quick" / "table1.md").read_text(
+        encoding="utf-8"
+    )

@@ -1,4 +1,5 @@
 """A tensor of a model's state is one thing under all of its names."""
+
 import copy
 import functools
 
@@ -7,11 +8,20 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
-from fisher_unlearn.parameters import by_first_name, copied, first_name, maskable, parameters_by_name, state_names, unwrapped
+from fisher_unlearn.parameters import (
+    by_first_name,
+    copied,
+    first_name,
+    maskable,
+    parameters_by_name,
+    state_names,
+    unwrapped,
+)
 
 
 class Aliased(nn.Module):
     "One module under two names, a weight tied to another layer's, and one that shares memory only."
+
     def __init__(self):
         super().__init__()
         self.a = nn.Linear(3, 3)
@@ -21,32 +31,58 @@ class Aliased(nn.Module):
         self.d = nn.Linear(3, 3)
         self.d.weight.data = self.a.weight.data
         self.norm = nn.BatchNorm1d(3)
-    def forward(self, x): return self.norm(self.d(self.c(self.b(self.a(x)))))
+
+    def forward(self, x):
+        return self.norm(self.d(self.c(self.b(self.a(x)))))
 
 
 def test_each_tensor_has_one_first_name():
     names = state_names(Aliased())
-    assert {n for n, first in names.items() if first == "a.weight"} == {"a.weight", "b.weight", "c.weight", "d.weight"}
+    assert {n for n, first in names.items() if first == "a.weight"} == {
+        "a.weight",
+        "b.weight",
+        "c.weight",
+        "d.weight",
+    }
     assert names["b.bias"] == "a.bias"
     assert names["c.bias"] == "c.bias"
     assert set(names) == set(Aliased().state_dict())
-    assert list(parameters_by_name(Aliased())) == ["a.weight", "a.bias", "c.bias", "d.bias", "norm.weight", "norm.bias"]
+    assert list(parameters_by_name(Aliased())) == [
+        "a.weight",
+        "a.bias",
+        "c.bias",
+        "d.bias",
+        "norm.weight",
+        "norm.bias",
+    ]
 
 
 def test_parameters_without_memory_are_told_apart():
-    with torch.device("meta"): model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model[1].bias = model[0].bias
-    assert state_names(model) == {"0.weight": "0.weight", "0.bias": "0.bias", "1.weight": "1.weight", "1.bias": "0.bias"}
+    assert state_names(model) == {
+        "0.weight": "0.weight",
+        "0.bias": "0.bias",
+        "1.weight": "1.weight",
+        "1.bias": "0.bias",
+    }
 
 
-@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, lambda m: nn.DataParallel(torch.compile(m))])
+@pytest.mark.parametrize(
+    "wrap", [nn.DataParallel, torch.compile, lambda m: nn.DataParallel(torch.compile(m))]
+)
 def test_wrappers_are_seen_through(wrap):
     model = Aliased()
     wrapped = wrap(model)
     inner, prefix = unwrapped(wrapped)
     assert inner is model
     assert {f"{prefix}{n}" for n in model.state_dict()} == set(wrapped.state_dict())
-    assert first_name(wrapped, "c.weight") == first_name(wrapped, f"{prefix}b.weight") == f"{prefix}a.weight"
+    assert (
+        first_name(wrapped, "c.weight")
+        == first_name(wrapped, f"{prefix}b.weight")
+        == f"{prefix}a.weight"
+    )
 
 
 def test_a_module_with_a_child_called_module_is_no_wrapper():
@@ -57,7 +93,11 @@ def test_a_module_with_a_child_called_module_is_no_wrapper():
 
 @pytest.mark.parametrize("name", ["module.c.weight", "c.wieght", "weight", ""])
 def test_unknown_names_are_refused_with_the_nearest(name):
-    with pytest.raises(ValueError, match="`zeros` names .*, which is no parameter or buffer of the model: (did you mean|names are)"):
+    with pytest.raises(
+        ValueError,
+        match="`zeros` names .*, which is no parameter or buffer of the model: (did you "
+        "mean|names are)",
+    ):
         first_name(Aliased(), name, "`zeros`")
 
 
@@ -70,18 +110,31 @@ def test_marks_under_several_names_are_joined():
 
 
 def test_what_can_be_masked_of_pruned_and_parametrised_layers():
-    for layer in (prune.l1_unstructured(nn.Linear(3, 3), "weight", .5), prune.random_structured(nn.Conv2d(3, 3, 1), "weight", .5, dim=0)):
+    for layer in (
+        prune.l1_unstructured(nn.Linear(3, 3), "weight", 0.5),
+        prune.random_structured(nn.Conv2d(3, 3, 1), "weight", 0.5, dim=0),
+    ):
         assert (maskable(layer), maskable(layer, "bias")) == ("weight_orig", "bias")
-    for layer in (weight_norm(nn.Linear(3, 3)), spectral_norm(nn.Linear(3, 3)), parametrizations.weight_norm(nn.Linear(3, 3)), parametrizations.orthogonal(nn.Linear(3, 3))):
+    for layer in (
+        weight_norm(nn.Linear(3, 3)),
+        spectral_norm(nn.Linear(3, 3)),
+        parametrizations.weight_norm(nn.Linear(3, 3)),
+        parametrizations.orthogonal(nn.Linear(3, 3)),
+    ):
         assert (maskable(layer), maskable(layer, "bias")) == (None, "bias")
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_copy_has_what_was_computed_with_a_gradient():
     x = torch.randn(4, 3)
-    pruned = nn.Sequential(nn.Linear(3, 3), prune.l1_unstructured(nn.Linear(3, 3), "weight", .5), weight_norm(nn.Linear(3, 3)))
+    pruned = nn.Sequential(
+        nn.Linear(3, 3),
+        prune.l1_unstructured(nn.Linear(3, 3), "weight", 0.5),
+        weight_norm(nn.Linear(3, 3)),
+    )
     pruned[0].kept = {"all": [pruned(x)]}
-    with pytest.raises(RuntimeError): copy.deepcopy(pruned)
+    with pytest.raises(RuntimeError):
+        copy.deepcopy(pruned)
     again = copied(pruned)
     assert torch.equal(again(x), pruned(x))
     again(x).sum().backward()
@@ -111,12 +164,16 @@ def by_tensor(net):
 
 
 def by_default(net):
-    def forward(x, layer=net[0]): return x @ layer.weight.T
+    def forward(x, layer=net[0]):
+        return x @ layer.weight.T
+
     net[0].forward = forward
 
 
 def by_nested(net):
-    def masked(x): return x @ (net[0].weight * (net[0].weight > 0)).T
+    def masked(x):
+        return x @ (net[0].weight * (net[0].weight > 0)).T
+
     net[0].forward = functools.partial(lambda call, x: call(x), masked)
 
 
@@ -138,9 +195,12 @@ def test_a_copy_computes_with_its_own_weights(edit):
     made = copied(net)
     torch.testing.assert_close(made(x), wanted)
     with torch.no_grad():
-        for p in made.parameters(): p.zero_()
+        for p in made.parameters():
+            p.zero_()
     assert torch.equal(made(x), torch.zeros(4, 2))
-    assert torch.equal(net(x), wanted) and all(torch.equal(a, b) for a, b in zip(net.parameters(), before))
+    assert torch.equal(net(x), wanted) and all(
+        torch.equal(a, b) for a, b in zip(net.parameters(), before)
+    )
 
 
 def test_a_function_that_holds_nothing_of_the_network_stays_itself():

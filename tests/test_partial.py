@@ -1,4 +1,6 @@
-"The notebooks of tables and figures when some of their runs are missing: they show what there is, or say in one sentence what they need; with nothing, too."
+"""The notebooks of tables and figures when some of their runs are missing: they show what there
+is, or say in one sentence what they need; with nothing, too."""
+
 import json
 import shutil
 from pathlib import Path
@@ -19,7 +21,11 @@ NAMES = sorted(path.stem for path in (FIGURES / "cpu").glob("*.parquet"))
 def executed(name, **given):
     "The namespace of a notebook whose cells were executed in this process."
     matplotlib.use("Agg")
-    cells = [cell.source for cell in nbformat.read(notebooks()[name], 4).cells if cell.cell_type == "code"]
+    cells = [
+        cell.source
+        for cell in nbformat.read(notebooks()[name], 4).cells
+        if cell.cell_type == "code"
+    ]
     space = {"In": [""], "__name__": "__main__"}
     exec(cells[0], space)
     space.update(given)
@@ -49,7 +55,14 @@ def without(folder, place, *methods):
 def test_missing_runs_leave_the_rest_or_one_sentence(restored, methods, tmp_path):
     name, folder, seeds = restored
     without(folder, tmp_path / "runs", *methods)
-    given = dict(profile="cpu", seeds=seeds, on="none", runs=str(tmp_path / "runs"), root=str(folder / "data"), figures=str(tmp_path / "figures"))
+    given = dict(
+        profile="cpu",
+        seeds=seeds,
+        on="none",
+        runs=str(tmp_path / "runs"),
+        root=str(folder / "data"),
+        figures=str(tmp_path / "figures"),
+    )
     try:
         executed(name, **given)
     except ValueError as error:
@@ -61,6 +74,16 @@ def test_missing_runs_leave_the_rest_or_one_sentence(restored, methods, tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_at_all_is_said_in_one_sentence(name, tmp_path):
-    given = dict(profile="cpu", seeds=[666], on="none", runs=str(tmp_path / "runs"), root=str(tmp_path / "data"), figures=str(tmp_path / "figures"))
-    with pytest.raises(ValueError, match="^none of the .* runs that this is made from is done: do them first") as said: executed(name, **given)
+    given = dict(
+        profile="cpu",
+        seeds=[666],
+        on="none",
+        runs=str(tmp_path / "runs"),
+        root=str(tmp_path / "data"),
+        figures=str(tmp_path / "figures"),
+    )
+    with pytest.raises(
+        ValueError, match="^none of the .* runs that this is made from is done: do them first"
+    ) as said:
+        executed(name, **given)
     assert "\n" not in str(said.value) and not (tmp_path / "runs").exists()

@@ -1,4 +1,6 @@
-"""What networks compute for a sample of a batch: dependence, batches of one, ways to the squares."""
+"""What networks compute for a sample of a batch: dependence, batches of one, ways to the
+squares."""
+
 import pytest
 import torch
 from torch import nn
@@ -18,7 +20,9 @@ def in_batch(model, inputs, labels):
     total = {n: torch.zeros_like(p, dtype=torch.float64) for n, p in free.items()}
     for row, label in zip(logits, labels):
         loss = row.logsumexp(0) - row[label]
-        slopes = torch.autograd.grad(loss, list(free.values()), retain_graph=True, allow_unused=True)
+        slopes = torch.autograd.grad(
+            loss, list(free.values()), retain_graph=True, allow_unused=True
+        )
         for name, g in zip(total, slopes):
             if g is not None:
                 total[name] += g.double().square()
@@ -26,17 +30,27 @@ def in_batch(model, inputs, labels):
 
 
 def off(found, wanted):
-    return max(((found[n].double() - w).abs().max() / w.abs().max().clamp_min(1e-30)).item()
-               for n, w in wanted.items())
+    return max(
+        ((found[n].double() - w).abs().max() / w.abs().max().clamp_min(1e-30)).item()
+        for n, w in wanted.items()
+    )
 
 
 def small():
-    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
-                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 5),
+    )
 
 
 class Twice(nn.Module):
     "The same module under two names."
+
     def __init__(self):
         super().__init__()
         self.n = small()
@@ -44,15 +58,17 @@ class Twice(nn.Module):
         self.scale = nn.Parameter(torch.ones(5))
 
     def forward(self, x):
-        return self.n(x) * self.scale + .1 * self.n2(x.flip(-1))
+        return self.n(x) * self.scale + 0.1 * self.n2(x.flip(-1))
 
 
 def test_aliases_keep_their_parameters_and_have_right_scores_in_each_batch():
     model, x, y = Twice(), torch.randn(8, 3, 9, 9), torch.arange(8) % 5
     before = {n: p for n, p in model.named_parameters(remove_duplicate=False)}
     found = diag_fisher(model, [(x[:4], y[:4]), (x[4:], y[4:])])
-    assert all(p is before[n] and p.requires_grad
-               for n, p in model.named_parameters(remove_duplicate=False))
+    assert all(
+        p is before[n] and p.requires_grad
+        for n, p in model.named_parameters(remove_duplicate=False)
+    )
     assert off(found, in_batch(model, x, y)) < 1e-3
 
 
@@ -61,8 +77,10 @@ def edited_padding(model):
 
 
 def masked_forward(model):
-    mask = (torch.rand_like(model[2].weight) > .5).float()
-    model[2].forward = lambda x: nn.functional.conv2d(x, model[2].weight * mask, model[2].bias, padding=1)
+    mask = (torch.rand_like(model[2].weight) > 0.5).float()
+    model[2].forward = lambda x: nn.functional.conv2d(
+        x, model[2].weight * mask, model[2].bias, padding=1
+    )
 
 
 def doubled(model):
@@ -97,7 +115,8 @@ def test_a_forward_replaced_in_torchs_class_or_a_global_hook(monkeypatch, place)
         hook = None
     else:
         hook = nn.modules.module.register_module_forward_hook(
-            lambda m, args, out: 3 * out if isinstance(m, nn.Conv2d) else None)
+            lambda m, args, out: 3 * out if isinstance(m, nn.Conv2d) else None
+        )
     try:
         assert off(diag_fisher(model, [(x, y)]), in_batch(model, x, y)) < 1e-3
     finally:
@@ -116,9 +135,14 @@ def test_hooks_on_gradients_count():
 
 class Squeezed(nn.Module):
     "What follows the squeeze is another thing for a batch of one."
+
     def __init__(self):
         super().__init__()
-        self.features, self.scale, self.head = small()[:5], nn.Parameter(torch.ones(8)), nn.Linear(8, 5)
+        self.features, self.scale, self.head = (
+            small()[:5],
+            nn.Parameter(torch.ones(8)),
+            nn.Linear(8, 5),
+        )
 
     def forward(self, x):
         return self.head((self.features(x).squeeze() * self.scale).softmax(-1) * 8)
@@ -146,8 +170,10 @@ class Mixed(nn.Module):
         return self.last(torch.tanh(x + self.share * x.mean(0, keepdim=True)))
 
 
-@pytest.mark.parametrize("share", [1e-3, .01, 1.])
-@pytest.mark.parametrize("x", [torch.randn(9, 6), torch.randn(1, 6).repeat(3, 1), torch.randn(1, 6)], ids=len)
+@pytest.mark.parametrize("share", [1e-3, 0.01, 1.0])
+@pytest.mark.parametrize(
+    "x", [torch.randn(9, 6), torch.randn(1, 6).repeat(3, 1), torch.randn(1, 6)], ids=len
+)
 def test_a_small_dependence_on_the_batch_is_refused(share, x):
     y = torch.zeros(len(x), dtype=torch.long)
     with pytest.raises(ValueError, match="depend on the other samples"):
@@ -156,7 +182,12 @@ def test_a_small_dependence_on_the_batch_is_refused(share, x):
 
 @pytest.mark.parametrize("x", [torch.randn(1, 6), torch.randn(1, 6).repeat(3, 1)], ids=len)
 def test_batchnorm_without_statistics_is_refused_whatever_the_first_batch_holds(x):
-    model = nn.Sequential(nn.Conv1d(1, 4, 1), nn.BatchNorm1d(4, track_running_stats=False), nn.Flatten(), nn.Linear(24, 5))
+    model = nn.Sequential(
+        nn.Conv1d(1, 4, 1),
+        nn.BatchNorm1d(4, track_running_stats=False),
+        nn.Flatten(),
+        nn.Linear(24, 5),
+    )
     with pytest.raises(ValueError, match="depend on the other samples"):
         diag_fisher(model, [(x[:, None], torch.zeros(len(x), dtype=torch.long))])
 
@@ -166,6 +197,7 @@ def test_logits_that_are_drawn_are_refused_and_the_generator_stays(per):
     class Noisy(nn.Linear):
         def forward(self, x):
             return super().forward(x + torch.randn_like(x))
+
     model, x = Noisy(6, 5), torch.ones(4, 6)
     state = torch.get_rng_state()
     with pytest.raises(ValueError, match="drawn at random"):
@@ -175,6 +207,7 @@ def test_logits_that_are_drawn_are_refused_and_the_generator_stays(per):
 
 class Counting(nn.Module):
     "Counts its passes and caches, so that no pass is like the one before."
+
     def __init__(self):
         super().__init__()
         self.layer, self.passes, self.kept = nn.Linear(6, 5), 0, None
@@ -183,7 +216,7 @@ class Counting(nn.Module):
     def forward(self, x):
         self.passes += 1
         self.kept = torch.ones(1) if self.kept is None else self.kept
-        x -= .5
+        x -= 0.5
         return self.layer(x) * self.gain * self.passes * self.kept
 
 
@@ -236,6 +269,7 @@ def test_an_output_that_is_changed_in_place_and_one_that_is_dropped():
             out = self.linear(x)
             out += x
             return self.head(out.mean(1))
+
     model, x, y = Teacher(), torch.randn(6, 3, 6), torch.arange(6) % 5
     assert off(diag_fisher(model, [(x, y)]), in_batch(model, x, y)) < 1e-3
 

@@ -1,4 +1,6 @@
-"README's words about results are fixed, its numbers are read from the kept records: the words must be true of them."
+"""README's words about results are fixed, its numbers are read from the kept records: the words
+must be true of them."""
+
 from pathlib import Path
 
 import pandas as pd
@@ -14,8 +16,11 @@ BOTH = ("paper", "authors_code")
 def table(name, **chosen):
     "Remain and forget accuracy by method and phase, ours (mean) and the paper's (paper_mean)."
     rows = pd.read_csv(FIGURES / f"{name}.csv")
-    for column, value in chosen.items(): rows = rows[rows[column] == value]
-    return rows[rows.metric.isin(["remain_acc", "forget_acc"])].pivot_table(index=["method", "phase"], columns="metric", values=["mean", "paper_mean"], sort=False)
+    for column, value in chosen.items():
+        rows = rows[rows[column] == value]
+    return rows[rows.metric.isin(["remain_acc", "forget_acc"])].pivot_table(
+        index=["method", "phase"], columns="metric", values=["mean", "paper_mean"], sort=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +33,21 @@ def short():
     return table("cpu/table1", setting="ResNet20/CIFAR10", window="fine_tuning")
 
 
-@pytest.mark.parametrize("method, phase", [("w*", "before_ft"), ("Retrain", "retrained"), ("Finetune", "after_ft"), ("RandomMask (paper)", "after_ft"), ("FisherMask (authors_code)", "before_ft"),
-                                           *((f"{method} ({reading})", "after_ft") for method in ("FisherNoise", "ActivationMask") for reading in BOTH)])
+@pytest.mark.parametrize(
+    "method, phase",
+    [
+        ("w*", "before_ft"),
+        ("Retrain", "retrained"),
+        ("Finetune", "after_ft"),
+        ("RandomMask (paper)", "after_ft"),
+        ("FisherMask (authors_code)", "before_ft"),
+        *(
+            (f"{method} ({reading})", "after_ft")
+            for method in ("FisherNoise", "ActivationMask")
+            for reading in BOTH
+        ),
+    ],
+)
 def test_what_is_as_in_the_paper_is_within_3_points(table_1, method, phase):
     ours, paper = table_1.loc[method, phase]["mean"], table_1.loc[method, phase]["paper_mean"]
     assert (ours - paper).abs().max() <= 3
@@ -38,50 +56,89 @@ def test_what_is_as_in_the_paper_is_within_3_points(table_1, method, phase):
 def test_what_is_not_as_in_the_paper_is_far_from_it(table_1):
     forget = table_1.xs("forget_acc", axis=1, level="metric")
     off = (forget["mean"] - forget.paper_mean).abs()
-    assert off["FisherMask (paper)"].min() > 25 and all(off[f"TF-IDF ({reading})", "after_ft"] > 20 for reading in BOTH)
+    assert off["FisherMask (paper)"].min() > 25 and all(
+        off[f"TF-IDF ({reading})", "after_ft"] > 20 for reading in BOTH
+    )
 
 
 def test_the_control_has_the_signature_of_the_authors_code(table_1):
-    code, control, w_star = (table_1["mean"].loc[method, "before_ft"] for method in ("FisherMask (authors_code)", "MaskClassifier", "w*"))
-    assert (code - control).abs().max() < .5 and min(code.remain_acc, control.remain_acc) > w_star.remain_acc + 1
+    code, control, w_star = (
+        table_1["mean"].loc[method, "before_ft"]
+        for method in ("FisherMask (authors_code)", "MaskClassifier", "w*")
+    )
+    assert (code - control).abs().max() < 0.5 and min(
+        code.remain_acc, control.remain_acc
+    ) > w_star.remain_acc + 1
 
 
 def test_fine_tuning_alone_forgets_least_and_the_texts_fisher_mask_next(table_1):
     left = table_1["mean"].xs("after_ft", level="phase").forget_acc.sort_values(ascending=False)
     assert list(left.index[:2]) == ["Finetune", "FisherMask (paper)"] and left["Finetune"] > 50
     before = table_1["mean"].forget_acc
-    assert 5 < before["FisherMask (paper)", "before_ft"] < left["FisherMask (paper)"] < before["w*", "before_ft"]
+    assert (
+        5
+        < before["FisherMask (paper)", "before_ft"]
+        < left["FisherMask (paper)"]
+        < before["w*", "before_ft"]
+    )
 
 
 def test_a_short_training_hides_this(table_1, short):
     forget, whole = short["mean"].forget_acc, table_1["mean"].forget_acc
-    assert forget.xs("after_ft", level="phase").max() < 1 and abs(forget["FisherMask (paper)", "before_ft"] - whole["FisherMask (paper)", "before_ft"]) > 25
+    assert (
+        forget.xs("after_ft", level="phase").max() < 1
+        and abs(
+            forget["FisherMask (paper)", "before_ft"] - whole["FisherMask (paper)", "before_ft"]
+        )
+        > 25
+    )
 
 
 def test_without_remain_data_fisher_mask_destroys_the_rest():
-    remain = table("paper_bfloat16/table5", setting="ResNet20/CIFAR10, no remain data")["mean"].remain_acc
+    remain = table("paper_bfloat16/table5", setting="ResNet20/CIFAR10, no remain data")[
+        "mean"
+    ].remain_acc
     assert all(remain[f"FisherMask ({reading})", "before_ft"] < 60 for reading in BOTH)
 
 
 def test_on_the_short_schedule_the_rate_matters_and_the_ratio_does_not():
     ratios, rates = (pd.read_csv(FIGURES / f"cpu/figure{n}.csv") for n in (4, 3))
-    assert ratios.forget_acc_best.max() < 1 and ratios.remain_acc_best.max() - ratios.remain_acc_best.min() < 2
+    assert (
+        ratios.forget_acc_best.max() < 1
+        and ratios.remain_acc_best.max() - ratios.remain_acc_best.min() < 2
+    )
     last = rates[rates.epoch == rates.epoch.max()].set_index(["label", "rate"]).forget_acc
     for label in ("Finetune", "FisherMask (paper)"):
-        assert last[label, "replay"] < 1 and last[label, "0.1"] < 1 < last[label, "0.01"] < last[label, "0.001"]
+        assert (
+            last[label, "replay"] < 1
+            and last[label, "0.1"] < 1 < last[label, "0.01"] < last[label, "0.001"]
+        )
 
 
 def test_on_the_short_schedule_fine_tuning_forgets_at_once_and_the_influence_function_little():
-    forget = pd.read_csv(FIGURES / "cpu/figure1.csv").pivot(index="epoch", columns="method", values="forget_acc")
-    assert forget["Finetune"][0] > 50 and forget["Finetune"][1:].max() < 1 and all(forget[f"FisherMask ({reading})"][10] < 1 for reading in BOTH)
+    forget = pd.read_csv(FIGURES / "cpu/figure1.csv").pivot(
+        index="epoch", columns="method", values="forget_acc"
+    )
+    assert (
+        forget["Finetune"][0] > 50
+        and forget["Finetune"][1:].max() < 1
+        and all(forget[f"FisherMask ({reading})"][10] < 1 for reading in BOTH)
+    )
     text, code = (forget[f"Influence ({reading})"].dropna() for reading in BOTH)
-    assert (text - text[0]).abs().max() < .05 and 0 < code[0] - code[3] < 10 and len(code) == 4
+    assert (text - text[0]).abs().max() < 0.05 and 0 < code[0] - code[3] < 10 and len(code) == 4
     used = [record["settings"] for record in read_kept(FIGURES / "cpu/figure1.parquet")]
-    assert {(s["lissa_epochs"], s["lissa_scale"]) for s in used if s["method"] == "influence"} == {(3, 80)} and {s["subset"] for s in used} == {10_000}
+    assert {(s["lissa_epochs"], s["lissa_scale"]) for s in used if s["method"] == "influence"} == {
+        (3, 80)
+    } and {s["subset"] for s in used} == {10_000}
 
 
-def test_on_the_whole_schedule_the_texts_fisher_mask_forgets_more_with_a_higher_ratio_but_never_all():
-    forget = pd.read_csv(FIGURES / "paper_bfloat16/figure4.csv").set_index("label").sort_values("ratio").forget_acc_best
+def test_on_the_whole_schedule_fisher_mask_of_the_text_forgets_more_with_a_higher_ratio():
+    forget = (
+        pd.read_csv(FIGURES / "paper_bfloat16/figure4.csv")
+        .set_index("label")
+        .sort_values("ratio")
+        .forget_acc_best
+    )
     text = forget["FisherMask (paper)"].tolist()
     assert len(text) == 4 and text == sorted(text, reverse=True) and text[-1] > 5
     assert forget["FisherMask (authors_code)"].iloc[1:].max() < 1
@@ -90,14 +147,26 @@ def test_on_the_whole_schedule_the_texts_fisher_mask_forgets_more_with_a_higher_
 def test_only_re_learning_by_all_parameters_tells_retraining_from_the_rest():
     epochs = pd.read_csv(FIGURES / "cpu/figure2.csv").set_index(["scope", "method"])
     every = epochs.loc["all", "at least"]
-    assert every.drop("Retrain").max() < every["Retrain"] and epochs.loc["classifier"].epochs.isna().all()
+    assert (
+        every.drop("Retrain").max() < every["Retrain"]
+        and epochs.loc["classifier"].epochs.isna().all()
+    )
 
 
 def test_poisoned_images_are_forgotten_best_by_activation_mask_and_not_by_fisher_mask():
     ends = outcomes(read_kept(FIGURES / "cpu/table3.parquet"))
-    trigger = ends[(ends.ratio == .2) | ends.method.isin(["retrain", "finetune"])].set_index("label").trigger_acc_last
-    assert trigger.drop("Retrain").idxmin().startswith("ActivationMask") and trigger["Finetune"] > 50
-    assert abs(trigger["FisherMask (paper)"] - trigger["Finetune"]) < 10 and trigger["FisherMask (authors_code)"] > trigger["RandomMask (authors_code)"]
+    trigger = (
+        ends[(ends.ratio == 0.2) | ends.method.isin(["retrain", "finetune"])]
+        .set_index("label")
+        .trigger_acc_last
+    )
+    assert (
+        trigger.drop("Retrain").idxmin().startswith("ActivationMask") and trigger["Finetune"] > 50
+    )
+    assert (
+        abs(trigger["FisherMask (paper)"] - trigger["Finetune"]) < 10
+        and trigger["FisherMask (authors_code)"] > trigger["RandomMask (authors_code)"]
+    )
 
 
 def test_who_forgets_wrong_labels_ends_between_w_star_and_retraining():
@@ -105,35 +174,114 @@ def test_who_forgets_wrong_labels_ends_between_w_star_and_retraining():
     for _, ends in table.groupby("setting"):
         ends = ends.set_index("label")
         for measure in ("accuracy", "truth_acc", "forget_acc"):
-            w_star, retrained = ends.loc["Finetune", f"{measure}_before"], ends.loc["Retrain", f"{measure}_best"]
-            assert ends.drop("Retrain")[f"{measure}_best"].between(*sorted((w_star, retrained))).all()
-    before, best = (table.pivot(index="setting", columns="label", values=f"accuracy_{when}") for when in ("before", "best"))
+            w_star, retrained = (
+                ends.loc["Finetune", f"{measure}_before"],
+                ends.loc["Retrain", f"{measure}_best"],
+            )
+            assert (
+                ends.drop("Retrain")[f"{measure}_best"].between(*sorted((w_star, retrained))).all()
+            )
+    before, best = (
+        table.pivot(index="setting", columns="label", values=f"accuracy_{when}")
+        for when in ("before", "best")
+    )
     harm = before["Finetune"] - before["FisherMask (paper)"]
-    assert harm.is_monotonic_increasing and harm.index[-1].endswith("50% label noise") and best.iloc[-1].idxmin() == "FisherMask (paper)"
-    printed = paper_numbers(4).query("phase == 'after_ft'").pivot(index="setting", columns="method", values="mean")
-    assert (printed.idxmax(axis=1) == "FisherMask").all() and (printed.idxmin(axis=1) == "Finetune").all()
+    assert (
+        harm.is_monotonic_increasing
+        and harm.index[-1].endswith("50% label noise")
+        and best.iloc[-1].idxmin() == "FisherMask (paper)"
+    )
+    printed = (
+        paper_numbers(4)
+        .query("phase == 'after_ft'")
+        .pivot(index="setting", columns="method", values="mean")
+    )
+    assert (printed.idxmax(axis=1) == "FisherMask").all() and (
+        printed.idxmin(axis=1) == "Finetune"
+    ).all()
 
 
-def test_without_the_classifier_the_authors_recipe_does_nothing_and_no_mask_forgets_and_keeps_the_rest():
-    full, brief = (pd.read_csv(FIGURES / profile / "what_the_mask_removes.csv") for profile in ("paper_bfloat16", "cpu"))
+def test_without_the_classifier_the_authors_recipe_does_nothing_and_no_mask_does_both():
+    full, brief = (
+        pd.read_csv(FIGURES / profile / "what_the_mask_removes.csv")
+        for profile in ("paper_bfloat16", "cpu")
+    )
     inside, outside = (full[full.classifier == pool] for pool in ("in the pool", "not in the pool"))
-    code, short = (rows[(rows.estimator == "expected labels, per batch") & (rows.unit == "kernel") & (rows["λ"] == 1) & (rows.R == .02)].set_index("classifier") for rows in (full, brief))
-    assert code["does nothing"]["not in the pool"] and code["is the control"]["in the pool"] and code.norm["not in the pool"] < .5
-    ends = outcomes(read_kept(FIGURES / "paper_bfloat16/what_the_mask_removes.parquet")).query("fine_tune_epochs > 0")
-    alone, footnote = ends[ends.method == "finetune"].iloc[0], ends[(ends.preset == "authors_code") & (ends.options == '{"classifier_in_pool": false}')].iloc[0]
-    assert all(abs(alone[end] - footnote[end]) < 2 for end in ("remain_acc_last", "forget_acc_last"))
-    assert inside.printed.any() and outside.forgets.any() and not (outside.printed | outside.forgets & outside.keeps).any()
-    assert short.forget["in the pool"] < 1 < short.forget["not in the pool"] < 50 and short["is the control"]["in the pool"]
+    code, short = (
+        rows[
+            (rows.estimator == "expected labels, per batch")
+            & (rows.unit == "kernel")
+            & (rows["λ"] == 1)
+            & (rows.R == 0.02)
+        ].set_index("classifier")
+        for rows in (full, brief)
+    )
+    assert (
+        code["does nothing"]["not in the pool"]
+        and code["is the control"]["in the pool"]
+        and code.norm["not in the pool"] < 0.5
+    )
+    ends = outcomes(read_kept(FIGURES / "paper_bfloat16/what_the_mask_removes.parquet")).query(
+        "fine_tune_epochs > 0"
+    )
+    alone, footnote = (
+        ends[ends.method == "finetune"].iloc[0],
+        ends[
+            (ends.preset == "authors_code") & (ends.options == '{"classifier_in_pool": false}')
+        ].iloc[0],
+    )
+    assert all(
+        abs(alone[end] - footnote[end]) < 2 for end in ("remain_acc_last", "forget_acc_last")
+    )
+    assert (
+        inside.printed.any()
+        and outside.forgets.any()
+        and not (outside.printed | outside.forgets & outside.keeps).any()
+    )
+    assert (
+        short.forget["in the pool"] < 1 < short.forget["not in the pool"] < 50
+        and short["is the control"]["in the pool"]
+    )
 
 
 def test_other_instructions_end_otherwise_on_the_digits():
-    here, there = (pd.read_csv(FIGURES / place / "quick/quickstart_digits_resnet20.csv", index_col="method")[["remain best", "forget best"]].round(1) for place in ("", "avx512"))
-    assert (here != there).any(axis=1)[["Retrain", "FisherMask (paper)", "FisherMask (authors_code)"]].all()
+    here, there = (
+        pd.read_csv(FIGURES / place / "quick/quickstart_digits_resnet20.csv", index_col="method")[
+            ["remain best", "forget best"]
+        ].round(1)
+        for place in ("", "avx512")
+    )
+    assert (
+        (here != there)
+        .any(axis=1)[["Retrain", "FisherMask (paper)", "FisherMask (authors_code)"]]
+        .all()
+    )
 
 
 def test_what_was_not_run_has_no_result():
-    runs = pd.DataFrame([{"result": path.stem, **record["settings"], **record["settings"]["train"], "epochs": record["settings"]["train"]["schedule"]["epochs"], "seed": record["settings"]["seed"]}
-                         for path in FIGURES.glob("*/*.parquet") for record in read_kept(path)])
+    runs = pd.DataFrame(
+        [
+            {
+                "result": path.stem,
+                **record["settings"],
+                **record["settings"]["train"],
+                "epochs": record["settings"]["train"]["schedule"]["epochs"],
+                "seed": record["settings"]["seed"],
+            }
+            for path in FIGURES.glob("*/*.parquet")
+            for record in read_kept(path)
+        ]
+    )
     whole = runs[runs.epochs == 160]
-    assert set(runs.dataset) == {"cifar10"} and set(runs.network) == {"resnet20"} and 888 not in set(runs.seed)
-    assert set(whole.precision) == {"bfloat16"} and not set(whole.result) & {"table3", "table4", "figure1", "figure2", "figure3"}
+    assert (
+        set(runs.dataset) == {"cifar10"}
+        and set(runs.network) == {"resnet20"}
+        and 888 not in set(runs.seed)
+    )
+    assert set(whole.precision) == {"bfloat16"} and not set(whole.result) & {
+        "table3",
+        "table4",
+        "figure1",
+        "figure2",
+        "figure3",
+    }

@@ -1,4 +1,6 @@
-"What the package stands on: it is declared, has a lower bound, and the lowest versions are those that are tried."
+"""What the package stands on: it is declared, has a lower bound, and the lowest versions are
+those that are tried."""
+
 import ast
 import importlib
 import json
@@ -50,7 +52,9 @@ def stray(sources, known):
     "Packages that code imports and nobody declares."
     distributions = packages_distributions()
     names = set().union(*map(imported, sources)) - OURS - set(BY_OTHERS)
-    made_by = {name: {canonicalize_name(d) for d in distributions.get(name, [name])} for name in names}
+    made_by = {
+        name: {canonicalize_name(d) for d in distributions.get(name, [name])} for name in names
+    }
     return sorted(name for name, packages in made_by.items() if not packages & set(known))
 
 
@@ -82,10 +86,14 @@ def test_every_module_is_imported(name):
 
 
 def commands():
-    return sorted(path.stem for path in (ROOT / "nbs" / "experiments").glob("*.ipynb") if path.stem != "train")
+    return sorted(
+        path.stem for path in (ROOT / "nbs" / "experiments").glob("*.ipynb") if path.stem != "train"
+    )
 
 
-@pytest.mark.parametrize("words", [(), *((name,) for name in [*commands(), "data", "plan", "status"])])
+@pytest.mark.parametrize(
+    "words", [(), *((name,) for name in [*commands(), "data", "plan", "status"])]
+)
 def test_every_command_has_its_help(words):
     done = CliRunner().invoke(app, [*words, "--help"])
     assert done.exit_code == 0 and "Usage" in done.output

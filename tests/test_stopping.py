@@ -1,4 +1,6 @@
-"How commands end that are stopped, killed, not read, or shown on a terminal that knows few letters."
+"""How commands end that are stopped, killed, not read, or shown on a terminal that knows few
+letters."""
+
 import os
 import signal
 import subprocess
@@ -14,28 +16,42 @@ QUIET = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 
 
 def _stoppable():
-    "Ctrl-C reaches the command also where whoever runs the tests ignores it, as a shell does for what runs in its background."
+    """Ctrl-C reaches the command also where whoever runs the tests ignores it, as a shell does
+    for what runs in its background."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def start(words, folder, **more):
-    "A command at work: its process, once an epoch of it is kept, and all processes that it has started."
+    """A command at work: its process, once an epoch of it is kept, and all processes that it has
+    started."""
     runs, figures = folder / "runs", folder / "figures"
     places = ["--runs", str(runs)] + ([] if words[0] == "unlearn" else ["--figures", str(figures)])
-    process = subprocess.Popen([*COMMAND, *words, *places], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=QUIET, preexec_fn=_stoppable, **more)
+    process = subprocess.Popen(
+        [*COMMAND, *words, *places],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=QUIET,
+        preexec_fn=_stoppable,
+        **more,
+    )
     limit = time.monotonic() + 240
     while not list(runs.rglob("progress.safetensors")):
         assert process.poll() is None, process.communicate()
         if time.monotonic() > limit:
             process.kill()
             pytest.fail("no epoch within 240 s")
-        time.sleep(.1)
+        time.sleep(0.1)
     return process, psutil.Process(process.pid).children(recursive=True)
 
 
 def left_over(folder):
     "What a command should have put away."
-    return [path for path in folder.rglob("*") if path.name.endswith((".draft", ".part", ".partial.ipynb"))]
+    return [
+        path
+        for path in folder.rglob("*")
+        if path.name.endswith((".draft", ".part", ".partial.ipynb"))
+    ]
 
 
 PATHS = {
@@ -45,22 +61,33 @@ PATHS = {
 }
 
 
-@pytest.mark.parametrize("path", ["unlearn", "notebook", pytest.param("papermill", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "path", ["unlearn", "notebook", pytest.param("papermill", marks=pytest.mark.slow)]
+)
 def test_ctrl_c_ends_in_one_line_and_leaves_no_kernel(path, tmp_path):
     process, family = start(PATHS[path], tmp_path)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=120)
     assert process.returncode == 130 and error.count("\n") == 1, error
-    assert error.startswith("fisher-unlearn: stopped in digits resnet20 666: ") and f"this goes on from there: fisher-unlearn {PATHS[path][0]}" in error
+    assert (
+        error.startswith("fisher-unlearn: stopped in digits resnet20 666: ")
+        and f"this goes on from there: fisher-unlearn {PATHS[path][0]}" in error
+    )
     assert not psutil.wait_procs(family, timeout=20)[1] and not left_over(tmp_path)
-    assert len(family) == {"unlearn": 0, "notebook": 1, "papermill": 2}[path] and list(tmp_path.rglob("progress.safetensors"))
+    assert len(family) == {"unlearn": 0, "notebook": 1, "papermill": 2}[path] and list(
+        tmp_path.rglob("progress.safetensors")
+    )
 
 
 def test_a_kernel_that_is_killed_is_said_in_one_line(tmp_path):
     process, family = start(PATHS["notebook"], tmp_path)
     family[0].kill()
     _, error = process.communicate(timeout=120)
-    assert process.returncode == 2 and error.count("\n") == 1 and "was killed by signal 9, most likely because the memory ran out" in error, error
+    assert (
+        process.returncode == 2
+        and error.count("\n") == 1
+        and "was killed by signal 9, most likely because the memory ran out" in error
+    ), error
     assert "goes on from there" in error
 
 
@@ -70,15 +97,42 @@ def test_what_a_killed_command_left_is_removed_by_the_next_start(tmp_path):
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGTERM and not psutil.wait_procs(family, timeout=20)[1]
     assert len(left_over(tmp_path)) == 1
-    again = [*COMMAND, "figure4", *LONG, "--on", "none", "--runs", str(tmp_path / "runs"), "--figures", str(tmp_path / "figures")]
+    again = [
+        *COMMAND,
+        "figure4",
+        *LONG,
+        "--on",
+        "none",
+        "--runs",
+        str(tmp_path / "runs"),
+        "--figures",
+        str(tmp_path / "figures"),
+    ]
     subprocess.run(again, capture_output=True, env=QUIET, timeout=120)
     assert [path.name for path in left_over(tmp_path)] == ["figure4.partial.ipynb"]
 
 
 def test_what_nobody_reads_is_no_error(tmp_path):
     "As with `| head -1`: the work is done all the same, and nothing is complained of."
-    words = ["unlearn", "--epochs", "1", "--fine-tune-epochs", "1", "--subset", "50", "--runs", str(tmp_path)]
-    process = subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=QUIET, encoding="utf-8")
+    words = [
+        "unlearn",
+        "--epochs",
+        "1",
+        "--fine-tune-epochs",
+        "1",
+        "--subset",
+        "50",
+        "--runs",
+        str(tmp_path),
+    ]
+    process = subprocess.Popen(
+        [*COMMAND, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=QUIET,
+        encoding="utf-8",
+    )
     assert process.stdout.readline().startswith("--- digits")
     process.stdout.close()
     assert process.stderr.read() == "" and process.wait(120) == 0
@@ -99,5 +153,7 @@ def test_a_command_works_where_text_is_ascii(tmp_path):
 @pytest.mark.parametrize("language", [POSIX, {"PYTHONIOENCODING": "ascii"}])
 def test_letters_that_a_terminal_does_not_know_are_replaced(language):
     program = "from fisher_unlearn.terminal import screens\nwith screens(): print('a \\u2013 b')"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, env=QUIET | language, timeout=240)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, env=QUIET | language, timeout=240
+    )
     assert done.returncode == 0 and done.stdout == b"a ? b\n" and done.stderr == b"", done.stderr

@@ -1,4 +1,5 @@
 "Text is read and written as UTF-8, whatever the machine's language settings say."
+
 import ast
 import json
 import os
@@ -11,7 +12,11 @@ import pytest
 import fisher_unlearn
 
 ROOT = Path(fisher_unlearn.__file__).parent.parent
-SOURCES = [*ROOT.glob("nbs/*.ipynb"), *ROOT.glob("nbs/experiments/*.ipynb"), *ROOT.glob("fisher_unlearn/*.py")]
+SOURCES = [
+    *ROOT.glob("nbs/*.ipynb"),
+    *ROOT.glob("nbs/experiments/*.ipynb"),
+    *ROOT.glob("fisher_unlearn/*.py"),
+]
 
 
 def code(path):
@@ -59,7 +64,9 @@ def test_whoever_reads_or_writes_text_says_how(path):
 
 def test_calls_that_do_not_say_how_are_found():
     bad = "p.read_text(); p.write_text('x'); open(p); p.open('w'); subprocess.run(['a'], text=True)"
-    good = "p.read_text(encoding='utf-8'); open(p, 'rb'); p.open(mode='wb'); os.open(p, os.O_RDONLY)"
+    good = (
+        "p.read_text(encoding='utf-8'); open(p, 'rb'); p.open(mode='wb'); os.open(p, os.O_RDONLY)"
+    )
     assert len(list(unnamed(bad))) == 5 and not list(unnamed(good))
 
 

@@ -1,4 +1,6 @@
-"""Forgetting in other people's networks: names, ties, pruned and parametrised layers, wrappers, and options that nobody reads."""
+"""Forgetting in other people's networks: names, ties, pruned and parametrised layers, wrappers,
+and options that nobody reads."""
+
 import copy
 import warnings
 from dataclasses import dataclass
@@ -9,7 +11,14 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from fisher_unlearn import unlearn as unlearn_module
-from fisher_unlearn.masking import candidates, mask_by_layer, select_bottom, select_random, select_top, zero_
+from fisher_unlearn.masking import (
+    candidates,
+    mask_by_layer,
+    select_bottom,
+    select_random,
+    select_top,
+    zero_,
+)
 from fisher_unlearn.schedule import Schedule
 from fisher_unlearn.train import TrainSettings
 from fisher_unlearn.unlearn import METHODS, MethodOptions, method_options, options_read, unlearn
@@ -17,17 +26,21 @@ from fisher_unlearn.unlearn import METHODS, MethodOptions, method_options, optio
 G = torch.Generator().manual_seed(0)
 X, Y = torch.randn(8, 6, generator=G), torch.tensor([0] * 4 + [1, 2, 3, 4])
 FORGET, REMAIN = [(X[:4], Y[:4])], [(X[4:], Y[4:])]
-TUNE = TrainSettings(Schedule(lr=.1, epochs=2, drops=()), select="last")
+TUNE = TrainSettings(Schedule(lr=0.1, epochs=2, drops=()), select="last")
 
 
-def dense(): return nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 5))
+def dense():
+    return nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 5))
 
 
 def tied(share="parameter"):
     model = dense()
-    if share == "parameter": model[2].weight = model[0].weight
-    if share == "memory": model[2].weight.data = model[0].weight.data
-    if share == "module": model[2] = model[0]
+    if share == "parameter":
+        model[2].weight = model[0].weight
+    if share == "memory":
+        model[2].weight.data = model[0].weight.data
+    if share == "module":
+        model[2] = model[0]
     return model
 
 
@@ -37,12 +50,13 @@ def forget(model, method="fisher_mask", **options):
 
 # Ties and aliases
 
+
 @pytest.mark.parametrize("share", ["parameter", "memory", "module"])
 def test_a_shared_weight_is_in_the_pool_once_and_held_under_all_its_names(share):
     model = tied(share)
     assert list(candidates(model).shapes) == ["0.weight"]
     assert len(candidates(model)) == 36
-    result = forget(model, ratio=.5, hard=True, fine_tune=TUNE)
+    result = forget(model, ratio=0.5, hard=True, fine_tune=TUNE)
     where = result.mask["0.weight"]
     assert int(where.sum()) == 18
     assert (result.model[0].weight[where] == 0).all() and (result.model[2].weight[where] == 0).all()
@@ -69,20 +83,25 @@ def test_a_parameter_of_the_root_that_a_layer_shares_has_one_name():
             self.w = nn.Parameter(torch.randn(6, 6))
             self.a, self.head = nn.Linear(6, 6), nn.Linear(6, 5)
             self.a.weight = self.w
-        def forward(self, x): return self.head(self.a(x @ self.w))
+
+        def forward(self, x):
+            return self.head(self.a(x @ self.w))
+
     assert list(candidates(Root()).shapes) == ["w"]
-    assert forget(Root(), ratio=.5).mask["w"].sum() == 18
+    assert forget(Root(), ratio=0.5).mask["w"].sum() == 18
 
 
 # Pruned and parametrised layers
 
+
 def test_a_pruned_layer_is_in_the_pool_under_its_factor():
     model = dense()
-    prune.l1_unstructured(model[0], "weight", .5)
-    result = forget(model, ratio=.25, hard=True, fine_tune=TUNE)
+    prune.l1_unstructured(model[0], "weight", 0.5)
+    result = forget(model, ratio=0.25, hard=True, fine_tune=TUNE)
     assert set(result.mask) <= {"0.weight_orig", "2.weight"}
     assert sum(int(m.sum()) for m in result.mask.values()) == 18
-    for name, where in result.mask.items(): assert (result.model.state_dict()[name][where] == 0).all()
+    for name, where in result.mask.items():
+        assert (result.model.state_dict()[name][where] == 0).all()
     assert int((result.model[0].weight == 0).sum()) >= 18
     assert mask_by_layer(result.mask, model).masked.sum() == 18
 
@@ -90,58 +109,99 @@ def test_a_pruned_layer_is_in_the_pool_under_its_factor():
 @pytest.mark.parametrize("method", ["random_mask", "mask_classifier", "fisher_noise", "finetune"])
 def test_every_method_works_on_pruned_networks(method):
     model = dense()
-    for layer in (model[0], model[4]): prune.l1_unstructured(layer, "weight", .5)
+    for layer in (model[0], model[4]):
+        prune.l1_unstructured(layer, "weight", 0.5)
     result = forget(model, method, fine_tune=TUNE)
-    if method == "mask_classifier": assert set(result.mask) == {"4.weight_orig", "4.bias"}
+    if method == "mask_classifier":
+        assert set(result.mask) == {"4.weight_orig", "4.bias"}
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("change", [weight_norm, spectral_norm, parametrizations.weight_norm, parametrizations.spectral_norm, parametrizations.orthogonal])
+@pytest.mark.parametrize(
+    "change",
+    [
+        weight_norm,
+        spectral_norm,
+        parametrizations.weight_norm,
+        parametrizations.spectral_norm,
+        parametrizations.orthogonal,
+    ],
+)
 def test_a_parametrised_layer_is_left_out_with_a_warning(change):
     model = dense()
     change(model[0])
     before = {n: v.clone() for n, v in model.state_dict().items()}
-    with pytest.warns(UserWarning, match="the weights of '0' are computed by a parametrisation, .*left out of the pool"):
+    with pytest.warns(
+        UserWarning,
+        match="the weights of '0' are computed by a parametrisation, .*left out of the pool",
+    ):
         pool = candidates(model)
     assert list(pool.shapes) == ["2.weight"]
     assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
-    with pytest.warns(UserWarning, match="left out"): result = forget(model, ratio=.5)
+    with pytest.warns(UserWarning, match="left out"):
+        result = forget(model, ratio=0.5)
     assert int(result.mask["2.weight"].sum()) == 18
     change(model[2])
-    with pytest.warns(UserWarning, match="left out"), pytest.raises(ValueError, match="nothing to mask"): candidates(model)
+    with (
+        pytest.warns(UserWarning, match="left out"),
+        pytest.raises(ValueError, match="nothing to mask"),
+    ):
+        candidates(model)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_rows_of_a_parametrised_classifier_are_refused_in_a_sentence():
     model = dense()
     parametrizations.weight_norm(model[4])
-    with pytest.raises(ValueError, match="the weight of the classifier '4' is computed by a parametrisation"): forget(model, "mask_classifier")
-    with pytest.raises(ValueError, match="no row of it can start from 0"): forget(model, "fisher_noise", noise_row=True)
+    with pytest.raises(
+        ValueError, match="the weight of the classifier '4' is computed by a parametrisation"
+    ):
+        forget(model, "mask_classifier")
+    with pytest.raises(ValueError, match="no row of it can start from 0"):
+        forget(model, "fisher_noise", noise_row=True)
     assert len(forget(model, "fisher_noise", noise_row=False).changed)
 
 
 # Wrappers
+
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
 @pytest.mark.parametrize("method", ["fisher_mask", "mask_classifier", "random_mask"])
 def test_wrappers_are_seen_through(wrap, method):
     model = dense()
     plain, found = forget(model, method), forget(wrap(model), method)
-    assert set(plain.mask) == set(found.mask) and all(torch.equal(m, found.mask[n]) for n, m in plain.mask.items())
+    assert set(plain.mask) == set(found.mask) and all(
+        torch.equal(m, found.mask[n]) for n, m in plain.mask.items()
+    )
     wrapped = zero_(wrap(copy.deepcopy(model)), found.mask)
-    assert all(torch.equal(a, b) for a, b in zip(wrapped.state_dict().values(), found.model.state_dict().values()))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(wrapped.state_dict().values(), found.model.state_dict().values())
+    )
 
 
 def test_the_classifier_of_a_wrapped_network_is_named_either_way():
-    masks = [forget(nn.DataParallel(dense()), "mask_classifier", classifier=name).mask for name in ("4", "module.4")]
+    masks = [
+        forget(nn.DataParallel(dense()), "mask_classifier", classifier=name).mask
+        for name in ("4", "module.4")
+    ]
     assert set(masks[0]) == set(masks[1]) == {"4.weight", "4.bias"}
 
 
 # Late and raw
 
+
 def test_bfloat16_networks_forget():
     half = lambda part: [(x.bfloat16(), y) for x, y in part]
-    result = unlearn(dense().bfloat16(), half(FORGET), half(REMAIN), ratio=.25, fine_tune=TUNE, hard=True, progress="none")
+    result = unlearn(
+        dense().bfloat16(),
+        half(FORGET),
+        half(REMAIN),
+        ratio=0.25,
+        fine_tune=TUNE,
+        hard=True,
+        progress="none",
+    )
     assert sum(int(m.sum()) for m in result.mask.values()) == 18
 
 
@@ -150,13 +210,32 @@ def test_states_beyond_tensors_and_expanded_buffers_do_not_disturb(tmp_path):
         def __init__(self):
             super().__init__(*dense())
             self.register_buffer("mean", torch.zeros(1).expand(4))
-        def get_extra_state(self): return {"made": "by hand"}
-        def set_extra_state(self, state): pass
-    result = forget(Odd(), ratio=.25, fine_tune=TUNE, checkpoint=tmp_path / "p.safetensors", evaluate={"forget": FORGET, "remain": REMAIN})
+
+        def get_extra_state(self):
+            return {"made": "by hand"}
+
+        def set_extra_state(self, state):
+            pass
+
+    result = forget(
+        Odd(),
+        ratio=0.25,
+        fine_tune=TUNE,
+        checkpoint=tmp_path / "p.safetensors",
+        evaluate={"forget": FORGET, "remain": REMAIN},
+    )
     assert len(result.history) == 3
 
 
-@pytest.mark.parametrize("kind", [lambda x, y: {"x": x, "y": y}, lambda x, y: (x, y.int(), list(range(len(y)))), lambda x, y: (x, y.float()), lambda x, y: (x.numpy(), y.numpy())])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda x, y: {"x": x, "y": y},
+        lambda x, y: (x, y.int(), list(range(len(y)))),
+        lambda x, y: (x, y.float()),
+        lambda x, y: (x.numpy(), y.numpy()),
+    ],
+)
 @pytest.mark.parametrize("method", ["mask_classifier", "random_mask", "retrain"])
 def test_batches_of_any_kind_are_served(kind, method):
     batches = [[kind(*pair) for pair in part] for part in (FORGET, REMAIN)]
@@ -165,21 +244,42 @@ def test_batches_of_any_kind_are_served(kind, method):
     assert len(result.history) == 3
 
 
-@pytest.mark.parametrize(("call", "kind", "message"), [
-    (dict(fine_tune=5), TypeError, "`fine_tune` is 5: it must be a TrainSettings or None"),
-    (dict(seed=2**70), ValueError, "`seed` is"), (dict(progress="x"), ValueError, "`progress` is 'x'"),
-    (dict(classes=()), ValueError, r"`classes` is \(\)"), (dict(hard="x"), TypeError, "`hard` is 'x'"),
-    (dict(ratio=float("nan")), ValueError, "`ratio` is nan"), (dict(remain_weight=float("nan")), ValueError, "`remain_weight` is nan"),
-    (dict(remain_weight=-1.), ValueError, "`remain_weight` is -1"), (dict(num_classes=5), ValueError, "`num_classes` is set by `unlearn` itself"),
-    (dict(watch=print), ValueError, "`watch` is set by `unlearn` itself"), (dict(noise_alpha=1.), ValueError, "`fisher_mask` does not read `noise_alpha`: it reads ratio"),
-    (dict(method="finetune", ratio=.1), ValueError, "`finetune` does not read `ratio`: it reads no options"),
-    (dict(method="fisher_noise", noise_alpha=float("nan")), ValueError, "`noise_alpha` is nan"), (dict(method="fisher_noise", noise_exponent=-1.), ValueError, "`noise_exponent` is -1"),
-    (dict(method="fisher_noise", noise_clamp=0.), ValueError, "`noise_clamp` is 0"), (dict(method="influence", lissa_epochs=0), ValueError, "`lissa_epochs` is 0"),
-    (dict(method="influence", lissa_scale=-1.), ValueError, "`lissa_scale` is -1"), (dict(method="influence", lissa_damping=1.), ValueError, "`lissa_damping` is 1"),
-    (dict(method=3), TypeError, "`method` is 3"), (dict(forget=[(X[:0], Y[:0])]), ValueError, "`forget` is empty"),
-])
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (dict(fine_tune=5), TypeError, "`fine_tune` is 5: it must be a TrainSettings or None"),
+        (dict(seed=2**70), ValueError, "`seed` is"),
+        (dict(progress="x"), ValueError, "`progress` is 'x'"),
+        (dict(classes=()), ValueError, r"`classes` is \(\)"),
+        (dict(hard="x"), TypeError, "`hard` is 'x'"),
+        (dict(ratio=float("nan")), ValueError, "`ratio` is nan"),
+        (dict(remain_weight=float("nan")), ValueError, "`remain_weight` is nan"),
+        (dict(remain_weight=-1.0), ValueError, "`remain_weight` is -1"),
+        (dict(num_classes=5), ValueError, "`num_classes` is set by `unlearn` itself"),
+        (dict(watch=print), ValueError, "`watch` is set by `unlearn` itself"),
+        (
+            dict(noise_alpha=1.0),
+            ValueError,
+            "`fisher_mask` does not read `noise_alpha`: it reads ratio",
+        ),
+        (
+            dict(method="finetune", ratio=0.1),
+            ValueError,
+            "`finetune` does not read `ratio`: it reads no options",
+        ),
+        (dict(method="fisher_noise", noise_alpha=float("nan")), ValueError, "`noise_alpha` is nan"),
+        (dict(method="fisher_noise", noise_exponent=-1.0), ValueError, "`noise_exponent` is -1"),
+        (dict(method="fisher_noise", noise_clamp=0.0), ValueError, "`noise_clamp` is 0"),
+        (dict(method="influence", lissa_epochs=0), ValueError, "`lissa_epochs` is 0"),
+        (dict(method="influence", lissa_scale=-1.0), ValueError, "`lissa_scale` is -1"),
+        (dict(method="influence", lissa_damping=1.0), ValueError, "`lissa_damping` is 1"),
+        (dict(method=3), TypeError, "`method` is 3"),
+        (dict(forget=[(X[:0], Y[:0])]), ValueError, "`forget` is empty"),
+    ],
+)
 def test_calls_that_make_no_sense_are_one_sentence(call, kind, message):
-    with pytest.raises(kind, match=message) as error: unlearn(**{"model": dense(), "forget": FORGET, "remain": REMAIN, "progress": "none"} | call)
+    with pytest.raises(kind, match=message) as error:
+        unlearn(**{"model": dense(), "forget": FORGET, "remain": REMAIN, "progress": "none"} | call)
     assert "\n" not in str(error.value)
 
 
@@ -190,100 +290,166 @@ def test_a_single_image_to_fine_tune_on_is_said_before_anything_is_scored(monkey
         unlearn(model, FORGET, [(X[4:5], Y[4:5])], fine_tune=TUNE, progress="none")
     monkeypatch.undo()
     batches = [(X[4:7], Y[4:7]), (X[7:], Y[7:])]
-    assert len(unlearn(model, FORGET, batches, fine_tune=TUNE, progress="none", ratio=.1).history) == 3
+    assert (
+        len(unlearn(model, FORGET, batches, fine_tune=TUNE, progress="none", ratio=0.1).history)
+        == 3
+    )
 
 
 # Retraining
 
+
 def test_a_network_that_is_not_fresh_is_refused():
-    trained = forget(dense(), "finetune", fine_tune=TrainSettings(Schedule(lr=.5, epochs=200, drops=()), select="last")).model
-    for build in (lambda: trained, lambda: nn.DataParallel(trained), lambda: copy.deepcopy(trained)):
-        with pytest.raises(ValueError, match="`build` returns the .*trained model"): forget(trained, "retrain", build=build)
+    trained = forget(
+        dense(),
+        "finetune",
+        fine_tune=TrainSettings(Schedule(lr=0.5, epochs=200, drops=()), select="last"),
+    ).model
+    for build in (
+        lambda: trained,
+        lambda: nn.DataParallel(trained),
+        lambda: copy.deepcopy(trained),
+    ):
+        with pytest.raises(ValueError, match="`build` returns the .*trained model"):
+            forget(trained, "retrain", build=build)
     untrained = dense()
-    with pytest.raises(ValueError, match="`build` returns the trained model itself"): forget(untrained, "retrain", build=lambda: untrained)
+    with pytest.raises(ValueError, match="`build` returns the trained model itself"):
+        forget(untrained, "retrain", build=lambda: untrained)
 
 
-@pytest.mark.parametrize(("build", "kind", "message"), [
-    (lambda: nn.Linear(6, 5), ValueError, "`build` makes another network than the model: they differ in '0.weight'"),
-    (lambda: None, TypeError, "`build` returns a NoneType"),
-])
+@pytest.mark.parametrize(
+    ("build", "kind", "message"),
+    [
+        (
+            lambda: nn.Linear(6, 5),
+            ValueError,
+            "`build` makes another network than the model: they differ in '0.weight'",
+        ),
+        (lambda: None, TypeError, "`build` returns a NoneType"),
+    ],
+)
 def test_what_build_makes_is_checked(build, kind, message):
-    with pytest.raises(kind, match=message.replace("'0.weight'", "`0.weight`")): forget(dense(), "retrain", build=build)
+    with pytest.raises(kind, match=message.replace("'0.weight'", "`0.weight`")):
+        forget(dense(), "retrain", build=build)
 
 
 def test_one_seed_retrains_one_network_whatever_build_draws():
     import random
 
     import numpy as np
+
     def build():
         model = dense()
         model[0].bias.data += random.random() + np.random.rand()
         return model
+
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     start = dense()
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-    runs = [forget(start, "retrain", build=build, fine_tune=TUNE, seed=seed).model for seed in (3, 3, 4)]
-    assert all(torch.equal(a, b) for a, b in zip(runs[0].state_dict().values(), runs[1].state_dict().values()))
+    runs = [
+        forget(start, "retrain", build=build, fine_tune=TUNE, seed=seed).model for seed in (3, 3, 4)
+    ]
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(runs[0].state_dict().values(), runs[1].state_dict().values())
+    )
     assert not torch.equal(runs[0][0].weight, runs[2][0].weight)
-    assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1] and np.random.get_state()[1].tolist() == states[2]
+    assert (
+        torch.equal(torch.get_rng_state(), states[0])
+        and random.getstate() == states[1]
+        and np.random.get_state()[1].tolist() == states[2]
+    )
 
 
 # Keys
 
+
 def test_a_method_or_an_option_that_no_list_knows_has_no_key(monkeypatch):
     monkeypatch.setitem(METHODS, "mine", METHODS["finetune"])
-    with pytest.raises(ValueError, match="does not say what `mine` reads"): options_read("mine", method_options("mine", ratio=.1))
+    with pytest.raises(ValueError, match="does not say what `mine` reads"):
+        options_read("mine", method_options("mine", ratio=0.1))
+
     @dataclass(frozen=True)
     class More(MethodOptions):
-        sharpness: float = 1.
-    with pytest.raises(ValueError, match="does not say who reads `sharpness`"): options_read("fisher_mask", More())
+        sharpness: float = 1.0
+
+    with pytest.raises(ValueError, match="does not say who reads `sharpness`"):
+        options_read("fisher_mask", More())
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_option_that_a_method_reads_changes_its_key(method):
     other = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v / 2}
-    words = {"unit": "channel", "reach": "norm", "fisher_labels": "expected", "fisher_per": "batch", "activation_per": "batch", "tfidf_direction": "lowest", "remain_weight": 3.}
+    words = {
+        "unit": "channel",
+        "reach": "norm",
+        "fisher_labels": "expected",
+        "fisher_per": "batch",
+        "activation_per": "batch",
+        "tfidf_direction": "lowest",
+        "remain_weight": 3.0,
+    }
     usual = MethodOptions(unit="channel" if method in ("activation_mask", "tfidf") else "weight")
     for name in unlearn_module.READS[method]:
         value = getattr(usual, name)
         changed = {name: words[name] if name in words else other[type(value)](value)}
         fixed = {"unit": "channel"} if name == "reach" else {}
-        if changed == {"unit": usual.unit}: continue
-        one, two = (options_read(method, MethodOptions(**{**vars(usual), **fixed, **more})) for more in ({}, changed))
+        if changed == {"unit": usual.unit}:
+            continue
+        one, two = (
+            options_read(method, MethodOptions(**{**vars(usual), **fixed, **more}))
+            for more in ({}, changed)
+        )
         assert one != two, name
 
 
 # Selection
 
+
 def test_a_ratio_of_less_than_one_unit_is_said():
     pool = candidates(dense(), "channel")
     scores = {n: torch.rand(s) for n, s in pool.shapes.items()}
     for select in (lambda r: select_top(scores, r, pool), lambda r: select_random(r, pool, 0)):
-        with pytest.warns(UserWarning, match="`ratio` is 0.02, and the pool has 12 units .channels.: that is less than one"): assert select(.02) == {}
+        with pytest.warns(
+            UserWarning,
+            match="`ratio` is 0.02, and the pool has 12 units .channels.: that is less than one",
+        ):
+            assert select(0.02) == {}
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert select(0) == {}
-            assert select(.1)
+            assert select(0.1)
 
 
 def test_scores_that_are_nan_are_refused_or_said():
     pool = candidates(dense(), "channel")
     scores = {n: torch.full((6,), torch.nan) for n in pool.shapes}
     for select in (select_top, select_bottom):
-        with pytest.raises(ValueError, match="`0.weight` are not all numbers"): select(scores, .5, pool)
+        with pytest.raises(ValueError, match="`0.weight` are not all numbers"):
+            select(scores, 0.5, pool)
     with pytest.warns(UserWarning, match="all units that may be masked are masked"):
-        assert all(m.all() for m in select_bottom(scores, .5, pool, nan="highest").values())
+        assert all(m.all() for m in select_bottom(scores, 0.5, pool, nan="highest").values())
 
 
-@pytest.mark.parametrize("mask", [{"module.0.weight": torch.ones(6, 6) > 0}, {"0.weight": torch.ones(6) > 0}, {"0.weight": torch.ones(6, 6)}, {"9.bias": torch.ones(1) > 0}])
+@pytest.mark.parametrize(
+    "mask",
+    [
+        {"module.0.weight": torch.ones(6, 6) > 0},
+        {"0.weight": torch.ones(6) > 0},
+        {"0.weight": torch.ones(6, 6)},
+        {"9.bias": torch.ones(1) > 0},
+    ],
+)
 def test_masks_that_do_not_fit_change_nothing(mask):
     model = dense()
     before = {n: v.clone() for n, v in model.state_dict().items()}
-    with pytest.raises(ValueError, match="the mask"): zero_(model, {"2.weight": torch.ones(6, 6) > 0, **mask})
+    with pytest.raises(ValueError, match="the mask"):
+        zero_(model, {"2.weight": torch.ones(6, 6) > 0, **mask})
     assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
 
 
 # Nothing is left behind
+
 
 def test_a_network_that_keeps_and_counts_is_as_before():
     class Keeping(nn.Module):
@@ -291,15 +457,19 @@ def test_a_network_that_keeps_and_counts_is_as_before():
             super().__init__()
             self.layers, self.kept, self.seen = dense(), None, 0
             self.register_buffer("count", torch.zeros(()))
+
         def forward(self, x):
             self.seen += 1
             self.count = self.count + 1
-            if self.kept is None: self.kept = torch.ones(6)
+            if self.kept is None:
+                self.kept = torch.ones(6)
             self.features = self.layers(x * self.kept)
             return self.features
+
     model = Keeping()
     parts = dict(model.__dict__), model.count, list(model.parameters())
-    for method in ("random_mask", "mask_classifier"): forget(model, method, fine_tune=TUNE)
+    for method in ("random_mask", "mask_classifier"):
+        forget(model, method, fine_tune=TUNE)
     candidates(model)
     assert model.seen == 0 and model.kept is None and not hasattr(model, "features")
     assert model.count is parts[1] and model.count == 0

@@ -1,7 +1,10 @@
 """On the path of a Python process, this makes it die by SIGKILL in a chosen stage of a run.
 
-`KILL` says of which processes ("-c", or "ipykernel_launcher"), and names a file. Its lines are such as `score 1 0.05`: 0.05 seconds after the stage is entered
-for the first time. Each process takes the first line that none before it took; the stage in which it died goes to the file with `.log` after its name."""
+`KILL` says of which processes ("-c", or "ipykernel_launcher"), and names a file. Its lines are
+such as `score 1 0.05`: 0.05 seconds after the stage is entered
+for the first time. Each process takes the first line that none before it took; the stage in
+which it died goes to the file with `.log` after its name."""
+
 import fcntl
 import os
 import signal
@@ -22,10 +25,12 @@ def _take(path):
 
 def _watch(path, stage, call, delay):
     from fisher_unlearn import run, train, unlearn
+
     inside, seen = ["start"], []
 
     def die():
-        with open(f"{path}.log", "a", encoding="utf-8") as log: log.write(f"{inside[-1]}\n")
+        with open(f"{path}.log", "a", encoding="utf-8") as log:
+            log.write(f"{inside[-1]}\n")
         os.kill(os.getpid(), signal.SIGKILL)
 
     def watched(name, function):
@@ -33,22 +38,35 @@ def _watch(path, stage, call, delay):
             inside.append(name)
             if name == stage:
                 seen.append(name)
-                if len(seen) == call: threading.Timer(delay, die).start() if delay else die()
-            try: return function(*args, **more)
-            finally: inside.pop()
+                if len(seen) == call:
+                    threading.Timer(delay, die).start() if delay else die()
+            try:
+                return function(*args, **more)
+            finally:
+                inside.pop()
+
         return wrapper
 
-    run._trained, unlearn.train_model = watched("train", run._trained), watched("fine-tune", unlearn.train_model)
-    train.evaluate, unlearn.evaluate = watched("evaluate", train.evaluate), watched("evaluate", unlearn.evaluate)
-    for name, method in unlearn.METHODS.items(): unlearn.METHODS[name] = watched("score", method)
+    run._trained, unlearn.train_model = (
+        watched("train", run._trained),
+        watched("fine-tune", unlearn.train_model),
+    )
+    train.evaluate, unlearn.evaluate = (
+        watched("evaluate", train.evaluate),
+        watched("evaluate", unlearn.evaluate),
+    )
+    for name, method in unlearn.METHODS.items():
+        unlearn.METHODS[name] = watched("score", method)
     replace = watched("write", os.replace)
     mark = watched("written", lambda: None)
 
     def replace_and_mark(*args):
         replace(*args)
         mark()
+
     os.replace = replace_and_mark
 
 
 _who, _, _path = os.environ.get("KILL", "").partition(" ")
-if _who and _who in sys.orig_argv and (_line := _take(_path)): _watch(_path, _line[0], int(_line[1]), float(_line[2]))
+if _who and _who in sys.orig_argv and (_line := _take(_path)):
+    _watch(_path, _line[0], int(_line[1]), float(_line[2]))
