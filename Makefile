@@ -9,7 +9,7 @@ WHAT    ?= fisher convolutions training precision overhead
 PROFILE ?= $(if $(filter digits,$(DATASET)),quick,cpu)
 # The digits of a result depend on the instructions that it is summed with; what is to come out again asks for those that newer processors have, too.
 PORTABLE := $(shell grep -qw avx2 /proc/cpuinfo 2>/dev/null && echo ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2)
-NOTEBOOKS = nbs/*.ipynb nbs/experiments/*.ipynb
+NOTEBOOKS = nbs/*.ipynb nbs/*/*.ipynb
 
 .PHONY: help reproduce test test-slow test-lowest coverage bench sync notebooks lint readme
 
@@ -61,7 +61,7 @@ bench: $(READY)
 
 # Cleaning, exporting and rendering again must change nothing.
 sync: $(READY)
-	@sums() { cat $(NOTEBOOKS) fisher_unlearn/*.py README.md | sha256sum; }; before=$$(sums); \
+	@sums() { cat $(NOTEBOOKS) fisher_unlearn/*.py fisher_unlearn/*/*.py README.md | sha256sum; }; before=$$(sums); \
 	$(BIN)/nbdev_clean && $(BIN)/nbdev_export && $(MAKE) --no-print-directory readme && \
 	if [ "$$before" != "$$(sums)" ]; then echo "Notebooks, package and README.md were out of step; they are not any more: commit them."; git status --short; exit 1; fi
 	@echo "Notebooks, package and README.md agree."
@@ -72,7 +72,7 @@ notebooks: $(READY)
 	@export FISHER_UNLEARN_RUNS=$$(mktemp -d) FISHER_UNLEARN_FIGURES=$$(mktemp -d) OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive; \
 	trap 'rm -rf "$$FISHER_UNLEARN_RUNS" "$$FISHER_UNLEARN_FIGURES"' EXIT; \
 	timeout 20m $(BIN)/nbdev_test --skip_folder_re '^([_.]|experiments$$)' --n_workers 2 --do_print > .notebooks.log 2>&1; status=$$?; cat .notebooks.log; \
-	[ $$status -eq 0 ] || exit 1; found=$$(ls nbs/*.ipynb | wc -l); tested=$$(grep -c '^- Completed' .notebooks.log); \
+	[ $$status -eq 0 ] || exit 1; found=$$(ls nbs/*.ipynb nbs/[0-9]*/*.ipynb | wc -l); tested=$$(grep -c '^- Completed' .notebooks.log); \
 	echo "$$tested of $$found notebooks tested"; [ $$tested -eq $$found ]
 
 lint: $(READY)

@@ -21,11 +21,11 @@ from timing import arguments, peak_elsewhere, peak_of, processes
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
-from fisher_unlearn.fisher import _add
-from fisher_unlearn.models import build_model
-from fisher_unlearn.records import provenance
-from fisher_unlearn.squares import GradientSquares, scoring
-from fisher_unlearn.train import keep_freed_memory
+from fisher_unlearn.scores.fisher import _add
+from fisher_unlearn.networks.models import build_model
+from fisher_unlearn.lab.records import provenance
+from fisher_unlearn.scores.squares import GradientSquares, scoring
+from fisher_unlearn.networks.train import keep_freed_memory
 
 CLASSES = 10
 PLAIN, TRUE, EXPECTED = (

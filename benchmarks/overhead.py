@@ -14,7 +14,8 @@ from pathlib import Path
 import pandas as pd
 from timing import keep
 
-from fisher_unlearn.grid import EXECUTORS, complete, sweep
+from fisher_unlearn.lab.executors import EXECUTORS, complete
+from fisher_unlearn.lab.experiments import sweep
 
 
 def overhead(on: str, number: int, folder: str) -> float:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pandas as pd
 from timing import keep
 
-from fisher_unlearn.records import resolve
-from fisher_unlearn.run import images_of, train_original
+from fisher_unlearn.lab.records import resolve
+from fisher_unlearn.lab.run import images_of, train_original
 
 
 def trained(seed: int, precision: str, args: argparse.Namespace) -> dict[str, float]:

@@ -21,9 +21,9 @@ import torch.multiprocessing as multiprocessing
 import torch.nn.functional as F
 from timing import keep
 
-from fisher_unlearn.models import build_model
-from fisher_unlearn.run import repeatable
-from fisher_unlearn.step import Way, forward_in
+from fisher_unlearn.networks.models import build_model
+from fisher_unlearn.lab.run import repeatable
+from fisher_unlearn.networks.step import Way, forward_in
 
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 WAYS = {

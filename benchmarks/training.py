@@ -28,13 +28,13 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from tqdm import tqdm
 
-from fisher_unlearn.activation import activation_scores
-from fisher_unlearn.data import Samples
-from fisher_unlearn.metrics import accuracy
-from fisher_unlearn.models import build_model
-from fisher_unlearn.step import Way, forward_in
-from fisher_unlearn.tfidf import tfidf_scores
-from fisher_unlearn.train import TrainSettings, keep_freed_memory, train_epoch
+from fisher_unlearn.scores.activation import activation_scores
+from fisher_unlearn.images.data import Samples
+from fisher_unlearn.networks.metrics import accuracy
+from fisher_unlearn.networks.models import build_model
+from fisher_unlearn.networks.step import Way, forward_in
+from fisher_unlearn.scores.tfidf import tfidf_scores
+from fisher_unlearn.networks.train import TrainSettings, keep_freed_memory, train_epoch
 
 CLASSES, MEAN, STD = 10, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 BARE, OURS = "bare loop", "train_epoch"

@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import settings as hypothesis_settings
 
-from fisher_unlearn.data import load_images
-from fisher_unlearn.forget import forget_class
-from fisher_unlearn.models import build_model
-from fisher_unlearn.schedule import Schedule
-from fisher_unlearn.train import TrainSettings, train_model
+from fisher_unlearn.images.data import load_images
+from fisher_unlearn.images.forget import forget_class
+from fisher_unlearn.networks.models import build_model
+from fisher_unlearn.networks.schedule import Schedule
+from fisher_unlearn.networks.train import TrainSettings, train_model
 
 hypothesis_settings.register_profile(
     "unhurried", deadline=None

@@ -6,10 +6,10 @@ import sys
 import torch
 from torch import distributed
 
-from fisher_unlearn.activation import activation_scores
-from fisher_unlearn.fisher import diag_fisher
-from fisher_unlearn.models import build_model
-from fisher_unlearn.tfidf import tfidf_scores
+from fisher_unlearn.scores.activation import activation_scores
+from fisher_unlearn.scores.fisher import diag_fisher
+from fisher_unlearn.networks.models import build_model
+from fisher_unlearn.scores.tfidf import tfidf_scores
 
 
 def cases():

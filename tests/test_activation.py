@@ -9,15 +9,15 @@ import torch
 import torchvision
 from torch import nn
 
-from fisher_unlearn.activation import (
+from fisher_unlearn.scores.activation import (
     activation_scores,
     find_convolutions,
     mean_activations,
     read_channels,
 )
-from fisher_unlearn.graph import find_readers
-from fisher_unlearn.models import NETWORKS, build_model, min_size
-from fisher_unlearn.tfidf import class_activations, tfidf_scores
+from fisher_unlearn.scores.graph import find_readers
+from fisher_unlearn.networks.models import NETWORKS, build_model, min_size
+from fisher_unlearn.scores.tfidf import class_activations, tfidf_scores
 
 
 def made(network, n=7, classes=3, seed=0):

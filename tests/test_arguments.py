@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from fisher_unlearn.arguments import (
+from fisher_unlearn.images.arguments import (
     Count,
     Number,
     Positive,

@@ -16,11 +16,12 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-import fisher_unlearn.atomic as atomic
-from fisher_unlearn.atomic import locked, sweep, write_whole
-from fisher_unlearn.data import digest, load_images
-from fisher_unlearn.grid import complete, state
-from fisher_unlearn.records import (
+import fisher_unlearn.images.atomic as atomic
+from fisher_unlearn.images.atomic import locked, remove_abandoned, write_whole
+from fisher_unlearn.images.data import digest, load_images
+from fisher_unlearn.lab.executors import complete
+from fisher_unlearn.lab.plans import state
+from fisher_unlearn.lab.records import (
     checked_key,
     read_record,
     resolve,
@@ -28,10 +29,10 @@ from fisher_unlearn.records import (
     runs_root,
     write_record,
 )
-from fisher_unlearn.report import histories, read_kept, restore
-from fisher_unlearn.report import keep as keep_result
-from fisher_unlearn.run import keep
-from fisher_unlearn.train import save_tensors
+from fisher_unlearn.lab.report import histories, read_kept, restore
+from fisher_unlearn.lab.report import keep as keep_result
+from fisher_unlearn.lab.run import keep
+from fisher_unlearn.networks.train import save_tensors
 from made import run_record, training_record
 
 
@@ -74,7 +75,7 @@ def test_each_writer_has_a_part_of_its_own_and_what_fails_leaves_nothing(tmp_pat
 
 def test_what_a_living_process_writes_is_not_swept(tmp_path):
     def write(part):
-        sweep(tmp_path)
+        remove_abandoned(tmp_path)
         part.write_text("mine", encoding="utf-8")
 
     write_whole(tmp_path / "x", write)
@@ -167,7 +168,7 @@ def test_three_processes_that_prepare_a_data_set_at_once_prepare_it_once(tmp_pat
 READ_OUT = """
 import sys, time
 from fisher_unlearn import run as module
-from fisher_unlearn.records import resolve
+from fisher_unlearn.lab.records import resolve
 s = resolve("quick", device="cpu", method="finetune", epochs=2, fine_tune_epochs=1)
 def relearned(*args):
     with open(sys.argv[2], "a") as file: file.write("x")
@@ -314,7 +315,7 @@ def test_no_mean_covers_two_data_sets(tmp_path, capsys):
 
 def test_two_kept_w_star_with_swapped_weights_are_refused(tmp_path):
     import fisher_unlearn
-    from fisher_unlearn.run import _copy
+    from fisher_unlearn.lab.run import _copy
 
     kept = Path(fisher_unlearn.__file__).parent.parent / "data" / "checkpoints"
     one, two = sorted(kept.glob("train-*.safetensors"))[:2]

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from fisher_unlearn.batches import first_pair, pairs, read_pair
-from fisher_unlearn.data import load_images
+from fisher_unlearn.images.batches import first_pair, pairs, read_pair
+from fisher_unlearn.images.data import load_images
 
 X = torch.randn(4, 3)
 Y = torch.tensor([0, 2, 1, 0])

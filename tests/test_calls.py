@@ -31,9 +31,9 @@ from torch import Tensor, nn
 
 import fisher_unlearn
 from fisher_unlearn import graph, masking, noise, records, report, step, unlearn
-from fisher_unlearn.data import ImageData, Samples, digest
-from fisher_unlearn.schedule import Schedule
-from fisher_unlearn.train import TrainSettings
+from fisher_unlearn.images.data import ImageData, Samples, digest
+from fisher_unlearn.networks.schedule import Schedule
+from fisher_unlearn.networks.train import TrainSettings
 
 ELSEWHERE = {
     "arguments": "the check itself, which has tests of its own",
@@ -366,10 +366,11 @@ OWN: dict[str, dict[str, Callable[[], Any]]] = {  # where a name means something
 def public() -> dict[str, Any]:
     "All public functions and classes that are called with settings, by module and name."
     found = {}
-    for name in sorted(m.name for m in pkgutil.iter_modules(fisher_unlearn.__path__)):
-        if name.startswith("_") or name in ELSEWHERE:
+    for info in pkgutil.walk_packages(fisher_unlearn.__path__, "fisher_unlearn."):
+        name = info.name.rpartition(".")[2]
+        if name.startswith("_") or name in ELSEWHERE or info.ispkg:
             continue
-        module = importlib.import_module(f"fisher_unlearn.{name}")
+        module = importlib.import_module(info.name)
         for each in module.__all__:
             thing = getattr(module, each)
             plain = (

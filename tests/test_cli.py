@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 
 import fisher_unlearn
 import fisher_unlearn.cli as cli
-from fisher_unlearn.records import resolve, run_key
-from fisher_unlearn.report import restore
+from fisher_unlearn.lab.records import resolve, run_key
+from fisher_unlearn.lab.report import restore
 
 FIGURES = Path(fisher_unlearn.__file__).parent.parent / "figures"
 

@@ -10,9 +10,11 @@ import psutil
 import pytest
 from test_grid import RUNNER, same, wanted
 
-from fisher_unlearn.cluster import _room, gpu_share, on_ray, training_parameters
-from fisher_unlearn.grid import NEEDS, complete, label, needed
-from fisher_unlearn.records import profiles, resolve, training_key, write_record
+from fisher_unlearn.lab.cluster import _room, gpu_share, on_ray, training_parameters
+from fisher_unlearn.lab.executors import complete
+from fisher_unlearn.lab.experiments import NEEDS, needed
+from fisher_unlearn.lab.plans import label
+from fisher_unlearn.lab.records import profiles, resolve, training_key, write_record
 from made import run_record
 
 

@@ -15,13 +15,14 @@ from matplotlib.figure import Figure
 from safetensors.torch import load, save
 from torch import nn
 
-from fisher_unlearn.grid import complete, state
-from fisher_unlearn.records import read_record, resolve, run_key, training_key
-from fisher_unlearn.report import keep as keep_result
-from fisher_unlearn.report import read_kept, restore
-from fisher_unlearn.run import KeptScores, images_of, keep, run, train_original
-from fisher_unlearn.schedule import Schedule
-from fisher_unlearn.train import TrainSettings, read_tensors, train_model
+from fisher_unlearn.lab.executors import complete
+from fisher_unlearn.lab.plans import state
+from fisher_unlearn.lab.records import read_record, resolve, run_key, training_key
+from fisher_unlearn.lab.report import keep as keep_result
+from fisher_unlearn.lab.report import read_kept, restore
+from fisher_unlearn.lab.run import KeptScores, images_of, keep, run, train_original
+from fisher_unlearn.networks.schedule import Schedule
+from fisher_unlearn.networks.train import TrainSettings, read_tensors, train_model
 
 TINY = {"device": "cpu", "subset": 60, "epochs": 1, "fine_tune_epochs": 1, "threads": 1}
 EACH = 50

@@ -17,15 +17,9 @@ from safetensors.torch import save_file
 from torchvision.transforms import v2
 
 from fisher_unlearn import data
-from fisher_unlearn.data import (
-    Samples,
-    check_repeatable,
-    choose,
-    find_data,
-    load_images,
-    pad_or_resize,
-    writable_folder,
-)
+from fisher_unlearn.images.atomic import writable_folder
+from fisher_unlearn.images.data import Samples, check_repeatable, choose, find_data, load_images
+from fisher_unlearn.images.data import pad_or_resize
 
 
 def made(n=12, channels=3, side=10, classes=4, seed=0):

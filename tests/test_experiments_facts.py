@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 import fisher_unlearn
-from fisher_unlearn.data import load_images
+from fisher_unlearn.images.data import load_images
 
 pytestmark = pytest.mark.slow
 NOTEBOOKS = Path(fisher_unlearn.__file__).parent.parent / "nbs" / "experiments"

@@ -4,9 +4,9 @@ import papermill
 import pandas as pd
 import pytest
 
-from fisher_unlearn.grid import find_notebook
-from fisher_unlearn.records import profiles
-from fisher_unlearn.report import read_kept
+from fisher_unlearn.lab.notebook import find_notebook
+from fisher_unlearn.lab.records import profiles
+from fisher_unlearn.lab.report import read_kept
 
 pytestmark = pytest.mark.slow
 SHORT = {"epochs": 2, "fine_tune_epochs": 2, "device": "cpu"}

@@ -7,8 +7,9 @@ import papermill
 import pandas as pd
 import pytest
 
-from fisher_unlearn.grid import MASKS_TO_TUNE, find_notebook
-from fisher_unlearn.report import read_kept
+from fisher_unlearn.lab.experiments import MASKS_TO_TUNE
+from fisher_unlearn.lab.notebook import find_notebook
+from fisher_unlearn.lab.report import read_kept
 
 pytestmark = pytest.mark.slow
 

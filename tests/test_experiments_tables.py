@@ -13,10 +13,10 @@ import papermill
 import pytest
 
 import fisher_unlearn
-from fisher_unlearn.grid import needed
-from fisher_unlearn.records import resolve, run_key, training_key, write_record
-from fisher_unlearn.report import METHOD_NAMES, PAPER_IMAGES, paper_numbers, read_kept
-from fisher_unlearn.run import run
+from fisher_unlearn.lab.experiments import needed
+from fisher_unlearn.lab.records import resolve, run_key, training_key, write_record
+from fisher_unlearn.lab.report import METHOD_NAMES, PAPER_IMAGES, paper_numbers, read_kept
+from fisher_unlearn.lab.run import run
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,9 @@ import nbformat
 import pandas as pd
 import pytest
 
-from fisher_unlearn.grid import execute, find_notebook, label, needed
+from fisher_unlearn.lab.experiments import needed
+from fisher_unlearn.lab.notebook import execute, find_notebook
+from fisher_unlearn.lab.plans import label
 
 pytestmark = pytest.mark.slow
 

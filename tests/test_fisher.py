@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import rank
 from fisher_unlearn import fisher
-from fisher_unlearn.fisher import diag_fisher, naive_diag_fisher, rebatch
-from fisher_unlearn.models import build_model
+from fisher_unlearn.scores.fisher import diag_fisher, naive_diag_fisher, rebatch
+from fisher_unlearn.networks.models import build_model
 
 
 def close(a, b, tol):

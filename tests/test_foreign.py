@@ -19,14 +19,14 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 import foreign
-from fisher_unlearn.activation import activation_scores
-from fisher_unlearn.fisher import diag_fisher
-from fisher_unlearn.graph import find_readers
-from fisher_unlearn.influence import forget_gradient, lissa
-from fisher_unlearn.masking import candidates
-from fisher_unlearn.metrics import evaluate, mean_loss
-from fisher_unlearn.models import check_batches, find_classifier
-from fisher_unlearn.unlearn import unlearn
+from fisher_unlearn.scores.activation import activation_scores
+from fisher_unlearn.scores.fisher import diag_fisher
+from fisher_unlearn.scores.graph import find_readers
+from fisher_unlearn.methods.influence import forget_gradient, lissa
+from fisher_unlearn.methods.masking import candidates
+from fisher_unlearn.networks.metrics import evaluate, mean_loss
+from fisher_unlearn.networks.models import check_batches, find_classifier
+from fisher_unlearn.methods.unlearn import unlearn
 from foreign import Recipe, Wanted, batches, build, recipes, surroundings
 
 RAW = re.compile(

@@ -11,8 +11,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fisher_unlearn.data import ImageData, Samples, digest, load_images
-from fisher_unlearn.forget import (
+from fisher_unlearn.images.data import ImageData, Samples, digest, load_images
+from fisher_unlearn.images.forget import (
     CORNERS,
     forget_class,
     forget_classes,
@@ -21,8 +21,8 @@ from fisher_unlearn.forget import (
     poison,
     random_subset,
 )
-from fisher_unlearn.records import resolve
-from fisher_unlearn.run import request_of
+from fisher_unlearn.lab.records import resolve
+from fisher_unlearn.lab.run import request_of
 
 DIGITS = load_images("digits")
 

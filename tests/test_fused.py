@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fisher_unlearn import fused
-from fisher_unlearn.fused import Tile, Windows, plan, squared_products, summed_products
+from fisher_unlearn.scores.fused import Tile, Windows, plan_tiles, squared_products, summed_products
 
 
 PRODUCT = r"v?fn?madd|fmla|v?mulp"
@@ -78,7 +78,7 @@ def test_any_windows_with_the_tiles_of_any_processor(size, lanes, threads, near)
             patch.setattr(Tile, "of", lambda dtype: Tile(dtype, lanes))
             patch.setattr(fused, "_NEAR", near)
             patch.setattr(fused, "_NEAREST", near)
-            planned = plan(windows, size["inputs"], size["outputs"], dtype, threads)
+            planned = plan_tiles(windows, size["inputs"], size["outputs"], dtype, threads)
             assert (
                 difference(
                     squared_products(planned, x.to(dtype), [g.to(dtype) for g in gs]), wanted
@@ -141,7 +141,7 @@ def test_the_innermost_loop_keeps_its_sums_in_registers(processor, size, dtype, 
 def test_threads_do_each_job_once(monkeypatch):
     "PyTorch's or Python's, fewer than the jobs or more: the same digits."
     windows, x, gs = example(30, 33, 12, 4, 6)
-    planned = plan(windows, 33, 12, torch.float64, 2)
+    planned = plan_tiles(windows, 33, 12, torch.float64, 2)
     wanted = squared_products(planned, x, gs)
     assert difference(wanted, definition(windows, x, gs)) < 1e-12
     for team, threads in product((fused._team(), fused._python_threads), (1, 2, 64)):
@@ -163,7 +163,7 @@ def test_without_openmp_pythons_threads_do_it(monkeypatch, absent):
 
 def test_views_and_other_types_are_brought_into_form():
     windows, x, gs = example(9, 20, 8, 3, 5)
-    planned, wanted = plan(windows, 20, 8, torch.float64, 2), definition(windows, x, gs)
+    planned, wanted = plan_tiles(windows, 20, 8, torch.float64, 2), definition(windows, x, gs)
     wide, turned = (
         torch.cat([x, x], 2)[..., 20:],
         gs[0].transpose(1, 2).contiguous().transpose(1, 2),
@@ -188,18 +188,18 @@ def test_images_of_another_layer_are_refused(other):
     windows, x, (g,) = example(9, 20, 8, 3, 5)
     x, g = other(x, g)
     with pytest.raises(ValueError, match=r"planned for \(12, 20\) and \(5, 8\)"):
-        squared_products(plan(windows, 20, 8, torch.float64, 2), x, [g])
+        squared_products(plan_tiles(windows, 20, 8, torch.float64, 2), x, [g])
 
 
 def test_another_device_is_refused():
     windows, x, gs = example(4, 5, 3, 2, 4)
     with pytest.raises(ValueError, match="the memory of a CPU, and a tensor is on meta"):
-        squared_products(plan(windows, 5, 3, torch.float32, 2), x.to("meta"), gs)
+        squared_products(plan_tiles(windows, 5, 3, torch.float32, 2), x.to("meta"), gs)
 
 
 def test_all_blank_is_zero():
     windows, x, gs = example(4, 5, 3, 2, 4, blanks=2)
-    assert not squared_products(plan(windows, 5, 3, torch.float32, 2), x, gs).any()
+    assert not squared_products(plan_tiles(windows, 5, 3, torch.float32, 2), x, gs).any()
 
 
 @given(
@@ -256,4 +256,4 @@ def test_numbers_of_another_type_are_refused_before_memory_is_read(dtype):
         summed_products(x, x, x[0, 0])
     windows = Windows(torch.arange(1), torch.arange(4), torch.zeros(4, dtype=torch.bool))
     with pytest.raises(ValueError, match=f"not {dtype}"):
-        squared_products(plan(windows, 5, 5, dtype, 2), x, [x])
+        squared_products(plan_tiles(windows, 5, 5, dtype, 2), x, [x])

@@ -6,8 +6,8 @@ import torch
 import torchvision
 from torch import nn
 
-from fisher_unlearn.graph import LAYERS, Reader, _from_hooks, find_readers
-from fisher_unlearn.models import NETWORKS, build_model, min_size
+from fisher_unlearn.scores.graph import LAYERS, Reader, _from_hooks, find_readers
+from fisher_unlearn.networks.models import NETWORKS, build_model, min_size
 
 
 class Preactivated(nn.Module):

@@ -17,22 +17,14 @@ from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 from fisher_unlearn.cli import app
-from fisher_unlearn.grid import (
-    NEEDS,
-    as_done,
-    at_hand,
-    cast,
-    complete,
-    label,
-    needed,
-    parameters,
-    plan,
-    reading,
-    state,
-    sweep,
-)
-from fisher_unlearn.notebook import notebooks
-from fisher_unlearn.records import (
+from fisher_unlearn.lab.executors import at_hand, complete, reading
+from fisher_unlearn.lab.experiments import NEEDS, cast, needed
+from fisher_unlearn.lab.plans import plan
+from fisher_unlearn.lab.experiments import sweep
+from fisher_unlearn.lab.notebook import parameters
+from fisher_unlearn.lab.plans import as_done, label, state
+from fisher_unlearn.lab.notebook import notebooks
+from fisher_unlearn.lab.records import (
     profiles,
     read_record,
     resolve,
@@ -40,10 +32,11 @@ from fisher_unlearn.records import (
     training_key,
     write_record,
 )
-from fisher_unlearn.report import keep, restore
-from fisher_unlearn.run import READOUTS, locked, readout, run, with_readouts
-from fisher_unlearn.run import keep as keep_run
-from fisher_unlearn.train import read_tensors
+from fisher_unlearn.lab.report import keep, restore
+from fisher_unlearn.images.atomic import locked
+from fisher_unlearn.lab.run import READOUTS, readout, run, with_readouts
+from fisher_unlearn.lab.run import keep as keep_run
+from fisher_unlearn.networks.train import read_tensors
 from made import run_record
 
 SHORT = {"epochs": 2, "fine_tune_epochs": 1, "device": "cpu"}
@@ -256,7 +249,7 @@ def test_a_failure_is_told_and_stops_no_other_run(folder, capsys):
 def test_data_that_are_not_at_hand_stop_only_their_runs(tmp_path, monkeypatch):
     """As in Table 1 where one data set is missing: its runs fail with the reason, and the others
     are done."""
-    import fisher_unlearn.run as module
+    import fisher_unlearn.lab.run as module
 
     whole = module.load_images
 
@@ -279,7 +272,7 @@ def test_data_that_are_not_at_hand_stop_only_their_runs(tmp_path, monkeypatch):
 
 
 def test_a_failure_is_forgotten_once_the_run_is_done(tmp_path, monkeypatch):
-    import fisher_unlearn.run as module
+    import fisher_unlearn.lab.run as module
 
     chosen, whole = few("mask_classifier")[0], module._done
     monkeypatch.setattr(
@@ -302,7 +295,7 @@ def test_damaged_records_are_failures_with_the_remedy(tmp_path):
 
 
 HOLD = (
-    "import sys, time; from pathlib import Path; from fisher_unlearn.run import locked\n"
+    "import sys, time; from pathlib import Path; from fisher_unlearn.images.atomic import locked\n"
     "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
 )
 
@@ -329,7 +322,7 @@ def test_a_lock_is_seen_by_others_and_dies_with_its_process(tmp_path):
 
 
 def test_a_full_disk_ends_the_grid_in_one_sentence(folder, monkeypatch):
-    import fisher_unlearn.run as module
+    import fisher_unlearn.lab.run as module
 
     records = {p: p.read_bytes() for p in folder.rglob("record.json")}
 
@@ -654,7 +647,8 @@ GRID = (
     "epochs=2, fine_tune_epochs=1, device='cpu')"
 )
 RUNNER = (
-    f"import sys; from fisher_unlearn.grid import cast, complete, sweep\ncomplete({GRID}, "
+    "import sys\nfrom fisher_unlearn.lab.executors import complete\n"
+    f"from fisher_unlearn.lab.experiments import cast, sweep\ncomplete({GRID}, "
     "sys.argv[1], on=sys.argv[2])"
 )
 
@@ -807,7 +801,8 @@ def test_a_killed_kernel_is_a_failure_and_the_next_start_finishes(tmp_path):
     ends with the record of a run never killed."""
     wanted = sweep("quick", method="mask_classifier", epochs=6, fine_tune_epochs=1, device="cpu")
     code = (
-        "import sys; from fisher_unlearn.grid import complete, sweep\n"
+        "import sys\nfrom fisher_unlearn.lab.executors import complete\n"
+        "from fisher_unlearn.lab.experiments import sweep\n"
         "print(complete(sweep('quick', method='mask_classifier', epochs=6, "
         "fine_tune_epochs=1, device='cpu'), sys.argv[1], on='papermill'))"
     )

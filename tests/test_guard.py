@@ -13,7 +13,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.utils import parametrizations, weight_norm
 from torch.nn.utils.parametrize import register_parametrization
 
-from fisher_unlearn.guard import untouched
+from fisher_unlearn.networks.guard import untouched
 
 
 class Half(nn.Module):

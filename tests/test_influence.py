@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fisher_unlearn.data import load_images
-from fisher_unlearn.influence import count_images, forget_gradient, hessian_product, lissa
-from fisher_unlearn.models import build_model
+from fisher_unlearn.images.data import load_images
+from fisher_unlearn.methods.influence import count_images, forget_gradient, hessian_product, lissa
+from fisher_unlearn.networks.models import build_model
 
 
 class Small(nn.Module):

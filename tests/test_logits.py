@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import nn
 
-from fisher_unlearn.logits import probabilities, read_logits, warn_of_probabilities
+from fisher_unlearn.networks.logits import probabilities, read_logits, warn_of_probabilities
 
 Z = torch.randn(4, 10)
 

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
-from fisher_unlearn.activation import mean_activations
-from fisher_unlearn.graph import find_readers
-from fisher_unlearn.metrics import evaluate
-from fisher_unlearn.models import build_model
-from fisher_unlearn.train import TrainSettings, train_epoch, train_model
+from fisher_unlearn.scores.activation import mean_activations
+from fisher_unlearn.scores.graph import find_readers
+from fisher_unlearn.networks.metrics import evaluate
+from fisher_unlearn.networks.models import build_model
+from fisher_unlearn.networks.train import TrainSettings, train_epoch, train_model
 
 SETTINGS = TrainSettings(batch_size=16, select="last")
 # what `.item()`, `float(tensor)` and `if tensor:` come down to: the host waits for the device

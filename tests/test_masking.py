@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fisher_unlearn.masking import (
+from fisher_unlearn.methods.masking import (
     Stretch,
     candidates,
     draw_mask,
@@ -23,7 +23,7 @@ from fisher_unlearn.masking import (
     select_top,
     zero_,
 )
-from fisher_unlearn.models import NETWORKS, build_model
+from fisher_unlearn.networks.models import NETWORKS, build_model
 
 
 def network():

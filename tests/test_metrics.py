@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics import accuracy_score, log_loss, recall_score
 from torch import nn
 
-from fisher_unlearn.metrics import (
+from fisher_unlearn.networks.metrics import (
     accuracy,
     accuracy_by_class,
     best_epoch,

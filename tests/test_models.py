@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from fisher_unlearn.masking import candidates, quota
-from fisher_unlearn.models import (
+from fisher_unlearn.methods.masking import candidates, quota
+from fisher_unlearn.networks.models import (
     NETWORKS,
     build_model,
     check_batch,

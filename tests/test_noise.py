@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fisher_unlearn.models import build_model
-from fisher_unlearn.noise import NoiseRule, add_noise_, noise_moments
+from fisher_unlearn.networks.models import build_model
+from fisher_unlearn.methods.noise import NoiseRule, add_noise_, noise_moments
 
 
 def slow_std(h, alpha, exponent, clamp, averaged, row, head, rows):

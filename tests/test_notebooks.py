@@ -15,11 +15,15 @@ import pytest
 from typer.testing import CliRunner
 
 import fisher_unlearn
-from fisher_unlearn.cli import app, find_notebook
-from fisher_unlearn.records import PARAMETERS, resolve, run_key
+from fisher_unlearn.cli import app
+from fisher_unlearn.lab.notebook import find_notebook
+from fisher_unlearn.lab.records import PARAMETERS, resolve, run_key
 
 ROOT = Path(fisher_unlearn.__file__).parent.parent
-CHAPTERS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+CHAPTERS = [
+    *sorted((ROOT / "nbs").glob("[0-9]*/[0-9]*.ipynb")),
+    *sorted((ROOT / "nbs").glob("[0-9]*.ipynb")),
+]
 EXPERIMENTS = sorted((ROOT / "nbs" / "experiments").glob("*.ipynb"))
 NOTEBOOKS = [*CHAPTERS, ROOT / "nbs" / "index.ipynb", *EXPERIMENTS]
 by_name = {"ids": lambda path: path.stem}
@@ -45,32 +49,74 @@ def test_a_chapter_opens_with_its_question_and_closes_with_what_we_know(path):
     }
 
 
-@pytest.mark.parametrize("path", CHAPTERS, **by_name)
-def test_a_chapter_imports_only_chapters_before_it(path):
-    order = [re.sub(r"^\w+?_", "", p.stem) for p in CHAPTERS]
-    name = re.sub(r"^\w+?_", "", path.stem)
-    tree = ast.parse((ROOT / "fisher_unlearn" / f"{name}.py").read_text(encoding="utf-8"))
-    imported = [
-        node.module
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module
-    ]
-    assert imported or name in (
-        "arguments",
-        "data",
-        "schedule",
-        "fused",
-        "noise",
-        "start",
-    )  # those that stand alone
-    for module in imported:
-        assert order.index(module) < order.index(name), module
+def module_of(path):
+    "What a chapter is exported to, such as `images.data`; those above the parts stand alone."
+    parts = [re.sub(r"^\d+_", "", name) for name in (*path.parent.parts, path.stem)]
+    return ".".join(parts[parts.index("nbs") + 1 :])
 
 
-@pytest.mark.parametrize("path", CHAPTERS, **by_name)
+def source_of(path):
+    "The exported code of a chapter."
+    file = ROOT / "fisher_unlearn" / f"{module_of(path).replace('.', '/')}.py"
+    return file.read_text(encoding="utf-8")
+
+
+ORDER = [module_of(path) for path in CHAPTERS]
+
+
+def imported(source, module):
+    """The modules of this package that the code of one imports: in whatever form, and inside of
+    functions, too."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            package = ["fisher_unlearn", *module.split(".")][: -node.level] if node.level else []
+            base = ".".join([*package, *([node.module] if node.module else [])])
+            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    inside = {name.removeprefix("fisher_unlearn.") for name in found}
+    return sorted(inside & set(ORDER))
+
+
+def too_early(source, module):
+    "The imports of a module that are not of rooms before it."
+    return [name for name in imported(source, module) if ORDER.index(name) >= ORDER.index(module)]
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=module_of)
+def test_a_room_imports_only_rooms_before_it(path):
+    assert not too_early(source_of(path), module_of(path))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from fisher_unlearn.lab.run import run",
+        "import fisher_unlearn.lab.run as r",
+        "from fisher_unlearn.lab.run import run",
+        "from ..lab.run import run",
+        "from ..lab import run",
+        "def f():\n    from ..lab.run import run",
+        "def f():\n    import fisher_unlearn.lab.run",
+    ],
+)
+def test_an_import_of_a_later_room_is_seen_whatever_its_form(line):
+    assert too_early(line, "images.data") == ["lab.run"]
+    assert not too_early("from ..images.data import digest", "lab.run")
+    assert too_early("from .run import run", "lab.records") == ["lab.run"]
+
+
+def test_the_parts_are_those_of_the_book():
+    parts = {name.split(".")[0]: None for name in ORDER if "." in name}
+    assert list(parts) == ["images", "networks", "scores", "methods", "audit", "lab"]
+    rooms = [name.rpartition(".")[2] for name in ORDER]
+    assert len(set(rooms)) == len(rooms)
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=module_of)
 def test_public_functions_say_what_they_do_and_take(path):
-    name = re.sub(r"^\w+?_", "", path.stem)
-    tree = ast.parse((ROOT / "fisher_unlearn" / f"{name}.py").read_text(encoding="utf-8"))
+    tree = ast.parse(source_of(path))
     for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
             assert ast.get_docstring(node), node.name

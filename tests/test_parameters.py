@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
-from fisher_unlearn.parameters import (
+from fisher_unlearn.networks.parameters import (
     by_first_name,
     copied,
     first_name,

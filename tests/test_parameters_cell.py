@@ -7,11 +7,11 @@ import pytest
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from fisher_unlearn.notebook import check_parameters, notebooks
-from fisher_unlearn.report import plain
+from fisher_unlearn.lab.notebook import check_parameters, notebooks
+from fisher_unlearn.lab.report import plain
 
 NAMES = sorted(notebooks())
-LINE = "from fisher_unlearn.notebook import check_parameters\n\ncheck_parameters(globals())"
+LINE = "from fisher_unlearn.lab.notebook import check_parameters\n\ncheck_parameters(globals())"
 
 
 def begun(name, **given):

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 import fisher_unlearn
-from fisher_unlearn.notebook import notebooks
-from fisher_unlearn.report import restore
+from fisher_unlearn.lab.notebook import notebooks
+from fisher_unlearn.lab.report import restore
 
 FIGURES = Path(fisher_unlearn.__file__).parent.parent / "figures"
 NAMES = sorted(path.stem for path in (FIGURES / "cpu").glob("*.parquet"))

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from fisher_unlearn.fisher import diag_fisher
-from fisher_unlearn.guard import untouched
-from fisher_unlearn.passes import Passes, check_independent
-from fisher_unlearn.squares import gradient_paths
+from fisher_unlearn.scores.fisher import diag_fisher
+from fisher_unlearn.networks.guard import untouched
+from fisher_unlearn.scores.passes import Passes, check_independent
+from fisher_unlearn.scores.squares import gradient_paths
 
 
 def in_batch(model, inputs, labels):

@@ -12,13 +12,13 @@ from scipy.spatial.distance import jensenshannon
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fisher_unlearn.data import load_images
-from fisher_unlearn.forget import forget_class, forget_samples, random_subset
-from fisher_unlearn.models import build_model
-from fisher_unlearn.readouts import agreement, jensen_shannon, relearn_time
-from fisher_unlearn.schedule import Schedule
-from fisher_unlearn.train import TrainSettings, epoch_seed, train_model
-from fisher_unlearn.unlearn import unlearn
+from fisher_unlearn.images.data import load_images
+from fisher_unlearn.images.forget import forget_class, forget_samples, random_subset
+from fisher_unlearn.networks.models import build_model
+from fisher_unlearn.audit.readouts import agreement, jensen_shannon, relearn_time
+from fisher_unlearn.networks.schedule import Schedule
+from fisher_unlearn.networks.train import TrainSettings, epoch_seed, train_model
+from fisher_unlearn.methods.unlearn import unlearn
 
 QUIET = {"progress": "none"}
 
@@ -354,7 +354,9 @@ def test_networks_whose_logits_are_more_than_the_classifiers_output_are_refused(
 
 
 def test_nonsense_is_refused_before_any_training(original, fresh, sets, monkeypatch):
-    monkeypatch.setattr("fisher_unlearn.readouts.train_epoch", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(
+        "fisher_unlearn.audit.readouts.train_epoch", lambda *_: pytest.fail("trained")
+    )
     train, forget = sets
     with pytest.raises(
         ValueError, match="`scope` is 'everything': it must be 'classifier' or 'all'"

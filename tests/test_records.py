@@ -22,9 +22,9 @@ from typer.testing import CliRunner
 
 import fisher_unlearn
 from fisher_unlearn.cli import app
-from fisher_unlearn.data import DATASETS, load_images
-from fisher_unlearn.models import build_model
-from fisher_unlearn.records import (
+from fisher_unlearn.images.data import DATASETS, load_images
+from fisher_unlearn.networks.models import build_model
+from fisher_unlearn.lab.records import (
     PARAMETERS,
     OptionSettings,
     RequestSettings,
@@ -39,11 +39,11 @@ from fisher_unlearn.records import (
     training_settings,
     write_record,
 )
-from fisher_unlearn.metrics import accuracy
-from fisher_unlearn.forget import random_subset
-from fisher_unlearn.report import read_kept
-from fisher_unlearn.readouts import agreement
-from fisher_unlearn.run import (
+from fisher_unlearn.networks.metrics import accuracy
+from fisher_unlearn.images.forget import random_subset
+from fisher_unlearn.lab.report import read_kept
+from fisher_unlearn.audit.readouts import agreement
+from fisher_unlearn.lab.run import (
     READOUTS,
     KeptScores,
     images_of,
@@ -54,7 +54,7 @@ from fisher_unlearn.run import (
     request_of,
     run,
 )
-from fisher_unlearn.train import load_weights, read_tensors, tensors_digest, train_model
+from fisher_unlearn.networks.train import load_weights, read_tensors, tensors_digest, train_model
 
 SHORT = {"epochs": 2, "fine_tune_epochs": 1}
 
@@ -812,13 +812,13 @@ def test_a_held_out_part_of_the_training_set_judges_instead_of_the_test_set(tmp_
 def test_fisher_information_is_computed_once(tmp_path, monkeypatch):
     """For one w*, one request and one estimator; other options read it, with the masks that
     fresh scores give."""
-    computed, real = [], fisher_unlearn.unlearn.diag_fisher
+    computed, real = [], fisher_unlearn.methods.unlearn.diag_fisher
 
     def counting(model, batches, labels, per, reduction, *rest):
         computed.append((labels, per, reduction))
         return real(model, batches, labels, per, reduction, *rest)
 
-    monkeypatch.setattr("fisher_unlearn.unlearn.diag_fisher", counting)
+    monkeypatch.setattr("fisher_unlearn.methods.unlearn.diag_fisher", counting)
 
     def news(**given):
         computed.clear()
@@ -911,7 +911,7 @@ def test_poisoned_and_mislabelled_images_are_learned_and_then_forgotten(runs):
 def test_limited_remain_data_are_all_that_a_method_sees(runs, monkeypatch):
     """50 images, or none, for scores and fine-tuning; TF-IDF compares what is at hand, in the
     order of the training set."""
-    import fisher_unlearn.run as module
+    import fisher_unlearn.lab.run as module
 
     seen, whole = {}, module.unlearn
 
@@ -1245,7 +1245,7 @@ def test_a_kept_run_is_not_done_again(tmp_path, monkeypatch):
         for key in (done["key"], f"train-{done['training']}")
         for end in ("safetensors", "json")
     }
-    monkeypatch.setattr("fisher_unlearn.run._trained", None)  # training would raise
+    monkeypatch.setattr("fisher_unlearn.lab.run._trained", None)  # training would raise
     other = run(
         quick(method="finetune", epochs=2, fine_tune_epochs=0),
         tmp_path / "other",
@@ -1253,7 +1253,7 @@ def test_a_kept_run_is_not_done_again(tmp_path, monkeypatch):
         progress="none",
     )
     assert other["training"] == done["training"]
-    monkeypatch.setattr("fisher_unlearn.run._done", None)
+    monkeypatch.setattr("fisher_unlearn.lab.run._done", None)
     assert (
         run(
             quick(method="mask_classifier", epochs=2, fine_tune_epochs=1),

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 import fisher_unlearn
-from fisher_unlearn.records import RunSettings, resolve
-from fisher_unlearn.report import (
+from fisher_unlearn.lab.records import RunSettings, resolve
+from fisher_unlearn.lab.report import (
     AVERAGE,
     CELLS,
     PAPER_SETTINGS,

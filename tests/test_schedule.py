@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fisher_unlearn.schedule import Schedule, replay
+from fisher_unlearn.networks.schedule import Schedule, replay
 
 
 @pytest.mark.parametrize(

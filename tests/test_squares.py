@@ -14,9 +14,9 @@ from torch.utils.checkpoint import checkpoint
 import foreign
 import torchvision
 from fisher_unlearn import fused, squares
-from fisher_unlearn.fisher import diag_fisher
-from fisher_unlearn.models import build_model
-from fisher_unlearn.squares import RULES, gradient_paths
+from fisher_unlearn.scores.fisher import diag_fisher
+from fisher_unlearn.networks.models import build_model
+from fisher_unlearn.scores.squares import RULES, gradient_paths
 from foreign import Recipe, batches, build
 
 

@@ -13,12 +13,12 @@ from torch import nn
 
 from fisher_unlearn import step as steps_module
 from fisher_unlearn import train as train_module
-from fisher_unlearn.models import build_model
-from fisher_unlearn.records import RunSettings, training_key
-from fisher_unlearn.run import repeatable
-from fisher_unlearn.schedule import Schedule
-from fisher_unlearn.step import Way, allowed_ways, choose_way, forward_in
-from fisher_unlearn.train import TrainSettings, train_model
+from fisher_unlearn.networks.models import build_model
+from fisher_unlearn.lab.records import RunSettings, training_key
+from fisher_unlearn.lab.run import repeatable
+from fisher_unlearn.networks.schedule import Schedule
+from fisher_unlearn.networks.step import Way, allowed_ways, choose_way, forward_in
+from fisher_unlearn.networks.train import TrainSettings, train_model
 
 PLAIN, COMPILED, HALF = Way(), Way(compiled=True), Way(precision="bfloat16")
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

@@ -13,9 +13,8 @@ import fisher_unlearn
 
 ROOT = Path(fisher_unlearn.__file__).parent.parent
 SOURCES = [
-    *ROOT.glob("nbs/*.ipynb"),
-    *ROOT.glob("nbs/experiments/*.ipynb"),
-    *ROOT.glob("fisher_unlearn/*.py"),
+    *ROOT.glob("nbs/**/*.ipynb"),
+    *ROOT.glob("fisher_unlearn/**/*.py"),
 ]
 
 
@@ -75,11 +74,11 @@ USED = """
 import sys, warnings
 warnings.filterwarnings("error", category=EncodingWarning, module="fisher_unlearn")
 from pathlib import Path
-import fisher_unlearn.cli, fisher_unlearn.report
-from fisher_unlearn.data import load_images
-from fisher_unlearn.records import read_record, resolve
-from fisher_unlearn.report import paper_numbers, read_kept
-from fisher_unlearn.run import run
+import fisher_unlearn.cli, fisher_unlearn.lab.report
+from fisher_unlearn.images.data import load_images
+from fisher_unlearn.lab.records import read_record, resolve
+from fisher_unlearn.lab.report import paper_numbers, read_kept
+from fisher_unlearn.lab.run import run
 chosen = resolve("quick", method="mask_classifier", subset=64, epochs=1, fine_tune_epochs=0)
 done = run(chosen, Path(sys.argv[1]), progress="none")
 assert read_record(Path(sys.argv[1]) / done["key"] / "record.json")["key"] == done["key"]

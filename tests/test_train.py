@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fisher_unlearn.data import Batches, Samples
-from fisher_unlearn.models import build_model
-from fisher_unlearn.schedule import Schedule
-from fisher_unlearn.train import (
+from fisher_unlearn.images.data import Batches, Samples
+from fisher_unlearn.networks.models import build_model
+from fisher_unlearn.networks.schedule import Schedule
+from fisher_unlearn.networks.train import (
     TrainSettings,
     train_epoch,
     _bar,
@@ -172,10 +172,10 @@ def test_an_epoch_reads_nothing_back_from_the_device(digits, settings, monkeypat
 
 RUN = """
 import os, signal, sys, torch
-from fisher_unlearn.data import Batches, load_images
-from fisher_unlearn.models import build_model
-from fisher_unlearn.schedule import Schedule
-from fisher_unlearn.train import TrainSettings, save_weights, train_model
+from fisher_unlearn.images.data import Batches, load_images
+from fisher_unlearn.networks.models import build_model
+from fisher_unlearn.networks.schedule import Schedule
+from fisher_unlearn.networks.train import TrainSettings, save_weights, train_model
 
 class Deadly(Batches):
     "Kills its own process at a step."
@@ -278,7 +278,7 @@ def test_divergence_stops_the_run_and_keeps_what_was_good(digits, tmp_path):
 
 KILLED_IN_WRITING = """
 import resource, signal, sys, torch
-from fisher_unlearn.train import save_tensors
+from fisher_unlearn.networks.train import save_tensors
 signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 save_tensors(sys.argv[1], {"x": torch.zeros(10_000)})

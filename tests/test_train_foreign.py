@@ -11,11 +11,11 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from fisher_unlearn.models import build_model
-from fisher_unlearn.parameters import copied
-from fisher_unlearn.schedule import Schedule
-from fisher_unlearn.draws import samples_digest
-from fisher_unlearn.train import (
+from fisher_unlearn.networks.models import build_model
+from fisher_unlearn.networks.parameters import copied
+from fisher_unlearn.networks.schedule import Schedule
+from fisher_unlearn.images.draws import samples_digest
+from fisher_unlearn.networks.train import (
     Joined,
     TrainSettings,
     load_weights,

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from fisher_unlearn.data import Samples
-from fisher_unlearn.fisher import diag_fisher
-from fisher_unlearn.masking import quota
-from fisher_unlearn.models import NETWORKS, build_model, min_size
-from fisher_unlearn.schedule import Schedule
-from fisher_unlearn.train import TrainSettings, train_model
-from fisher_unlearn.unlearn import (
+from fisher_unlearn.images.data import Samples
+from fisher_unlearn.scores.fisher import diag_fisher
+from fisher_unlearn.methods.masking import quota
+from fisher_unlearn.networks.models import NETWORKS, build_model, min_size
+from fisher_unlearn.networks.schedule import Schedule
+from fisher_unlearn.networks.train import TrainSettings, train_model
+from fisher_unlearn.methods.unlearn import (
     MASKING,
     METHODS,
     PRESETS,

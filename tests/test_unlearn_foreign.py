@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from fisher_unlearn import unlearn as unlearn_module
-from fisher_unlearn.masking import (
+from fisher_unlearn.methods.masking import (
     candidates,
     mask_by_layer,
     select_bottom,
@@ -19,9 +19,15 @@ from fisher_unlearn.masking import (
     select_top,
     zero_,
 )
-from fisher_unlearn.schedule import Schedule
-from fisher_unlearn.train import TrainSettings
-from fisher_unlearn.unlearn import METHODS, MethodOptions, method_options, options_read, unlearn
+from fisher_unlearn.networks.schedule import Schedule
+from fisher_unlearn.networks.train import TrainSettings
+from fisher_unlearn.methods.unlearn import (
+    METHODS,
+    MethodOptions,
+    method_options,
+    options_read,
+    unlearn,
+)
 
 G = torch.Generator().manual_seed(0)
 X, Y = torch.randn(8, 6, generator=G), torch.tensor([0] * 4 + [1, 2, 3, 4])
