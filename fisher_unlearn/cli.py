@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
-import papermill
 import typer
 import yaml
-from papermill.exceptions import PapermillExecutionError
 from typer.core import TyperGroup
 
 import fisher_unlearn
@@ -28,7 +26,8 @@ from .lab.executors import EXECUTORS
 from .lab.experiments import NEEDS, needed
 from .lab.plans import plan
 from .lab.plans import as_done, label
-from .lab.notebook import KernelDied, execute, failures, find_notebook, notebooks
+from .lab.notebook import KernelDied, NotebookFailed, declared, execute, failures
+from .lab.notebook import find_notebook, notebooks
 from .lab.records import PARAMETERS, profiles, resolve, run_key, runs_root
 from .lab.run import keep, run
 from .terminal import STOPPED, farewell, screens
@@ -100,9 +99,9 @@ def _one_line() -> Iterator[None]:
         OSError,
         FloatingPointError,
         KernelDied,
-        PapermillExecutionError,
+        NotebookFailed,
     ) as error:
-        _say(str(error.evalue if isinstance(error, PapermillExecutionError) else error))
+        _say(str(error))
         raise typer.Exit(2) from error
 
 
@@ -422,7 +421,7 @@ def _given(
     name: str, on: str, address: str | None, share: str | None, more: list[str] | None
 ) -> dict[str, Any]:
     "The parameters of a notebook that `--set` gives, after a look at the options."
-    known = papermill.inspect_notebook(str(find_notebook(name)))
+    known = declared(name)
     found = _further(more, {}, known, f"parameter of {name}")
     if choose(on, EXECUTORS, "executor") != "ray" and (address or share):
         raise ValueError(
@@ -438,7 +437,7 @@ def _given(
 
 def _places(name: str, runs: Path, root: Path | None, figures: Path) -> dict[str, str]:
     "Those of the places that a notebook asks for, as its parameters."
-    known = papermill.inspect_notebook(str(find_notebook(name)))
+    known = declared(name)
     found = {"runs": str(runs), "figures": str(figures)} | ({"root": str(root)} if root else {})
     return {place: path for place, path in found.items() if place in known}
 

@@ -18,15 +18,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import torchvision
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torchvision.datasets.folder import default_loader
-from torchvision.datasets.utils import check_integrity, download_and_extract_archive
-from torchvision.transforms.v2 import functional as vision
 
 from .arguments import Count, Number, Positive, Seed, check_fields, checked
 from .atomic import locked, writable_folder, write_whole
@@ -146,6 +140,8 @@ def pad_or_resize(
     size: Count,  # side of the result in pixels
 ) -> Tensor:  # uint8 (N, C, size, size)
     "Pad smaller images with zeros all round, resize larger ones (bilinear, antialiased)."
+    from torchvision.transforms.v2 import functional as vision
+
     _check_pixels(images)
     if images.dim() != 4:
         raise ValueError(f"images must have the shape (N, C, H, W), not {tuple(images.shape)}.")
@@ -342,6 +338,9 @@ Arrays = tuple[
 def _digits() -> Arrays:
     """scikit-learn's 1797 digits (8×8, grey levels 0 to 16): 1297 to train, 500 to test, the
     same share of each class in both."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     bunch = load_digits()
     images = torch.from_numpy(np.round(bunch.images * 255 / 16)).to(torch.uint8)[:, None]
     labels = torch.from_numpy(bunch.target).long()
@@ -353,11 +352,9 @@ def _digits() -> Arrays:
 # %% ../../nbs/1_images/02_data.ipynb #85dca44d
 def _torchvision(name: str, root: Path, download: bool) -> tuple[Arrays, list[str], str]:
     "MNIST, CIFAR-10 or CIFAR-100 as tensors, with class names and source."
-    kind = {
-        "mnist": torchvision.datasets.MNIST,
-        "cifar10": torchvision.datasets.CIFAR10,
-        "cifar100": torchvision.datasets.CIFAR100,
-    }[name]
+    from torchvision.datasets import CIFAR10, CIFAR100, MNIST
+
+    kind = {"mnist": MNIST, "cifar10": CIFAR10, "cifar100": CIFAR100}[name]
     if name == "mnist":
         _check_mnist(root / "MNIST" / "raw")
     parts: list[Tensor] = []
@@ -381,7 +378,10 @@ def _torchvision(name: str, root: Path, download: bool) -> tuple[Arrays, list[st
 def _check_mnist(raw: Path) -> None:
     """torchvision reads MNIST's unpacked files without a check: check the packed ones beside
     them, where they are."""
-    for name, md5 in torchvision.datasets.MNIST.resources:
+    from torchvision.datasets import MNIST
+    from torchvision.datasets.utils import check_integrity
+
+    for name, md5 in MNIST.resources:
         if (raw / name).exists() and not check_integrity(raw / name, md5):
             raise ValueError(f"the MD5 sum of {name} is not {md5}")
 
@@ -395,6 +395,10 @@ TINY_URL, TINY_MD5 = (
 def _tiny_imagenet(root: Path, download: bool) -> tuple[Arrays, list[str], str]:
     """Tiny-ImageNet as tensors: classes in the order of their WordNet ids, the official
     validation images as test set."""
+    from torchvision.datasets.folder import default_loader
+    from torchvision.datasets.utils import download_and_extract_archive
+    from torchvision.transforms.v2.functional import pil_to_tensor
+
     folder = root / "tiny-imagenet-200"
     if download and not folder.exists():
         download_and_extract_archive(TINY_URL, str(root), str(root / "tiny.part"), md5=TINY_MD5)
@@ -422,9 +426,7 @@ def _tiny_imagenet(root: Path, download: bool) -> tuple[Arrays, list[str], str]:
         line.split("\t", 1)
         for line in (folder / "words.txt").read_text(encoding="utf-8").splitlines()
     )
-    read = lambda rows: torch.stack(
-        [vision.pil_to_tensor(default_loader(str(path))) for path, _ in rows]
-    )
+    read = lambda rows: torch.stack([pil_to_tensor(default_loader(str(path))) for path, _ in rows])
     labels = lambda rows: torch.tensor([k for _, k in rows])
     source = (
         f"Tiny-ImageNet-200 from {TINY_URL}, {len(wnids)} classes, official validation "

@@ -14,7 +14,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import papermill
 import torch
 from tqdm import tqdm
 
@@ -22,7 +21,7 @@ from ..images.arguments import Positive, checked
 from ..images.data import data_root
 from .notebook import in_notebook, parameters
 from .plans import attempt, label, seen
-from .notebook import execute, find_notebook
+from .notebook import declared, execute, find_notebook
 from .records import RunSettings, run_key, runs_root, training_key
 from .run import write_failure
 
@@ -68,7 +67,7 @@ def gpu_share(
 @checked
 def training_parameters(settings: RunSettings) -> dict[str, Any]:
     "What of a run's parameters the notebook `train` takes; they give the same w*."
-    known = papermill.inspect_notebook(str(find_notebook("train")))
+    known = declared("train")
     return {name: value for name, value in parameters(settings).items() if name in known}
 
 

@@ -14,12 +14,12 @@ import difflib, hashlib, importlib.resources, json, os, platform, re, subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 import numpy
 import torch
-import torchvision
 import yaml
 from annotated_types import Interval, Le
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -616,7 +616,7 @@ def provenance(device: Literal["cpu", "cuda"] = "cpu") -> dict[str, Any]:
         else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": version("torchvision"),
         "numpy": numpy.__version__,
         "cuda": torch.version.cuda if device == "cuda" else None,
         "system": platform.system(),

@@ -18,12 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from matplotlib.figure import Figure
 
-from ..images.arguments import Count, Whole, check_fields, checked
+from ..images.arguments import Count, Whole, check_fields, checked, shown
 from ..images.atomic import locked, writable_folder, write_whole
 from ..images.data import choose
 from ..networks.metrics import Window, best_epoch, fluctuation, mean_and_deviation
@@ -808,7 +804,7 @@ def keep(
     stem: str,  # name of the files, without an ending
     folder: str | Path,  # made if it is not there
     table: pd.DataFrame,  # such as that of `beside`; its index is not kept
-    figure: Figure,
+    figure: Any,  # of matplotlib
     text: str,  # Markdown: conditions, printed table, verdicts
     records: Iterable[Record | None],  # of runs and trainings, each once
 ) -> list[str]:  # the names of the files: <stem>.csv, .md, .png and .parquet
@@ -826,6 +822,8 @@ def keep(
         "png": lambda part: figure.savefig(part, format="png", dpi=110),
         "parquet": lambda part: _write_parquet(part, rows),
     }
+    if not callable(getattr(figure, "savefig", None)):
+        raise TypeError(f"`figure` is {shown(figure)}: it must be a figure of matplotlib.")
     if Path(stem).name != stem:
         raise ValueError(f"`stem` is {stem!r}: it must be the name of a file, and no path.")
     place = writable_folder(folder)
@@ -837,6 +835,9 @@ def keep(
 # %% ../../nbs/6_lab/07_report.ipynb #34ac5665
 def _write_parquet(path: Path, rows: pd.DataFrame) -> None:
     "Write records as parquet, with check sums of its pages and a digest of its rows."
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     table = pa.Table.from_pandas(rows, preserve_index=False)
     said = {
         **(table.schema.metadata or {}),
@@ -853,12 +854,15 @@ def _rows_digest(rows: Iterable[Record]) -> str:
     return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 
 
+_TEXT = ("string", "large_string", "null")  # types of columns, as pyarrow calls them
 _MOST = 300_000_000  # bytes of text in a file of records; ours have 15 MB at most
 
 
 def _rows_of(path: Path) -> tuple[list[dict[str, str]], str | None]:
     """The rows of a parquet file as text by column, and the digest that it says they have;
     `ValueError` if they are more than fits."""
+    import pyarrow.parquet as pq
+
     with pq.ParquetFile(path, page_checksum_verification=True, memory_map=False) as file:
         parts = [file.metadata.row_group(k) for k in range(file.metadata.num_row_groups)]
         declared = max(
@@ -869,15 +873,8 @@ def _rows_of(path: Path) -> tuple[list[dict[str, str]], str | None]:
             raise ValueError(f"it declares {declared:,} bytes, more than records have")
         said = (file.schema_arrow.metadata or {}).get(b"fisher_unlearn.digest")
         names = file.schema_arrow.names
-        if odd := [
-            f.name
-            for f in file.schema_arrow
-            if not (
-                pa.types.is_string(f.type)
-                or pa.types.is_large_string(f.type)
-                or pa.types.is_null(f.type)
-            )
-        ]:
+        odd = [f.name for f in file.schema_arrow if str(f.type) not in _TEXT]
+        if odd:
             raise ValueError(f"the column {odd[0]!r} is not text")
     table = pq.read_table(
         path,
@@ -886,9 +883,8 @@ def _rows_of(path: Path) -> tuple[list[dict[str, str]], str | None]:
         read_dictionary=names,
         use_threads=False,
     )
-    if (
-        total := sum(_unpacked(chunk) for column in table.columns for chunk in column.chunks)
-    ) > _MOST:
+    total = sum(_unpacked(chunk) for column in table.columns for chunk in column.chunks)
+    if total > _MOST:
         raise ValueError(f"it unpacks to {total:,} bytes, more than records have")
     rows = [
         {name: text for name, text in row.items() if text is not None} for row in table.to_pylist()
@@ -896,8 +892,11 @@ def _rows_of(path: Path) -> tuple[list[dict[str, str]], str | None]:
     return rows, None if said is None else said.decode()
 
 
-def _unpacked(chunk: pa.Array) -> int:
+def _unpacked(chunk: Any) -> int:
     "The bytes of text in a part of a column, each value counted as often as it stands there."
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     if not pa.types.is_dictionary(chunk.type):
         return chunk.nbytes
     lengths = pc.binary_length(chunk.dictionary).take(chunk.indices)
@@ -912,10 +911,12 @@ def read_kept(
     damaged, or holds anything else."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}.")
+    from pyarrow import ArrowException
+
     try:
         rows, said = _rows_of(Path(path))
     except (
-        pa.ArrowException,
+        ArrowException,
         OSError,
         ValueError,
         KeyError,

@@ -11,13 +11,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
-import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn as sns
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ..images.arguments import Count, Seed, Share, Whole, checked
@@ -383,9 +380,12 @@ def draw_mask(
     model: nn.Module,
     classes: Sequence[int] = (),  # the classes to forget, to be marked
     classifier: str | None = None,  # its name, where `find_classifier` can't tell
-) -> Figure:
+) -> Any:  # a matplotlib figure
     """Where a mask fell: the share of masked weights of each layer, and the number of masked
     weights in each class's row of the classifier."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
     head = find_classifier(model, classifier)
     layers, weight = mask_by_layer(mask, model), weight_of(model.get_submodule(head))
     name = state_names(model).get(

@@ -14,9 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torchvision.models.resnet import BasicBlock
-from torchvision.models.vgg import make_layers
-from torchvision.ops import Conv2dNormActivation
 
 from ..images.arguments import Count, Seed, checked
 from ..images.batches import first_pair, read_pair
@@ -28,11 +25,12 @@ from .parameters import unwrapped, weight_of
 # %% ../../nbs/2_networks/03_models.ipynb #d56d83b5
 def _stage(width_in: int, width: int, blocks: int, stride: int) -> nn.Sequential:
     "Basic blocks of one width; the first may halve the image, with a projection as its shortcut."
-    project = (
-        nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width))
-        if stride > 1
-        else None
-    )
+    from torchvision.models.resnet import BasicBlock
+
+    project = None
+    if stride > 1:
+        halved = nn.Conv2d(width_in, width, 1, stride, bias=False)
+        project = nn.Sequential(halved, nn.BatchNorm2d(width))
     return nn.Sequential(
         BasicBlock(width_in, width, stride, project),
         *(BasicBlock(width, width) for _ in range(blocks - 1)),
@@ -99,12 +97,18 @@ def _vgg16(num_classes: int, in_channels: int) -> nn.Sequential:
         512,
         "M",
     ]
+    from torchvision.models.vgg import make_layers
+
     features = make_layers(plan, batch_norm=True)
     features[0] = nn.Conv2d(in_channels, 64, 3, padding=1)
     return _network(features, 512, num_classes)
 
 # %% ../../nbs/2_networks/03_models.ipynb #622b03df
-_conv = partial(Conv2dNormActivation, bias=True)
+def _conv(*sizes: int) -> nn.Module:
+    "A convolution with bias, BatchNorm and ReLU."
+    from torchvision.ops import Conv2dNormActivation
+
+    return Conv2dNormActivation(*sizes, bias=True)
 
 
 class Inception(nn.Module):
