@@ -11,9 +11,8 @@ import json, os, sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import pandas as pd
 import typer
 import yaml
 from typer.core import TyperGroup
@@ -32,6 +31,9 @@ from .lab.records import PARAMETERS, profiles, resolve, run_key, runs_root
 from .lab.run import keep, run
 from .terminal import STOPPED, farewell, screens
 from .methods.unlearn import METHODS
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../nbs/8_cli.ipynb #16ae868a
 class _Command(typer.Typer):
@@ -291,6 +293,8 @@ def unlearn(
     root: Root = None,
 ) -> None:
     "Train a model (or find it trained), make it forget, and record what happened."
+    import pandas as pd
+
     given = {
         name: value
         for name, value in locals().items()
@@ -497,7 +501,7 @@ def _planned(
     more: list[str] | None,
     runs: Path | None,
     root: Path | None,
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     "The runs of some experiments, each once."
     given = _further(more, {}, [*PARAMETERS, "seeds"], "parameter")
     chosen = {
@@ -540,7 +544,7 @@ def status(
     _summary(table)
 
 
-def _summary(table: pd.DataFrame) -> None:
+def _summary(table: "pd.DataFrame") -> None:
     "Counts, and the time that is left as far as it can be told."
     rest = table[table.state != "done"]
     print(", ".join(f"{count} {state}" for state, count in table.state.value_counts().items()))

@@ -9,9 +9,8 @@ __all__ = ['Percent', 'Scope', 'MARGIN', 'jensen_shannon', 'Agreement', 'agreeme
 import copy, math
 from dataclasses import dataclass
 from operator import length_hint
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import pandas as pd
 import torch
 from annotated_types import Interval
 from torch import Tensor, nn
@@ -27,6 +26,9 @@ from ..networks.models import check_batches, check_labels, device_of, eval_mode
 from ..networks.models import find_classifier
 from ..networks.parameters import copied
 from ..networks.train import Progress, TrainSettings, shows_bar, train_epoch
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/5_audit/00_readouts.ipynb #0d58ab28
 @checked
@@ -117,7 +119,7 @@ class Relearned:
     epochs: Whole | None  # of training until the loss was back; None: not within `cap` epochs
     cap: Count  # epochs at most
     threshold: Number  # nats: the loss of w* on the forget set, plus `MARGIN`
-    losses: pd.DataFrame  # epoch (0 is before training) and forget_loss (nats, evaluation mode)
+    losses: "pd.DataFrame"  # epoch (0 is before training) and forget_loss (nats, evaluation mode)
 
     def __post_init__(self):
         check_fields(self, " of the re-learning")
@@ -272,6 +274,8 @@ def relearn_time(
     Under "classifier", `train` is read only once. Raises `ValueError` or `TypeError` in one
     sentence before any training for what doesn't
     fit, and `FloatingPointError` if the loss stops being a number."""
+    import pandas as pd
+
     settings = settings or TrainSettings()
     check_batches(model, train, "train")
     classes = _check_pair(model, original, forget, "forget")

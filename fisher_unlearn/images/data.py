@@ -13,10 +13,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -24,6 +23,9 @@ from torch import Tensor
 
 from .arguments import Count, Number, Positive, Seed, check_fields, checked
 from .atomic import locked, writable_folder, write_whole
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/1_images/02_data.ipynb #b798858f
 @checked
@@ -587,8 +589,10 @@ def _class_names(name: str, meta: dict[str, str]) -> list[str]:
 @checked
 def find_data(
     root: str | Path | None = None,  # as in `load_images`
-) -> pd.DataFrame:  # one row a data set: name, state, where
+) -> "pd.DataFrame":  # one row a data set: name, state, where
     "What `load_images` would find, without loading it."
+    import pandas as pd
+
     root = data_root(root)
     rows = [("digits", "embedded", "scikit-learn")]
     for name, folder in RAW.items():

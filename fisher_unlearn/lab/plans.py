@@ -8,9 +8,8 @@ __all__ = ['state', 'kept_record', 'is_held', 'as_done', 'label', 'plan', 'seen'
 # %% ../../nbs/6_lab/03_plans.ipynb #67bf437d
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 
 from ..images.arguments import checked
 from ..images.atomic import locked
@@ -18,6 +17,9 @@ from .records import RunSettings, read_record, run_key, runs_root
 from .records import training_key, unusual_options
 from .run import kept_root, other_images
 from ..methods.unlearn import MASKING, PRESETS
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/6_lab/03_plans.ipynb #449e69af
 @checked
@@ -114,9 +116,11 @@ def plan(
     # one row a training of w* or a run: key, what, state, reason, seconds (estimated; 0 if it was
     # kept,
     # NaN where nothing like it was done before)
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """What is done, running, kept, failed or missing, and how long the rest may take on a
     machine like the one that made the records at hand."""
+    import pandas as pd
+
     folder, chosen = runs_root(runs), list(settings)
     known = _read([*folder.glob("*/record.json"), *kept_root(root).glob("*.json")])
     trained = {f"train-{training_key(s)}": s for s in chosen if s.method != "retrain"}
@@ -137,9 +141,11 @@ def plan(
     return table.assign(seconds=table.seconds.mask(table.state == "kept", 0.0))
 
 # %% ../../nbs/6_lab/03_plans.ipynb #49ad760b
-def _read(records: Iterable[Path]) -> pd.DataFrame:
+def _read(records: Iterable[Path]) -> "pd.DataFrame":
     """What the runs of some records took: one row a record, with the seconds in all and for an
     epoch of training, and the peak of a GPU's memory in MB."""
+    import pandas as pd
+
     rows = []
     for path in records:
         try:
@@ -175,13 +181,13 @@ def _like(chosen: Mapping[str, Any]) -> tuple[Any, ...]:
     return chosen["dataset"], chosen["subset"], chosen["network"], chosen["device"]
 
 
-def _alike(known: pd.DataFrame, settings: RunSettings) -> pd.DataFrame:
+def _alike(known: "pd.DataFrame", settings: RunSettings) -> "pd.DataFrame":
     "The records of the same data set, network and device."
     return known.loc[[place == _like(settings.model_dump()) for place in known.place]]
 
 
 @checked
-def seen(runs: str | Path | None, settings: RunSettings) -> pd.DataFrame:
+def seen(runs: str | Path | None, settings: RunSettings) -> "pd.DataFrame":
     """What runs on the same data set, network and device took: method, epochs, seconds, seconds
     of an epoch, peak of a GPU's memory in MB."""
     return (
@@ -191,7 +197,7 @@ def seen(runs: str | Path | None, settings: RunSettings) -> pd.DataFrame:
     )
 
 
-def _estimate(known: pd.DataFrame, settings: RunSettings, method: str) -> float:
+def _estimate(known: "pd.DataFrame", settings: RunSettings, method: str) -> float:
     "Seconds that a run may take; NaN if nothing like it was done."
     limit, alike = None if method == "w*" else settings.remain_limit, _alike(known, settings)
     alike = alike[

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import pandas as pd
 
 from ..images.arguments import Count, Whole, check_fields, checked, shown
 from ..images.atomic import locked, writable_folder, write_whole
@@ -32,13 +31,18 @@ from ..methods.unlearn import PRESETS, method_options, options_read
 
 Record = dict[str, Any]
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 # %% ../../nbs/6_lab/07_report.ipynb #90f0e8da
 @checked
 def paper_numbers(
     table: int | None = None,  # number of a table, 1 to 5; None: all
-) -> pd.DataFrame:  # columns table, setting, method, phase, metric, mean, std
+) -> "pd.DataFrame":  # columns table, setting, method, phase, metric, mean, std
     """What the paper prints in Tables 1 to 5: percent, and epochs to the best; `ValueError` for
     a table that is not there."""
+    import pandas as pd
+
     with (
         importlib.resources.files("fisher_unlearn")
         .joinpath("paper_numbers.csv")
@@ -181,7 +185,7 @@ PAPER_SETTINGS = {
 }
 
 
-def _in_our_words(numbers: pd.DataFrame) -> pd.DataFrame:
+def _in_our_words(numbers: "pd.DataFrame") -> "pd.DataFrame":
     """The paper's numbers with our names: settings, and the reference of Table 4 as a retrained
     model with an accuracy on the whole test set."""
     named = numbers.assign(setting=numbers.setting.map(PAPER_SETTINGS))
@@ -263,24 +267,26 @@ def histories(
     # `IDENTITY`, epoch, and lr, train_loss, seconds, accuracies and scores in percent, NaN where
     # there
     # is none
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """One row for each epoch of each run, epoch 0 being before fine-tuning.
 
     Raises `ValueError` for None, no records, a record that is there twice, or one of a training."""
+    import pandas as pd
+
     rows = pd.DataFrame(
         [_identity(record) | epoch for record in _runs(records) for epoch in record["history"]]
     )
     return rows.astype({name: float for name in rows if name not in (*IDENTITY, "epoch")})
 
 # %% ../../nbs/6_lab/07_report.ipynb #752fd422
-def _measured(history: pd.DataFrame) -> list[str]:
+def _measured(history: "pd.DataFrame") -> list[str]:
     "The accuracies and scores of a history."
     return [
         name for name in history if name.endswith("_acc") or name in ("accuracy", "unlearn_score")
     ]
 
 
-def _best(history: pd.DataFrame, window: Window) -> pd.Series:
+def _best(history: "pd.DataFrame", window: Window) -> "pd.Series":
     "The best epoch of one run; the authors' window is one of fine-tuning, not of retraining."
     fresh, noisy = history.method.iloc[0] == "retrain", history.request.iloc[0] == "mislabel"
     return best_epoch(
@@ -290,7 +296,7 @@ def _best(history: pd.DataFrame, window: Window) -> pd.Series:
     )
 
 
-def _fluctuations(history: pd.DataFrame, window: Window) -> dict[str, float]:
+def _fluctuations(history: "pd.DataFrame", window: Window) -> dict[str, float]:
     "How restless fine-tuning was (Table 2), where there are two epochs of it or more."
     if history.method.iloc[0] == "retrain" or history.epoch.max() < 2:
         return {}
@@ -303,7 +309,7 @@ def _fluctuations(history: pd.DataFrame, window: Window) -> dict[str, float]:
     }
 
 # %% ../../nbs/6_lab/07_report.ipynb #f437efa8
-def _outcome(history: pd.DataFrame, window: Window) -> dict[str, Any]:
+def _outcome(history: "pd.DataFrame", window: Window) -> dict[str, Any]:
     "One run in one row."
     fresh, names, best = (
         history.method.iloc[0] == "retrain",
@@ -333,18 +339,20 @@ def outcomes(
     records: Iterable[Record | None],  # of runs, each once
     window: Window = "fine_tuning",  # which epochs may be the best, as in `best_epoch`
 ) -> (
-    pd.DataFrame
+    "pd.DataFrame"
 ):  # `IDENTITY`, then <measurement>_before, _best, _last, epochs_to_best, delta_<measurement>
     """One row a run: before fine-tuning, at the best epoch, at the last, and how much
     fine-tuning fluctuated (paper, Tables 1 and 2).
 
     Raises `ValueError` as `histories` does, and for an unknown window."""
+    import pandas as pd
+
     return pd.DataFrame(
         [_outcome(history, window) for _, history in histories(records).groupby("key", sort=False)]
     )
 
 # %% ../../nbs/6_lab/07_report.ipynb #d74a08bb
-def _alike(runs: pd.DataFrame) -> None:
+def _alike(runs: "pd.DataFrame") -> None:
     "Refuse to average runs that differ in more than their seed."
     if runs.cell.nunique() == 1 and not runs.seed.duplicated().any():
         return
@@ -373,12 +381,14 @@ def _phase(column: str, fresh: bool) -> tuple[str, str]:
 # %% ../../nbs/6_lab/07_report.ipynb #00ca30a2
 @checked
 def summary(
-    runs: pd.DataFrame,  # from `outcomes`
+    runs: "pd.DataFrame",  # from `outcomes`
 ) -> (
-    pd.DataFrame
+    "pd.DataFrame"
 ):  # columns setting, method, phase, metric, mean, deviation, n; only what was measured
     """Mean, population deviation and n over seeds (paper, Tables 1 to 5); `ValueError` for runs
     that differ in more than their seed."""
+    import pandas as pd
+
     rows, columns = [], [name for name in runs if name not in IDENTITY]
     for (setting, label), group in runs.groupby(["setting", "label"], sort=False):
         _alike(group)
@@ -397,7 +407,7 @@ SEEDS = 3
 
 @checked
 def missing_cells(
-    ours: pd.DataFrame,  # from `summary`
+    ours: "pd.DataFrame",  # from `summary`
 ) -> dict[
     str, list[str]
 ]:  # for each row label, the cells that have fewer than 3 seeds, with their n
@@ -415,10 +425,12 @@ def missing_cells(
 
 @checked
 def with_average(
-    ours: pd.DataFrame,  # from `summary`
-) -> pd.DataFrame:  # the same rows, and behind them those of "average of 16 settings"
+    ours: "pd.DataFrame",  # from `summary`
+) -> "pd.DataFrame":  # the same rows, and behind them those of "average of 16 settings"
     """Add the average of the 16 settings for all that has 3 seeds or more in each of them
     (paper, Tables 1 and 2), and for nothing else."""
+    import pandas as pd
+
     enough, name = (
         ours[ours.setting.isin(CELLS) & (ours.n >= SEEDS) & ours["mean"].notna()],
         ["method", "phase", "metric"],
@@ -436,11 +448,11 @@ def with_average(
 # %% ../../nbs/6_lab/07_report.ipynb #45ed4d4e
 @checked
 def beside(
-    ours: pd.DataFrame,  # from `summary` or `with_average`
+    ours: "pd.DataFrame",  # from `summary` or `with_average`
     table: int,  # number of the paper's table
     # columns setting, method, phase, metric, mean, deviation, n, paper_mean, paper_deviation,
     # difference (ours - paper)
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """Our numbers and those of a table of the paper, side by side: first our rows, then those of
     the paper that were not run."""
     theirs = (
@@ -466,6 +478,8 @@ _PHASES = {"before_ft": "before", "after_ft": "after", "retrained": "after", "du
 
 def _entry(row: Any, digits: int) -> str:
     "One cell of a printed table: mean ± deviation (n, the paper's value, the difference)."
+    import pandas as pd
+
     paper = (
         ""
         if pd.isna(row.paper_mean)
@@ -482,11 +496,11 @@ def _entry(row: Any, digits: int) -> str:
 
 @checked
 def printable(
-    table: pd.DataFrame,  # from `beside`
+    table: "pd.DataFrame",  # from `beside`
     digits: Whole = 1,  # after the decimal point
     # columns setting, method, and "<metric> before", "after" or "during" fine-tuning, for what the
     # paper's table has
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """A wide table to show and to print, in words; the value of a retrained model stands under
     *after*."""
     cells = table[table.phase.isin(_PHASES)].assign(phase=lambda t: t.phase.map(_PHASES))
@@ -705,6 +719,8 @@ def conditions(
     what they depart from the protocol.
 
     Raises `ValueError` for None, no records, or one that is there twice."""
+    import pandas as pd
+
     whole = _checked(records)
     facts = pd.DataFrame([_facts(part) for record in whole for part in _parts(record)])
     said = [
@@ -730,6 +746,8 @@ def lacking(
 ) -> list[str]:  # reasons; [] if there are enough runs
     """Why runs are not enough for a verdict: seeds, settings that are missing, departures from
     the protocol; `ValueError` as `histories`."""
+    import pandas as pd
+
     whole = _runs(records)
     counts = (
         pd.DataFrame([_identity(record) for record in whole])
@@ -803,13 +821,15 @@ def bullets(verdicts: Iterable[Verdict]) -> str:
 def keep(
     stem: str,  # name of the files, without an ending
     folder: str | Path,  # made if it is not there
-    table: pd.DataFrame,  # such as that of `beside`; its index is not kept
+    table: "pd.DataFrame",  # such as that of `beside`; its index is not kept
     figure: Any,  # of matplotlib
     text: str,  # Markdown: conditions, printed table, verdicts
     records: Iterable[Record | None],  # of runs and trainings, each once
 ) -> list[str]:  # the names of the files: <stem>.csv, .md, .png and .parquet
     """Keep a result and the records behind it; `ValueError` for records that are None, none or
     twice, `OSError` for a folder that can't be written."""
+    import pandas as pd
+
     rows = pd.DataFrame(
         [
             {n: part if n == "key" else json.dumps(part) for n, part in record.items()}
@@ -833,7 +853,7 @@ def keep(
         ]
 
 # %% ../../nbs/6_lab/07_report.ipynb #34ac5665
-def _write_parquet(path: Path, rows: pd.DataFrame) -> None:
+def _write_parquet(path: Path, rows: "pd.DataFrame") -> None:
     "Write records as parquet, with check sums of its pages and a digest of its rows."
     import pyarrow as pa
     import pyarrow.parquet as pq

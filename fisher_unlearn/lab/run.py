@@ -14,9 +14,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from torch import nn
 
@@ -37,6 +36,9 @@ from ..networks.schedule import Schedule
 from ..networks.train import Progress, TrainSettings, keep_freed_memory, load_weights
 from ..networks.train import read_tensors, save_tensors, save_weights, train_model
 from ..methods.unlearn import Scores, Unlearned, unlearn
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/6_lab/01_run.ipynb #de07f428
 @checked
@@ -357,7 +359,7 @@ def _record(key: str, settings: dict[str, Any], images: ImageData, **more: Any) 
     } | more
 
 
-def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+def _rows(frame: "pd.DataFrame") -> list[dict[str, Any]]:
     "A table as JSON: rows with None where there is no value."
     return [
         {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}

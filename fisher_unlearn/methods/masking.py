@@ -11,9 +11,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +26,9 @@ from ..networks.parameters import state_names, unwrapped, weight_of
 Unit = Literal["weight", "kernel", "channel"]
 Reach = Literal["kernels", "bias", "norm"]
 Mask = dict[str, Tensor]  # {name in the state_dict: bool tensor of its shape}
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/4_methods/00_masking.ipynb #43cd4328
 @dataclass(frozen=True)
@@ -349,9 +351,11 @@ def masked_whole(where: Tensor, dims: Whole) -> int:
 
 
 @checked
-def mask_by_layer(mask: Mask, model: nn.Module) -> pd.DataFrame:
+def mask_by_layer(mask: Mask, model: nn.Module) -> "pd.DataFrame":
     """One row a convolution or linear layer: its weights, how many are masked, their share in
     percent, and kernels and channels that are masked entirely."""
+    import pandas as pd
+
     rows, names, marks = [], state_names(model), by_first_name(model, mask)
     for name, module in model.named_modules():
         if not isinstance(module, LAYERS):

@@ -13,9 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -44,6 +43,9 @@ from ..scores.tfidf import tfidf_scores
 from ..networks.train import Progress, TrainSettings, check_extras, shows_bar
 from ..networks.train import train_model
 from ..networks.train import trainable_batches
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/4_methods/03_unlearn.ipynb #f0fc4b20
 Direction = Literal["highest", "lowest"]
@@ -591,13 +593,13 @@ class Unlearned:
     mask: Mask  # what was set to zero; {} for methods without a mask
     # before fine-tuning, for each tensor that the method changed: its entries, those masked and
     # changed, kernels and channels masked entirely, distance moved
-    changed: pd.DataFrame
+    changed: "pd.DataFrame"
     steps: (
-        pd.DataFrame
+        "pd.DataFrame"
     )  # for `influence`: accuracies after each pass of LiSSA, in percent; empty for the others
     # one row an epoch, 0 being before fine-tuning: accuracies and unlearn score in percent, lr,
     # train_loss, seconds
-    history: pd.DataFrame
+    history: "pd.DataFrame"
     seconds: dict[
         str, float
     ]  # spent in "method", "fine_tune" (with its evaluations) and "evaluate" (epoch 0)
@@ -692,6 +694,8 @@ def unlearn(
     `fine_tune` is the full training. Raises `ValueError` or `TypeError` in one sentence before
     scoring and training,
     and what `diag_fisher` and `train_model` raise."""
+    import pandas as pd
+
     chosen, sets = method_options(method, preset, **options), dict(evaluate or {})
     chosen = replace(chosen, seed=seed, progress=shows_bar(progress))
     original, prefix = unwrapped(model)
@@ -731,8 +735,10 @@ def _fine_tuned(
     checkpoint: str | Path | None,
     progress: Progress,
     zeros: Mask,
-) -> tuple[pd.DataFrame, dict[str, float]]:
+) -> "tuple[pd.DataFrame, dict[str, float]]":
     "Measure, fine-tune and measure after each epoch: the history from epoch 0 on, and the seconds."
+    import pandas as pd
+
     start = time.perf_counter()
     history = pd.DataFrame([{"epoch": 0, **evaluate(model, sets)}])
     middle = time.perf_counter()
@@ -745,9 +751,11 @@ def _fine_tuned(
 
 
 @torch.no_grad()
-def _changes(before: nn.Module, after: nn.Module, mask: Mask) -> pd.DataFrame:
+def _changes(before: nn.Module, after: nn.Module, mask: Mask) -> "pd.DataFrame":
     """For each tensor of the state that differs or is masked: its entries, how many are masked
     and changed, kernels and channels masked entirely, and the Euclidean distance moved."""
+    import pandas as pd
+
     rows, old, names, marks = [], tensors_of(before), state_names(after), by_first_name(after, mask)
     for name, new in tensors_of(after).items():
         if names.get(name, name) != name or name not in old:

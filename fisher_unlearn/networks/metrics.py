@@ -8,9 +8,8 @@ __all__ = ['Loader', 'Window', 'count_broken', 'refuse_broken', 'count_correct',
 
 # %% ../../nbs/2_networks/05_metrics.ipynb #6c8b65d7
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,6 +22,9 @@ from .logits import logits_of
 from .models import check_labels, device_of
 
 Loader = Iterable[tuple[Tensor, Tensor]]
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/2_networks/05_metrics.ipynb #4610f44c
 @checked
@@ -107,8 +109,10 @@ def accuracy(model: nn.Module, batches: Loader) -> float:
 
 
 @checked
-def accuracy_by_class(model: nn.Module, batches: Loader) -> pd.Series:
+def accuracy_by_class(model: nn.Module, batches: Loader) -> "pd.Series":
     "Top-1 accuracy of each class in percent; NaN for a class of which there is no image."
+    import pandas as pd
+
     correct, total = count_correct(model, batches)
     return pd.Series((100 * correct / total).numpy(), name="accuracy").rename_axis("class")
 
@@ -170,8 +174,8 @@ def mean_loss(
 # %% ../../nbs/2_networks/05_metrics.ipynb #45ea33c8
 @checked
 def unlearn_score(
-    remain_acc: float | pd.Series,  # percent
-    forget_acc: float | pd.Series,  # percent
+    remain_acc: "float | pd.Series",  # percent
+    forget_acc: "float | pd.Series",  # percent
 ) -> Any:  # percent: a number, or a column
     """The paper's summary of a run: remain accuracy / (1 + forget accuracy). Works on columns of
     a DataFrame too."""
@@ -181,14 +185,14 @@ def unlearn_score(
 Window = Literal["fine_tuning", "authors_code", "last"]
 
 
-def _epochs(history: pd.DataFrame) -> pd.Series:
+def _epochs(history: "pd.DataFrame") -> "pd.Series":
     "The epochs of a history; `ValueError` if it has none."
     if not len(history):
         raise ValueError("the history has no row: pass one with a row for each epoch.")
     return history[choose("epoch", history.columns, "column")]
 
 
-def _window(history: pd.DataFrame, window: Window) -> pd.DataFrame:
+def _window(history: "pd.DataFrame", window: Window) -> "pd.DataFrame":
     "The rows that a window admits; the first row, if there is none."
     epochs = _epochs(history)
     last = epochs.max()
@@ -202,11 +206,11 @@ def _window(history: pd.DataFrame, window: Window) -> pd.DataFrame:
 
 @checked
 def best_epoch(
-    history: pd.DataFrame,  # one row an epoch, with a column `epoch`, 0 being before fine-tuning
+    history: "pd.DataFrame",  # one row an epoch, with a column `epoch`, 0 being before fine-tuning
     by: str = "unlearn_score",  # the column that decides, higher is better
     # which epochs may win: 1 to S; 0 to S-1 ("authors_code"); or S ("last")
     window: Window = "fine_tuning",
-) -> pd.Series:  # that epoch's row; its `epoch` is the number of epochs to the best
+) -> "pd.Series":  # that epoch's row; its `epoch` is the number of epochs to the best
     """The row of the best epoch (paper, Table 1); of row 0, if there is no other. `ValueError`
     for an unknown window or column.
 
@@ -224,7 +228,7 @@ def best_epoch(
 # %% ../../nbs/2_networks/05_metrics.ipynb #7a7b3b68
 @checked
 def fluctuation(
-    history: pd.DataFrame,  # one row an epoch, from 0 (before fine-tuning) to S
+    history: "pd.DataFrame",  # one row an epoch, from 0 (before fine-tuning) to S
     column: str,  # an accuracy or score
     window: Literal[
         "fine_tuning", "authors_code"
@@ -248,10 +252,12 @@ def fluctuation(
 # %% ../../nbs/2_networks/05_metrics.ipynb #d9958a9f
 @checked
 def mean_and_deviation(
-    runs: pd.DataFrame | pd.Series,  # one row a run: numbers only
-) -> pd.DataFrame:  # one row a column of `runs`: mean, deviation, n (runs that have a value)
+    runs: "pd.DataFrame | pd.Series",  # one row a run: numbers only
+) -> "pd.DataFrame":  # one row a column of `runs`: mean, deviation, n (runs that have a value)
     """Mean and population standard deviation (ddof 0) over runs, as in the paper's tables; NaN
     where a run has no value."""
+    import pandas as pd
+
     try:
         values = pd.DataFrame(runs).astype(float)
     except (TypeError, ValueError) as error:

@@ -14,10 +14,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from annotated_types import Interval
@@ -44,6 +43,9 @@ from .parameters import place_of, put_state_, state_names, tensors_of
 from .schedule import Schedule, replay
 from .step import Compile, Forward, Precision, Way, allowed_ways, choose_way
 from .step import forward_in
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/2_networks/07_train.ipynb #2c222b05
 @checked
@@ -539,7 +541,7 @@ def train_model(
     # buffers nothing is held
     | None = None,
 ) -> (
-    pd.DataFrame
+    "pd.DataFrame"
 ):  # one row an epoch: epoch, lr, train_loss, accuracies in percent, seconds, selected
     """Train by SGD under a schedule (paper, section 'Experiment' and Table 7; weight decay from
     the authors' code). Accuracies are measured plainly in any way of computing a step.
@@ -678,8 +680,10 @@ def _train(
     checkpoint: Path | None,
     progress: Progress,
     held: Mapping[str, Tensor],
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     "Run the epochs that are missing, and end with the selected weights."
+    import pandas as pd
+
     optimizer = torch.optim.SGD(
         model.parameters(),
         settings.schedule.lr,
