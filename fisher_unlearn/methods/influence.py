@@ -65,8 +65,19 @@ def hessian_product(
     vector: dict[str, Tensor],  # {parameter name: tensor of its shape}
 ) -> dict[str, Tensor]:
     "H v for the mean cross-entropy of a batch, by a second backward pass, in the model's own mode."
+    _check_real(vector)
     with untouched(model), sdpa_kernel(SDPBackend.MATH):
         return _hessian_product(model, inputs.clone(), labels, vector)
+
+
+def _check_real(vector: dict[str, Tensor]) -> None:
+    "Refuse complex parameters, of whose losses there is no Hessian that is a matrix: `ValueError`."
+    for name, t in vector.items():
+        if t.is_complex():
+            raise ValueError(
+                f"the parameter `{name}` is complex: influence needs second derivatives along real "
+                "parameters, so keep its real and imaginary parts as parameters, or freeze it."
+            )
 
 
 def _hessian_product(
@@ -99,6 +110,7 @@ def lissa(
     2017), as in the authors' code.
 
     `FloatingPointError` as soon as it diverges."""
+    _check_real(gradient)
     classes = check_batches(model, reference, "reference")
     v = {n: g.clone() for n, g in gradient.items()}
     longest = growth = 1.001 * get_total_norm(
