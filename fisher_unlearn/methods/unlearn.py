@@ -594,9 +594,8 @@ class Unlearned:
     # before fine-tuning, for each tensor that the method changed: its entries, those masked and
     # changed, kernels and channels masked entirely, distance moved
     changed: "pd.DataFrame"
-    steps: (
-        "pd.DataFrame"
-    )  # for `influence`: accuracies after each pass of LiSSA, in percent; empty for the others
+    # for `influence`: accuracies after each pass of LiSSA, in percent; empty for the others
+    steps: "pd.DataFrame"
     # one row an epoch, 0 being before fine-tuning: accuracies and unlearn score in percent, lr,
     # train_loss, seconds
     history: "pd.DataFrame"
