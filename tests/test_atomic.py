@@ -135,7 +135,7 @@ def test_a_folder_that_has_no_lock_is_locked_by_a_file_or_refused_by_name(
 
 PREPARE = """
 import sys
-from fisher_unlearn import data
+from fisher_unlearn.images import data
 calls = sys.argv[2]
 def built(name, root, download):
     with open(calls, "a") as file: file.write("x")
@@ -167,7 +167,7 @@ def test_three_processes_that_prepare_a_data_set_at_once_prepare_it_once(tmp_pat
 
 READ_OUT = """
 import sys, time
-from fisher_unlearn import run as module
+from fisher_unlearn.lab import run as module
 from fisher_unlearn.lab.records import resolve
 s = resolve("quick", device="cpu", method="finetune", epochs=2, fine_tune_epochs=1)
 def relearned(*args):

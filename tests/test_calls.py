@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pandas as pd
 import pytest
@@ -30,7 +30,11 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 import fisher_unlearn
-from fisher_unlearn import graph, masking, noise, records, report, step, unlearn
+from fisher_unlearn.images.arguments import annotations_of
+from fisher_unlearn.lab import records, report
+from fisher_unlearn.methods import masking, noise, unlearn
+from fisher_unlearn.networks import step
+from fisher_unlearn.scores import graph
 from fisher_unlearn.images.data import ImageData, Samples, digest
 from fisher_unlearn.networks.schedule import Schedule
 from fisher_unlearn.networks.train import TrainSettings
@@ -398,9 +402,9 @@ def hints(where: str) -> dict[str, Any]:
     "The annotation of each parameter."
     thing = public()[where]
     known = (
-        get_type_hints(thing)
+        annotations_of(thing)
         if not inspect.isclass(thing) or is_dataclass(thing) or issubclass(thing, BaseModel)
-        else get_type_hints(thing.__init__)
+        else annotations_of(thing.__init__)
     )
     return {name: known.get(name, Any) for name in parameters(where)}
 

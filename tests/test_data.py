@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision.transforms import v2
 
-from fisher_unlearn import data
+from fisher_unlearn.images import data
 from fisher_unlearn.images.atomic import writable_folder
 from fisher_unlearn.images.data import Samples, check_repeatable, choose, find_data, load_images
 from fisher_unlearn.images.data import pad_or_resize

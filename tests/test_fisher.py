@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import rank
-from fisher_unlearn import fisher
+from fisher_unlearn.scores import fisher
 from fisher_unlearn.scores.fisher import diag_fisher, naive_diag_fisher, rebatch
 from fisher_unlearn.networks.models import build_model
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fisher_unlearn import fused
+from fisher_unlearn.scores import fused
 from fisher_unlearn.scores.fused import Tile, Windows, plan_tiles, squared_products, summed_products
 
 

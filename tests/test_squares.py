@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import foreign
 import torchvision
-from fisher_unlearn import fused, squares
+from fisher_unlearn.scores import fused, squares
 from fisher_unlearn.scores.fisher import diag_fisher
 from fisher_unlearn.networks.models import build_model
 from fisher_unlearn.scores.squares import RULES, gradient_paths

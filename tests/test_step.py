@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fisher_unlearn import step as steps_module
-from fisher_unlearn import train as train_module
+from fisher_unlearn.networks import step as steps_module
+from fisher_unlearn.networks import train as train_module
 from fisher_unlearn.networks.models import build_model
 from fisher_unlearn.lab.records import RunSettings, training_key
 from fisher_unlearn.lab.run import repeatable

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
-from fisher_unlearn import unlearn as unlearn_module
+from fisher_unlearn.methods import unlearn as unlearn_module
 from fisher_unlearn.methods.masking import (
     candidates,
     mask_by_layer,

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['P', 'R', 'Whole', 'Count', 'Seed', 'Number', 'Positive', 'NotNegative', 'Share', 'scalar', 'rule_of', 'shown',
-           'check_value', 'checked', 'check_fields']
+           'check_value', 'annotations_of', 'checked', 'check_fields']
 
 # %% ../../nbs/1_images/00_arguments.ipynb #c4aead3a
 import difflib
+import importlib
 import inspect
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -291,6 +292,17 @@ def _check_items(name: str, value: Any, annotation: Any, whose: str) -> None:
             check_value(f"{name}[{place}]", item, inner[0], whose)
 
 # %% ../../nbs/1_images/00_arguments.ipynb #38f51282
+_LATE = {"pd": "pandas"}  # what annotations name as text, and is imported when they are read
+
+
+def annotations_of(thing: Any) -> dict[str, Any]:
+    "The annotations of a function or a class, as types."
+    texts = [note for note in thing.__annotations__.values() if isinstance(note, str)]
+    named = [name for name in _LATE if any(f"{name}." in text for text in texts)]
+    late = {name: importlib.import_module(_LATE[name]) for name in named}
+    return get_type_hints(thing, localns=late, include_extras=True)
+
+
 def checked(function: Callable[P, R]) -> Callable[P, R]:
     """Check the names and values of a function's arguments at each call, by its annotations.
 
@@ -312,7 +324,7 @@ def _checked(function: Callable[P, R], title: str, values: bool) -> Callable[P, 
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         bound = _bound(title, signature, args, kwargs)
         if values:
-            hints.update({} if hints else get_type_hints(function, include_extras=True))
+            hints.update({} if hints else annotations_of(function))
             for name, value in bound.arguments.items():
                 bound.arguments[name] = _check_parameter(
                     signature.parameters[name], value, hints.get(name, Any)
@@ -356,7 +368,7 @@ def _bound(
 @cache
 def _hints(kind: type) -> dict[str, Any]:
     "The annotations of a dataclass, which are read once: settings are made by the thousand."
-    return get_type_hints(kind, include_extras=True)
+    return annotations_of(kind)
 
 
 def check_fields(

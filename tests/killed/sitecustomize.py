@@ -24,7 +24,9 @@ def _take(path):
 
 
 def _watch(path, stage, call, delay):
-    from fisher_unlearn import run, train, unlearn
+    from fisher_unlearn.lab import run
+    from fisher_unlearn.methods import unlearn
+    from fisher_unlearn.networks import train
 
     inside, seen = ["start"], []
 
