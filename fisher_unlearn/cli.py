@@ -230,6 +230,14 @@ def _further(
     return found
 
 # %% ../nbs/8_cli.ipynb #ae6bcb14
+def _history(record: Mapping[str, Any]) -> str:
+    "The epochs of a run as a table."
+    import pandas as pd
+
+    rows = pd.DataFrame(record["history"]).drop(columns="seconds", errors="ignore")
+    return rows.round(2).to_string(index=False)
+
+
 @app.command()
 def unlearn(
     profile: Annotated[
@@ -293,8 +301,6 @@ def unlearn(
     root: Root = None,
 ) -> None:
     "Train a model (or find it trained), make it forget, and record what happened."
-    import pandas as pd
-
     given = {
         name: value
         for name, value in locals().items()
@@ -307,12 +313,7 @@ def unlearn(
         writable_folder(runs_root(runs))
         print(f"--- {label(settings)}", flush=True)
         record = run(settings, runs, root, "auto")
-    print(
-        pd.DataFrame(record["history"])
-        .drop(columns="seconds", errors="ignore")
-        .round(2)
-        .to_string(index=False)
-    )
+    print(_history(record))
     print(record["note"], f"Record, weights: {runs_root(runs) / record['key']}", sep="\n")
 
 # %% ../nbs/8_cli.ipynb #ed83b412
