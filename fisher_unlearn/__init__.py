@@ -1,1 +1,38 @@
+"""Make an image classifier forget, and see what was forgotten."""
+
+from importlib import import_module
+from typing import Any
+
 __version__ = "0.1.0"
+
+_ROOMS = {  # the public names, by the room that has them: it is imported when one is asked for
+    "images.data": ("load_images",),
+    "images.forget": (
+        "forget_class",
+        "forget_classes",
+        "forget_samples",
+        "mislabel",
+        "poison",
+        "random_subset",
+    ),
+    "networks.models": ("build_model", "find_classifier"),
+    "networks.schedule": ("Schedule",),
+    "networks.metrics": ("evaluate", "unlearn_score"),
+    "networks.train": ("TrainSettings", "train_model"),
+    "scores.fisher": ("diag_fisher",),
+    "methods.masking": ("candidates", "select_top", "zero_"),
+    "methods.unlearn": ("METHODS", "unlearn"),
+    "audit.readouts": ("agreement", "relearn_time"),
+}
+_HOME = {name: room for room, names in _ROOMS.items() for name in names}
+__all__ = [*_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
