@@ -51,7 +51,7 @@ INNER = {  # parts of networks and loops, called for each batch by their owners
     "DenseLayer",
     "squared_products",
     "summed_products",
-    "plan",
+    "plan_tiles",
     "Plan",
     "Windows",
     "Tile",
@@ -327,13 +327,13 @@ OWN: dict[str, dict[str, Callable[[], Any]]] = {  # where a name means something
         "name": lambda: "5",
         "rows": lambda: 3,
     },
-    "grid.sweep": {"axes": lambda: [{"seed": 1}]},
-    "grid.cast": {"methods": lambda: "finetune"},
-    "grid.find_notebook": {"name": lambda: "table1"},
-    "grid.label": {},
-    "grid.plan": {"settings": lambda: [settings()]},
-    "grid.as_done": {"settings": lambda: [settings()]},
-    "grid.complete": {"settings": lambda: [settings()]},
+    "experiments.sweep": {"axes": lambda: [{"seed": 1}]},
+    "experiments.cast": {"methods": lambda: "finetune"},
+    "notebook.find_notebook": {"name": lambda: "table1"},
+    "plans.label": {},
+    "plans.plan": {"settings": lambda: [settings()]},
+    "plans.as_done": {"settings": lambda: [settings()]},
+    "executors.complete": {"settings": lambda: [settings()]},
     "report.keep": {"table": history, "text": lambda: "text", "stem": lambda: "x"},
     "report.beside": {"table": lambda: 1},
     "report.printable": {"table": history},
@@ -348,7 +348,7 @@ OWN: dict[str, dict[str, Callable[[], Any]]] = {  # where a name means something
     "train.load_weights": {},
     "run.write_failure": {"error": lambda: ValueError("x")},
     "run.with_readouts": {},
-    "grid.in_notebook": {"wait": lambda: False},
+    "notebook.in_notebook": {"wait": lambda: False},
     "parameters.by_first_name": {"marks": lambda: {"0.bias": torch.zeros(4, dtype=torch.bool)}},
     "batches.read_pair": {"batch": lambda: batches()[0]},
     "parameters.place_of": {"tensor": lambda: torch.ones(2)},
@@ -359,10 +359,10 @@ OWN: dict[str, dict[str, Callable[[], Any]]] = {  # where a name means something
     "train.keep_freed_memory": {},
     "atomic.write_whole": {"write": lambda: lambda path: None},
     "notebook.failures": {"executed": lambda: Path("no.ipynb")},
-    "grid.parameters": {},
+    "notebook.parameters": {},
     "cluster.on_ray": {"todo": list},
     "report.histories": {},
-    "grid.attempt": {},
+    "plans.attempt": {},
 }
 
 
@@ -632,7 +632,11 @@ ACCEPTED: list[tuple[str, str, str]] = [
         "batches",
         r"\[",
     ),  # streams: they are read later, by whoever checks them
-    (r"grid\.needed|grid\.sweep", ".*_", "None"),  # None means that a parameter was not given
+    (
+        r"experiments\.needed|experiments\.sweep",
+        ".*_",
+        "None",
+    ),  # None means that a parameter was not given
 ]
 
 

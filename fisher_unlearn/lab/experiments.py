@@ -38,6 +38,7 @@ def _product(*axes: Axis) -> Axis:
     ]
 
 
+@checked
 def once(settings: Iterable[RunSettings]) -> list[RunSettings]:
     "Each run once, at its first place."
     found: dict[str, RunSettings] = {}

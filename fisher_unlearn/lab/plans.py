@@ -40,6 +40,7 @@ def state(folder: Path, root: str | Path | None = None) -> tuple[str, str]:
     return ("failed", failure["reason"]) if failure else ("missing", "")
 
 
+@checked
 def kept_record(name: str, root: str | Path | None) -> dict[str, Any] | None:
     """The record of a run or a training that is kept beside the data, if there is one of the
     images at hand."""
@@ -48,6 +49,7 @@ def kept_record(name: str, root: str | Path | None) -> dict[str, Any] | None:
     return None if record is None or other_images(record, path, root) else record
 
 
+@checked
 def is_held(folder: Path) -> bool:
     "Does a process hold the lock of a folder?"
     if not folder.exists():
