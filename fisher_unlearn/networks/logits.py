@@ -99,7 +99,7 @@ def _of_two(
         beside, logits = (
             read_logits(model(torch.cat([inputs, second])))[:1] for second in (other, inputs)
         )
-    except Exception:
+    except Exception:  # noqa: BLE001  # whatever a network says to one sample, twice
         raise (error or UnclearOutput(_SQUEEZED)) from None
     if not _alike(logits, beside):
         raise UnclearOutput(_SQUEEZED) from error
