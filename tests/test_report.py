@@ -8,6 +8,7 @@ import statistics
 from pathlib import Path
 
 import matplotlib
+import matplotlib.figure
 import pandas as pd
 import pytest
 
