@@ -259,8 +259,8 @@ def relearn_time(
     # the whole training set D, normalised (inputs, labels), readable again and again
     train: Loader,
     forget: Loader,  # the forget set, a part of it
-    settings: TrainSettings
-    | None = None,  # how w* was trained, seed included; None: the paper's for CIFAR
+    # how w* was trained, seed included; None: the paper's for CIFAR
+    settings: TrainSettings | None = None,
     # what is trained: the classifier on fixed features, or "all" parameters
     scope: Scope = "classifier",
     cap: Count = 100,  # epochs at most

@@ -523,9 +523,8 @@ def data_root(root: str | Path | None = None) -> Path:
 @checked
 def load_images(
     name: str,  # "digits", "mnist", "cifar10", "cifar100" or "tinyimagenet"
-    root: str
-    | Path
-    | None = None,  # folder of the data sets; None: `$FISHER_UNLEARN_DATA`, else `data`
+    # folder of the data sets; None: `$FISHER_UNLEARN_DATA`, else `data`
+    root: str | Path | None = None,
     download: bool = True,  # may torchvision download what is missing?
 ) -> ImageData:
     """Images and labels of a data set, from its prepared file, or built once from torchvision's.

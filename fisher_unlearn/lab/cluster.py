@@ -45,8 +45,8 @@ def given_share(text: str) -> float:
 def gpu_share(
     settings: RunSettings,
     runs: str | Path | None = None,  # folder of runs, whose records say how much memory was used
-    total: Positive
-    | None = None,  # memory of a GPU, in MB; None: that of the first one here, if there is one
+    # memory of a GPU, in MB; None: that of the first one here, if there is one
+    total: Positive | None = None,
 ) -> float:  # 0 on the CPU
     """The share of a GPU that a run is given; `ValueError` if `$FISHER_UNLEARN_GPU_SHARE` is not
     one."""

@@ -333,7 +333,8 @@ def parameters(settings: RunSettings) -> dict[str, Any]:
         for n, v in flat.items()
         if n in PARAMETERS and v is not None
     } | {"seed": settings.seed}
-    flat = {n: v for n, v in flat.items() if n not in strangers(settings.request)}
+    meaningless = strangers(settings.request)
+    flat = {n: v for n, v in flat.items() if n not in meaningless}
     for profile in profiles():
         try:
             same = resolve(profile, **flat)

@@ -13,7 +13,7 @@ __all__ = ['Pixel', 'Part', 'Threads', 'ASKED', 'RECIPE', 'PARAMETERS', 'Percent
 import difflib, hashlib, importlib.resources, json, os, platform, re, subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -119,9 +119,8 @@ class RequestSettings(_Settings):
     patch_corner: str = "lower right"  # poison: where the patch is
     patch_replace: bool = False  # poison: take the place of the originals, instead of being added
     mislabel_ratio: Part = 0.1  # mislabel: share of the training images with a wrong label
-    mislabel_how: str = (
-        "uniform"  # mislabel: "uniform" over all classes, or "permuted" among themselves
-    )
+    # mislabel: "uniform" over all classes, or "permuted" among themselves
+    mislabel_how: str = "uniform"
     remain_limit: Whole | None = None  # images of the remain set that may be used; None: all
 
     @field_validator("classes")
@@ -168,9 +167,8 @@ class OptionSettings(_Settings):
     remain_weight: NotNegative | None = None  # λ in F_f/n_f − λ F_r/n_r
     activation_per: Per | None = None  # activations per image, or per batch of 128
     tfidf_direction: Direction | None = None  # which end of the scores is masked
-    tfidf_gate: bool | None = (
-        None  # are layers spared of which the ratio makes less than one filter?
-    )
+    # are layers spared of which the ratio makes less than one filter?
+    tfidf_gate: bool | None = None
     tfidf_batches: Whole | None = None  # of the training set, that TF-IDF reads; 0: all
     noise_alpha: Positive | None = None  # scale of the noise's variance
     noise_exponent: Positive | None = None  # of the variance, for the standard deviation
@@ -182,7 +180,7 @@ class OptionSettings(_Settings):
     lissa_scale: Positive | None = None  # at least half the largest eigenvalue of a batch's Hessian
     lissa_divide: bool | None = None  # is the step divided by the number of forgotten images?
 
-    @property
+    @cached_property
     def options(self) -> dict[str, Any]:
         "The options that are set here and that the method reads; the preset has the others."
         given = {
@@ -214,27 +212,21 @@ class RunSettings(RequestSettings, OptionSettings):
 
     dataset: str = "digits"  # a name of `load_images`
     subset: Count | None = None  # training images to draw; None: all
-    held_out: Count | None = (
-        # of these, images to draw that take the place of the test images; None: the test images
-        None
-    )
+    # of these, images to draw that take the place of the test images; None: the test images
+    held_out: Count | None = None
     network: str = "resnet20"  # a name of `build_model`
-    seed: Seed = (
-        666  # of all that is drawn: weights, orders, subsets, poisoned and mislabelled images
-    )
+    # of all that is drawn: weights, orders, subsets, poisoned and mislabelled images
+    seed: Seed = 666
     method: str = "fisher_mask"  # a name in `METHODS`
     preset: str = "paper"  # "paper" or "authors_code"
     fine_tune_epochs: Whole = 5  # S, in which the schedule is replayed; 0: no fine-tuning
-    fine_tune_length: Count | None = (
-        None  # epochs of fine-tuning to run, beyond S at the last rate; None: S
-    )
-    fine_tune_lr: Positive | None = (
-        None  # a constant rate in place of the replayed schedule (paper, Figure 3)
-    )
+    # epochs of fine-tuning to run, beyond S at the last rate; None: S
+    fine_tune_length: Count | None = None
+    # a constant rate in place of the replayed schedule (paper, Figure 3)
+    fine_tune_lr: Positive | None = None
     device: Literal["cpu", "cuda"] = "cpu"
-    trained_on: Literal["cpu", "cuda"] | None = (
-        None  # device of w* and of retraining; None: `device`
-    )
+    # device of w* and of retraining; None: `device`
+    trained_on: Literal["cpu", "cuda"] | None = None
     threads: Threads = 2  # of the CPU; their number can change the last bits of a result
     train: TrainSettings = TrainSettings()  # its seed is replaced by `seed`
 
@@ -243,9 +235,14 @@ class RunSettings(RequestSettings, OptionSettings):
     def _known(cls, value: str, info: Any) -> str:
         return choose(value, *_TABLES[info.field_name])
 
+    @cached_property
+    def chosen(self) -> MethodOptions:
+        "The options of the method: those that are set here, and the preset's."
+        return method_options(self.method, self.preset, **self.options)
+
     @model_validator(mode="after")
     def _sensible(self) -> "RunSettings":
-        method_options(self.method, self.preset, **self.options)
+        _ = self.chosen  # which refuses what makes no sense
         for look in (_stray, _unfit, _unlimited, _too_many):
             if reason := look(self):
                 raise ValueError(reason)
@@ -415,11 +412,8 @@ def training_key(settings: RunSettings) -> str:
 def unusual_options(settings: RunSettings) -> dict[str, Any]:
     """The options that decide what a run does and are not those of its preset, without the
     ratio, which has no preset."""
-    method, preset = settings.method, settings.preset
-    given, usual = (
-        options_read(method, method_options(method, preset, **settings.options)),
-        options_read(method, method_options(method, preset)),
-    )
+    given = options_read(settings.method, settings.chosen)
+    usual = options_read(settings.method, method_options(settings.method, settings.preset))
     return {
         name: value for name, value in given.items() if name != "ratio" and usual.get(name) != value
     }
@@ -428,9 +422,7 @@ def unusual_options(settings: RunSettings) -> dict[str, Any]:
 @checked
 def run_key(settings: RunSettings) -> str:
     "The key of a whole run."
-    options = options_read(
-        settings.method, method_options(settings.method, settings.preset, **settings.options)
-    )
+    options = options_read(settings.method, settings.chosen)
     tuned = None if settings.method == "retrain" else settings.fine_tune_epochs
     rare = {
         n: v

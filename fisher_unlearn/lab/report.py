@@ -741,8 +741,8 @@ def conditions(
 def lacking(
     records: Iterable[Record | None],  # the runs that a claim is judged by, each once
     seeds: Count = SEEDS,  # how many a cell must have at least
-    settings: Iterable[str]
-    | None = None,  # those the claim is about, such as `CELLS`; None: those of the records
+    # those the claim is about, such as `CELLS`; None: those of the records
+    settings: Iterable[str] | None = None,
 ) -> list[str]:  # reasons; [] if there are enough runs
     """Why runs are not enough for a verdict: seeds, settings that are missing, departures from
     the protocol; `ValueError` as `histories`."""
@@ -974,9 +974,8 @@ def _record_of(row: dict[str, str], path: str | Path) -> Record:
 def restore(
     path: str | Path,  # a parquet file of `keep`
     runs: str | Path | None = None,  # folder of runs
-    root: str
-    | Path
-    | None = None,  # folder of data sets, beside which runs are kept with their weights
+    # folder of data sets, beside which runs are kept with their weights
+    root: str | Path | None = None,
 ) -> list[str]:  # the keys of the records that were put in place
     """Put kept records of runs and their readouts where those count as done, unless the run is
     there, or kept with its weights. Records of w* are left out: runs need its weights."""

@@ -115,8 +115,8 @@ def candidates(
     num_classes: Count | None = None,  # how many rows it must have, if that is known
     # of a channel: its "kernels", also its "bias", or also the "norm" that reads it
     reach: Reach = "bias",
-    inputs: Tensor
-    | None = None,  # a batch, to find that norm where torch.fx can't trace the forward pass
+    # a batch, to find that norm where torch.fx can't trace the forward pass
+    inputs: Tensor | None = None,
 ) -> Pool:
     """The weights of all convolutions and linear layers that are not frozen, each once, in
     units; `ValueError` if there are none.

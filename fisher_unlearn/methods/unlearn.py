@@ -62,56 +62,45 @@ class MethodOptions:
 
     ratio: Share = 0.02  # R: share of the units to mask, in [0, 1)
     unit: Unit = "weight"  # what is masked together
-    reach: Reach = (
-        "bias"  # how much of a channel is masked: its kernels, also its bias, or also its BatchNorm
-    )
+    # how much of a channel is masked: its kernels, also its bias, or also its BatchNorm
+    reach: Reach = "bias"
     classifier_in_pool: bool = False  # may the final classifier be masked?
     hard: bool = False  # are masked weights held at zero in fine-tuning?
     fisher_labels: Labels = "true"  # which labels the Fisher information is taken under
-    fisher_per: Per = (
-        "sample"  # squares of each image's gradient, or of the mean over batches of 128
-    )
-    remain_weight: NotNegative | None = (
-        None  # λ in F_f/n_f − λ F_r/n_r; None: n_r/n_f, which is the difference of sums
-    )
-    activation_per: Per = (
-        "sample"  # activations summed over images, by the number of images or of batches of 128
-    )
+    # squares of each image's gradient, or of the mean over batches of 128
+    fisher_per: Per = "sample"
+    # λ in F_f/n_f − λ F_r/n_r; None: n_r/n_f, which is the difference of sums
+    remain_weight: NotNegative | None = None
+    # activations summed over images, by the number of images or of batches of 128
+    activation_per: Per = "sample"
     tfidf_direction: Direction = "highest"  # which end of the scores is masked
     tfidf_gate: bool = False  # are layers spared of which the ratio makes less than one filter?
     tfidf_batches: Whole = 1  # of the reference images, that TF-IDF reads; 0: all
     noise_alpha: Positive = 1e-6  # α, the scale of the noise's variance
-    noise_exponent: Positive = (
-        0.5  # of the variance, for the standard deviation: 1/2, or Equation 1's 1/4
-    )
-    noise_clamp: Positive = (
-        1e3  # the largest inverse Fisher information; a tenth of it in the classifier
-    )
-    noise_averaged: bool = (
-        True  # is the variance averaged over inputs, and tenfold in vectors and the classifier?
-    )
+    # of the variance, for the standard deviation: 1/2, or Equation 1's 1/4
+    noise_exponent: Positive = 0.5
+    # the largest inverse Fisher information; a tenth of it in the classifier
+    noise_clamp: Positive = 1e3
+    # is the variance averaged over inputs, and tenfold in vectors and the classifier?
+    noise_averaged: bool = True
     noise_row: bool = True  # do the forgotten classes' rows of the classifier start from 0?
     lissa_epochs: Count = 30  # passes of LiSSA over the training set
     lissa_damping: Share = 0.01  # in [0, 1)
     lissa_scale: Positive = 20.0  # at least half the largest eigenvalue of a batch's Hessian
     lissa_divide: bool = False  # is the step divided by the number of forgotten images?
-    classes: tuple[Whole, ...] | None = (
-        None  # classes to forget; None: the label of the forget set, if it is a single one
-    )
+    # classes to forget; None: the label of the forget set, if it is a single one
+    classes: tuple[Whole, ...] | None = None
     classifier: str | None = None  # the name of the classifier, where it can't be found
-    build: Callable[[], nn.Module] | None = (
-        None  # makes a freshly initialised network, for retraining
-    )
+    # makes a freshly initialised network, for retraining
+    build: Callable[[], nn.Module] | None = None
     reference: Loader | None = None  # the training images, unshuffled, for TF-IDF and influence
     num_classes: Count | None = None  # columns of the logits; `unlearn` sets it
     seed: Seed = 666  # of whatever is drawn; `unlearn` sets it
     progress: bool = False  # show a bar while scoring; `unlearn` sets it
-    watch: Callable[[int, nn.Module], None] | None = (
-        None  # is shown the model after each pass of LiSSA; `unlearn` sets it
-    )
-    kept: Kept | None = (
-        None  # finds Fisher information by name, or computes and keeps it; None: it is computed
-    )
+    # is shown the model after each pass of LiSSA; `unlearn` sets it
+    watch: Callable[[int, nn.Module], None] | None = None
+    # finds Fisher information by name, or computes and keeps it; None: it is computed
+    kept: Kept | None = None
 
     def __post_init__(self):
         check_fields(self)
@@ -673,14 +662,14 @@ def _new(build: Callable[[], nn.Module], model: nn.Module) -> nn.Module:
 def unlearn(
     model: nn.Module,  # a trained classifier; it is not changed
     forget: Loader,  # the forget set, normalised (inputs, labels), readable again and again
-    remain: Loader
-    | None,  # the remain set; None if there is none left, and then there is no fine-tuning
+    # the remain set; None if there is none left, and then there is no fine-tuning
+    remain: Loader | None,
     method: str = "fisher_mask",  # a name in `METHODS`
     preset: str = "paper",  # "paper" or "authors_code"
-    fine_tune: TrainSettings
-    | None = None,  # such as `settings.replayed(5)`; None: the masked model is the result
-    evaluate: Mapping[str, Loader]
-    | None = None,  # sets to measure; "remain" and "forget" also give the unlearn score
+    # such as `settings.replayed(5)`; None: the masked model is the result
+    fine_tune: TrainSettings | None = None,
+    # sets to measure; "remain" and "forget" also give the unlearn score
+    evaluate: Mapping[str, Loader] | None = None,
     seed: Seed = 666,  # of the order of images in fine-tuning, and of labels that are drawn
     checkpoint: str | Path | None = None,  # file from which fine-tuning resumes
     progress: Progress = "auto",  # as in `train_model`

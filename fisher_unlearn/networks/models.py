@@ -212,8 +212,8 @@ def build_model(
     name: str,  # "resnet20", "resnet50" (the 6n+2 network), "vgg16", "googlenet" or "densenet"
     num_classes: Count = 10,  # columns of the logits
     in_channels: Count = 3,  # 1 for grey images, 3 for colour
-    seed: Seed
-    | None = None,  # of the initial weights; None draws them from torch's global generator
+    # of the initial weights; None draws them from torch's global generator
+    seed: Seed | None = None,
 ) -> nn.Module:  # maps float (n, in_channels, h, w) to logits (n, num_classes)
     """A freshly initialised network in the layer plan of this chapter; `ValueError` for an
     unknown name, no classes or no channels."""
@@ -385,8 +385,8 @@ def check_batches(
     model: nn.Module,
     batches: Any,  # anyone's batches, readable again and again
     name: str,  # the name of the argument that they came in, for the message
-    known: dict[Any, int]
-    | None = None,  # what the model is known to take, from checks before; this one is added
+    # what the model is known to take, from checks before; this one is added
+    known: dict[Any, int] | None = None,
 ) -> int:  # the number of classes of the model
     """Check that batches are repeatable and fit the model; `TypeError` or `ValueError` in one
     sentence otherwise."""

@@ -32,9 +32,8 @@ class Way:
     "How the forward and the backward pass of a step are computed."
 
     compiled: bool = False
-    precision: Literal["float32", "bfloat16"] = (
-        "float32"  # of matrix products and convolutions; weights, sums and the loss are float32
-    )
+    # of matrix products and convolutions; weights, sums and the loss are float32
+    precision: Literal["float32", "bfloat16"] = "float32"
     graphed: bool = False  # are they launched as CUDA graphs?
 
     def __post_init__(self):

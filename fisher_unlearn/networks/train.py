@@ -66,9 +66,8 @@ class TrainSettings:
     holdout: Annotated[Number, Interval(gt=0, lt=1)] = (
         0.1  # share of the training set held out if `select` is "validation"
     )
-    layout: Literal["channels_last", "contiguous"] = (
-        "channels_last"  # of weights and activations in memory
-    )
+    # of weights and activations in memory
+    layout: Literal["channels_last", "contiguous"] = "channels_last"
     compile: Compile = False  # True: steps are compiled; "auto": if a trial finds that this pays
     # of products and convolutions; "bfloat16" (autocast), or "auto": the faster one of both
     precision: Precision = "float32"
@@ -212,8 +211,8 @@ def train_epoch(
     steps: int,  # batches in an epoch
     classes: int,  # of the model
     bar: tqdm,  # told of each step
-    forward: Forward
-    | None = None,  # of the model, as `forward_in` makes it; None: the model itself
+    # of the model, as `forward_in` makes it; None: the model itself
+    forward: Forward | None = None,
 ) -> float:  # the mean loss over the epoch's images
     "Train for one epoch; `ValueError` for labels that the model has no class for."
     device, seed = device_of(model), epoch_seed(settings.seed, epoch)
@@ -531,8 +530,8 @@ def train_model(
     # what to learn: `Samples`, or batches of normalised inputs and labels in sizes of their own
     | Loader,
     settings: TrainSettings | None = None,  # None: the paper's for CIFAR
-    evaluate: Mapping[str, Loader]
-    | None = None,  # sets to measure after each epoch, such as {"test": batches}
+    # sets to measure after each epoch, such as {"test": batches}
+    evaluate: Mapping[str, Loader] | None = None,
     checkpoint: str | Path | None = None,  # file to go on from, and to write after each epoch
     # "bar", "lines" (one an epoch), "none", or "auto": a bar on a terminal, else lines
     progress: Progress = "auto",

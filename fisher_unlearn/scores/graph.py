@@ -24,9 +24,8 @@ from ..networks.models import device_of
 class Reader:
     "Where the output channels of a layer are normalised."
 
-    norm: str | None = (
-        None  # name of the first BatchNorm that reads them; None: something else comes first
-    )
+    # name of the first BatchNorm that reads them; None: something else comes first
+    norm: str | None = None
     start: int = 0  # where they begin among the channels of that BatchNorm
 
 
@@ -220,8 +219,8 @@ def _seen(found: dict[str, Reader], name: str) -> Reader:
 @checked
 def find_readers(
     model: nn.Module,
-    inputs: Tensor
-    | None = None,  # normalised images (n, ...), for a forward pass that torch.fx can't trace
+    # normalised images (n, ...), for a forward pass that torch.fx can't trace
+    inputs: Tensor | None = None,
 ) -> dict[
     str, Reader
 ]:  # {name of a convolution or linear layer: its reader}, in the order of the modules
