@@ -1084,6 +1084,16 @@ def test_any_parameter_can_be_set_on_the_command_line(tmp_path):
         assert failed.exit_code == 2 and message in failed.output and failed.output.count("\n") == 1
 
 
+def test_a_copy_with_other_options_is_another_run():
+    "Nothing of the first is taken along, also if its key was asked for before."
+    first = quick()
+    first_key = run_key(first)
+    for change in ({"ratio": 0.3}, {"unit": "channel"}, {"preset": "authors_code"}):
+        copied = first.model_copy(update=change)
+        assert run_key(copied) == run_key(quick(**change)) != first_key
+        assert copied.chosen == quick(**change).chosen
+
+
 @pytest.mark.slow
 def test_a_killed_command_goes_on_and_ends_like_one_never_killed(tmp_path):
     """SIGKILL at most half a second after each line that it prints, so in training, scoring and

@@ -243,9 +243,9 @@ def _death(notebook: Path, watch: _Watch) -> KernelDied:
     )
 
 # %% ../../nbs/6_lab/04_notebook.ipynb #9da81d99
-_QUIET = [
-    "--log-level=40"
-]  # kernels say errors only: their warnings are about how Jupyter is set up
+# kernels are silent: their warnings are about how Jupyter is set up, and an interrupt that ends one
+# is none of the user's; errors of cells come with the notebook
+_QUIET = ["--log-level=50"]
 
 
 @contextmanager

@@ -13,7 +13,7 @@ __all__ = ['Pixel', 'Part', 'Threads', 'ASKED', 'RECIPE', 'PARAMETERS', 'Percent
 import difflib, hashlib, importlib.resources, json, os, platform, re, subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
-from functools import cache, cached_property
+from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -154,6 +154,20 @@ def _index(which: int | str) -> int | str:
     return int(which) if isinstance(which, str) and which.isascii() and which.isdecimal() else which
 
 # %% ../../nbs/6_lab/00_records.ipynb #e0a7c468
+# Runs come by the thousand, and have a few dozen sets of options: each set is checked once. What a
+# run holds is not kept in it, since a copy with other values would take that along.
+@lru_cache(10_000)
+def _check_options(*given: tuple[str, Any]) -> None:
+    "Refuse values of options that make no sense."
+    MethodOptions(**dict(given))
+
+
+@lru_cache(10_000)
+def _chosen(method: str, preset: str, *given: tuple[str, Any]) -> MethodOptions:
+    "The options that are given, and the preset's."
+    return method_options(method, preset, **dict(given))
+
+
 class OptionSettings(_Settings):
     "The options of a method; None: the preset's value."
 
@@ -180,7 +194,7 @@ class OptionSettings(_Settings):
     lissa_scale: Positive | None = None  # at least half the largest eigenvalue of a batch's Hessian
     lissa_divide: bool | None = None  # is the step divided by the number of forgotten images?
 
-    @cached_property
+    @property
     def options(self) -> dict[str, Any]:
         "The options that are set here and that the method reads; the preset has the others."
         given = {
@@ -188,7 +202,7 @@ class OptionSettings(_Settings):
             for name in OptionSettings.model_fields
             if (value := getattr(self, name)) is not None
         }
-        MethodOptions(**given)  # values that make no sense are refused, whoever reads them
+        _check_options(*given.items())  # whoever reads them
         reads = READS.get(getattr(self, "method", ""), given)
         return {
             name: value
@@ -235,10 +249,10 @@ class RunSettings(RequestSettings, OptionSettings):
     def _known(cls, value: str, info: Any) -> str:
         return choose(value, *_TABLES[info.field_name])
 
-    @cached_property
+    @property
     def chosen(self) -> MethodOptions:
         "The options of the method: those that are set here, and the preset's."
-        return method_options(self.method, self.preset, **self.options)
+        return _chosen(self.method, self.preset, *self.options.items())
 
     @model_validator(mode="after")
     def _sensible(self) -> "RunSettings":
