@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-
 from ..images.arguments import checked
 from ..images.atomic import locked
 from .records import RunSettings, read_record, run_key, runs_root
@@ -116,8 +115,7 @@ def plan(
     runs: str | Path | None = None,  # folder of runs
     root: str | Path | None = None,  # folder of data sets
     # one row a training of w* or a run: key, what, state, reason, seconds (estimated; 0 if it was
-    # kept,
-    # NaN where nothing like it was done before)
+    # kept, NaN where nothing like it was done before)
 ) -> "pd.DataFrame":
     """What is done, running, kept, failed or missing, and how long the rest may take on a
     machine like the one that made the records at hand."""

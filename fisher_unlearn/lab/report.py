@@ -17,7 +17,6 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-
 from ..images.arguments import Count, Whole, check_fields, checked, shown
 from ..images.atomic import locked, writable_folder, write_whole
 from ..images.data import choose
@@ -265,8 +264,7 @@ def _identity(record: Record) -> dict[str, Any]:
 def histories(
     records: Iterable[Record | None],  # of runs, each once
     # `IDENTITY`, epoch, and lr, train_loss, seconds, accuracies and scores in percent, NaN where
-    # there
-    # is none
+    # there is none
 ) -> "pd.DataFrame":
     """One row for each epoch of each run, epoch 0 being before fine-tuning.
 

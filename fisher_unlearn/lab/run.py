@@ -302,8 +302,7 @@ def train_original(
         settings,
         images,
         # even if it was trained just now: a model that comes from the file always has the same
-        # layout
-        # in memory, and so the same rounding
+        # layout in memory, and so the same rounding
     )
     _load(model, folder, record)
     return model, record
