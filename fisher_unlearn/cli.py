@@ -7,11 +7,13 @@ __all__ = ['app', 'Root', 'Runs', 'Figures', 'main', 'figures_root', 'data', 'ke
            'plan_', 'status']
 
 # %% ../nbs/8_cli.ipynb #0a62029b
-import json, os, sys
-from collections.abc import Iterable, Iterator, Mapping
+import inspect, json, os, sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
+from operator import getitem
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import typer
 import yaml
@@ -25,12 +27,19 @@ from .lab.executors import EXECUTORS
 from .lab.experiments import NEEDS, needed
 from .lab.plans import plan
 from .lab.plans import as_done, label
-from .lab.notebook import KernelDied, NotebookFailed, declared, execute, failures
+from fisher_unlearn.lab.notebook import (
+    KernelDied,
+    NotebookFailed,
+    declared,
+    declared_names,
+    execute,
+)
+from .lab.notebook import failures
 from .lab.notebook import find_notebook, notebooks
-from .lab.records import PARAMETERS, profiles, resolve, run_key, runs_root
+from .lab.records import parameter_names, parameter_types, profiles, resolve
+from .lab.records import run_key, runs_root
 from .lab.run import keep, run
 from .terminal import STOPPED, farewell, screens
-from .methods.unlearn import METHODS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -182,6 +191,15 @@ def restore_(
             print(f"{len(restore(file, runs, root))} runs of {file}")
 
 # %% ../nbs/8_cli.ipynb #de2cf22a
+_PROFILE = Annotated[
+    str,
+    typer.Option(
+        help="quick (minutes on two cores), cpu (hours on two cores), paper (a GPU) or "
+        "paper_bfloat16 (that in bfloat16, from a kept w*)."
+    ),
+]
+
+
 def _option(text: str, *names: str) -> Any:
     return typer.Option(*names, help=text, show_default=False)
 
@@ -191,10 +209,15 @@ def _pair(text: str) -> tuple[str, Any]:
     name, sign, value = text.partition("=")
     if not (name and sign):
         raise ValueError(f"`--set` takes NAME=VALUE, such as lissa_epochs=5, not {text!r}.")
+    return name, _read(name, value)
+
+
+def _read(name: str, text: str) -> Any:
+    "A value as YAML reads it; `ValueError` if it can't."
     try:
-        return name, yaml.safe_load(value)
+        return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"`--set {text}`: the value can't be read.") from error
+        raise ValueError(f"`{name}={text}`: the value can't be read.") from error
 
 
 _OPTIONS = (
@@ -229,6 +252,57 @@ def _further(
         found[name] = value
     return found
 
+# %% ../nbs/8_cli.ipynb #f1d807d0
+def _kind(hint: Any) -> type:
+    "The type as which the command line reads a value: text, where it may be of several."
+    inner = [a for a in get_args(hint) if a is not type(None)]
+    if get_origin(hint) is Annotated or len(inner) == 1:
+        return _kind(inner[0])
+    return hint if hint in (bool, int, float) else str
+
+
+def _flags(names: Iterable[str]) -> list[inspect.Parameter]:
+    "An option for each parameter of these names."
+    found = []
+    for name in names:
+        hint, comment = parameter_types()[name]
+        said = f"{comment[0].upper()}{comment[1:]}{'' if comment.endswith('?') else '.'}"
+        note = getitem(Annotated, (_kind(hint) | None, _option(said)))
+        kind = inspect.Parameter.KEYWORD_ONLY
+        found.append(inspect.Parameter(name, kind, default=None, annotation=note))
+    return found
+
+
+def _with_flags(names: Iterable[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    "A command that takes these parameters of a run as well."
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def call(**given: Any) -> None:
+            command(**given)
+
+        own = [*inspect.signature(command).parameters.values()][:-1]  # the last collects the others
+        own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+        flags = _flags(names)
+        call.__signature__ = inspect.Signature([own[0], *flags, *own[1:]])  # type: ignore[attr-defined]
+        call.__annotations__ = {p.name: p.annotation for p in (*own, *flags)}
+        return call
+
+    return decorate
+
+
+def _meant(given: Mapping[str, Any]) -> dict[str, Any]:
+    "What was typed, as values: of a list, which has commas in between, and of several types, read."
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        hint = parameter_types()[name][0]
+        if isinstance(value, str) and (get_origin(hint) is tuple or "tuple" in str(hint)):
+            value = value.split(",")
+        elif isinstance(value, str) and "Literal" in str(hint) and len(get_args(hint)) > 1:
+            value = _read(name, value)
+        found[name] = value
+    return found
+
 # %% ../nbs/8_cli.ipynb #ae6bcb14
 def _history(record: Mapping[str, Any]) -> str:
     "The epochs of a run as a table."
@@ -239,77 +313,25 @@ def _history(record: Mapping[str, Any]) -> str:
 
 
 @app.command()
+@_with_flags(parameter_names())
 def unlearn(
-    profile: Annotated[
-        str,
-        typer.Option(
-            help="quick (a minute or two), cpu (an hour or more on two cores), paper (a "
-            "GPU) or paper_bfloat16 (that in bfloat16, from a kept w*)."
-        ),
-    ] = "quick",
-    dataset: Annotated[
-        str | None, _option("digits, mnist, cifar10, cifar100 or tinyimagenet.")
-    ] = None,
-    subset: Annotated[int | None, _option("Training images to draw by seed.")] = None,
-    network: Annotated[
-        str | None, _option("resnet20, resnet50 (6n+2), vgg16, googlenet or densenet.")
-    ] = None,
-    seed: Annotated[int | None, _option("Seed of weights and order of images.")] = None,
-    epochs: Annotated[
-        int | None, _option("Epochs of training; the schedule is scaled to them.")
-    ] = None,
-    classes: Annotated[
-        str | None, _option("Classes to forget, by index or name, with commas between.")
-    ] = None,
-    samples: Annotated[
-        str | None,
-        _option("Training images to forget instead of classes, by position, with commas between."),
-    ] = None,
-    request: Annotated[str | None, _option("class, samples, random, poison or mislabel.")] = None,
-    count: Annotated[
-        int | None, _option("Training images to forget at random, or to poison.")
-    ] = None,
-    mislabel_ratio: Annotated[
-        float | None, _option("Share of the training images with a wrong label.")
-    ] = None,
-    remain_limit: Annotated[
-        int | None, _option("Images of the remain set that may be used; 0 for none.")
-    ] = None,
-    method: Annotated[str | None, _option(f"{', '.join(METHODS)}.")] = None,
-    preset: Annotated[str | None, _option("paper (its text) or authors_code.")] = None,
-    ratio: Annotated[
-        float | None, _option("Share of the units to mask, from 0 to below 1.")
-    ] = None,
-    unit: Annotated[str | None, _option("weight, kernel or channel.")] = None,
-    fisher_labels: Annotated[str | None, _option("true, sampled or expected.")] = None,
-    fisher_per: Annotated[str | None, _option("sample or batch.")] = None,
-    remain_weight: Annotated[
-        float | None, _option("Weight of the remain set's mean Fisher.")
-    ] = None,
-    fine_tune_epochs: Annotated[
-        int | None, _option("Epochs in which the schedule is replayed; 0 for none.")
-    ] = None,
-    device: Annotated[str | None, _option("auto, cpu or cuda.")] = None,
-    hard: Annotated[bool | None, _option("Hold masked weights at zero in fine-tuning.")] = None,
+    profile: _PROFILE = "quick",
     more: Annotated[
         list[str] | None,
-        _option(
-            "Any other parameter, such as lissa_epochs=5; may be given several times.", "--set"
-        ),
+        _option("A parameter as NAME=VALUE, such as lissa_epochs=5; several times.", "--set"),
     ] = None,
     runs: Runs = None,
     root: Root = None,
+    **given: Any,
 ) -> None:
     "Train a model (or find it trained), make it forget, and record what happened."
-    given = {
-        name: value
-        for name, value in locals().items()
-        if name not in ("profile", "runs", "root", "more")
-    }
-    given |= {name: given[name] and given[name].split(",") for name in ("classes", "samples")}
-    given["request"] = request or ("samples" if samples else None)
     with _one_line():
-        settings = resolve(profile, **given | _further(more, given, PARAMETERS, "parameter"))
+        chosen = _meant(given)
+        if chosen["samples"] is not None and chosen["request"] is None:
+            chosen["request"] = "samples"
+        settings = resolve(
+            profile, **chosen | _further(more, chosen, parameter_names(), "parameter")
+        )
         writable_folder(runs_root(runs))
         print(f"--- {label(settings)}", flush=True)
         record = run(settings, runs, root, "auto")
@@ -318,44 +340,19 @@ def unlearn(
 
 # %% ../nbs/8_cli.ipynb #ed83b412
 @app.command()
+@_with_flags(name for name in declared_names("quickstart") if name in parameter_names())
 def quickstart(
-    profile: Annotated[
-        str,
-        typer.Option(
-            help="quick (a minute or two), cpu (an hour or more on two cores), paper (a "
-            "GPU) or paper_bfloat16 (that in bfloat16, from a kept w*)."
-        ),
-    ] = "quick",
-    dataset: Annotated[
-        str | None, _option("digits, mnist, cifar10, cifar100 or tinyimagenet.")
-    ] = None,
-    network: Annotated[
-        str | None, _option("resnet20, resnet50 (6n+2), vgg16, googlenet or densenet.")
-    ] = None,
-    seed: Annotated[int | None, _option("Seed of weights and order of images.")] = None,
-    epochs: Annotated[
-        int | None, _option("Epochs of training; the schedule is scaled to them.")
-    ] = None,
-    ratio: Annotated[
-        float | None, _option("Share of the units to mask, from 0 to below 1.")
-    ] = None,
-    fine_tune_epochs: Annotated[
-        int | None, _option("Epochs in which the schedule is replayed.")
-    ] = None,
-    device: Annotated[str | None, _option("auto, cpu or cuda.")] = None,
+    profile: _PROFILE = "quick",
     runs: Runs = None,
     root: Root = None,
     figures: Figures = None,
+    **given: Any,
 ) -> None:
     """Train, retrain, and compare the ways to forget a class: a table, a figure, the records and
     the executed notebook."""
-    given = {
-        name: value
-        for name, value in locals().items()
-        if name not in ("profile", "runs", "root", "figures") and value is not None
-    }
     with _one_line():
-        settings = resolve(profile, **given)
+        chosen = {name: value for name, value in _meant(given).items() if value is not None}
+        settings = resolve(profile, **chosen)
         results = figures_root(figures)
         folder, keep = writable_folder(results / profile), writable_folder(runs_root(runs))
         load_images(settings.dataset, root)
@@ -366,7 +363,7 @@ def quickstart(
         execute(
             find_notebook("quickstart"),
             folder / f"{name}.ipynb",
-            {"profile": profile, **given, **places},
+            {"profile": profile, **chosen, **places},
         )
     print(f"\n{(folder / f'{name}.md').read_text(encoding='utf-8')}")
     for what, file in {
@@ -378,13 +375,6 @@ def quickstart(
         print(f"{what + ':':19}{folder / file}")
 
 # %% ../nbs/8_cli.ipynb #5b4991cc
-_PROFILE = Annotated[
-    str,
-    typer.Option(
-        help="quick (minutes on two cores), cpu (hours on two cores), paper (a GPU) or "
-        "paper_bfloat16 (that in bfloat16, from a kept w*)."
-    ),
-]
 _MORE = Annotated[
     list[str] | None,
     typer.Option(
@@ -504,7 +494,7 @@ def _planned(
     root: Path | None,
 ) -> "pd.DataFrame":
     "The runs of some experiments, each once."
-    given = _further(more, {}, [*PARAMETERS, "seeds"], "parameter")
+    given = _further(more, {}, [*parameter_names(), "seeds"], "parameter")
     chosen = {
         run_key(s): s
         for name in experiments or sorted(NEEDS)

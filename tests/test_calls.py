@@ -169,7 +169,6 @@ BY_NAME: dict[str, Callable[[], Any]] = {
     "mask": lambda: {"0.weight": torch.zeros(4, 1, 3, 3, dtype=torch.bool)},
     "pool": lambda: masking.candidates(net()),
     "settings": settings,
-    "options": lambda: unlearn.method_options("fisher_mask"),
     "record": record,
     "history": history,
     "runs": lambda: Path("runs"),
@@ -192,7 +191,7 @@ BY_NAME: dict[str, Callable[[], Any]] = {
     "experiment": lambda: "table1",
     "logits": lambda: torch.zeros(4, 3),
     "others": lambda: torch.zeros(4, 3),
-    "rule": noise.NoiseRule,
+    "rule": noise.FisherNoise,
     "schedule": Schedule,
     "epochs": lambda: 1,
     "text": lambda: "0.5",
@@ -292,19 +291,6 @@ OWN: dict[str, dict[str, Callable[[], Any]]] = {  # where a name means something
         "settings": lambda: TrainSettings(Schedule(epochs=1, drops=()), select="last"),
     },
     "unlearn.unlearn": {"remain": batches},
-    "unlearn.finetune": {},
-    "unlearn.tfidf": {"options": lambda: unlearn.method_options("tfidf", reference=batches())},
-    "unlearn.influence": {
-        "options": lambda: unlearn.method_options("influence", reference=batches(), lissa_epochs=1)
-    },
-    "unlearn.mask_classifier": {
-        "options": lambda: unlearn.method_options("mask_classifier", classes=(1,))
-    },
-    "unlearn.fisher_noise": {
-        "options": lambda: unlearn.method_options("fisher_noise", classes=(1,))
-    },
-    "unlearn.retrain": {"options": lambda: unlearn.method_options("retrain", build=net)},
-    "unlearn.activation_mask": {"options": lambda: unlearn.method_options("activation_mask")},
     "unlearn.Unlearned": {
         "mask": dict,
         "changed": history,
@@ -621,12 +607,7 @@ ACCEPTED: list[tuple[str, str, str]] = [
         "batches",
         r"\[",
     ),  # they are checked before, by `check_batches`
-    (
-        r"unlearn\.(\w+_mask|mask_\w+|finetune|retrain|fisher_noise|influence)",
-        "forget|remain",
-        r"\[",
-    ),  # what a method reads, `unlearn` has checked
-    (r"unlearn\.MethodOptions", "reference", r"\["),  # likewise
+    (r"base\.Task", "forget|remain|reference", r"\["),  # `unlearn` has checked them
     (
         r"fisher\.(rebatch|rank_batches)",
         "batches",

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 import fisher_unlearn
 import fisher_unlearn.cli as cli
-from fisher_unlearn.lab.records import resolve, run_key
+from fisher_unlearn.lab.records import parameter_types, resolve, run_key
 from fisher_unlearn.lab.report import restore
 
 FIGURES = Path(fisher_unlearn.__file__).parent.parent / "figures"
@@ -16,6 +16,37 @@ FIGURES = Path(fisher_unlearn.__file__).parent.parent / "figures"
 
 def command(*words):
     return CliRunner(env={"COLUMNS": "300", "NO_COLOR": "1", "TERM": "dumb"}).invoke(cli.app, words)
+
+
+def test_a_runs_command_has_an_option_for_every_parameter():
+    "As its type says: the name, numbers as numbers, what it means, and the names to choose from."
+    said = command("unlearn", "--help").output
+    plain = " ".join(said.replace("│", " ").split())
+    for name, (_, comment) in parameter_types().items():
+        assert f"--{name.replace('_', '-')} " in plain, name
+        assert " ".join(comment[1:].split()) in plain, name
+
+
+@pytest.mark.parametrize(
+    "words, wanted",
+    [
+        (["--remain-weight", "sums", "--preset", "authors_code"], {"remain_weight": "sums"}),
+        (["--remain-weight", "2"], {"remain_weight": 2.0}),
+        (["--method", "tfidf", "--no-tfidf-gate"], {"tfidf_gate": False}),
+        (["--noise-alpha", "1e-5", "--method", "fisher_noise"], {"noise_alpha": 1e-5}),
+    ],
+)
+def test_what_is_typed_is_what_is_meant(words, wanted, monkeypatch, tmp_path):
+    found = []
+
+    def stop(settings, *_):
+        found.append(settings)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(cli, "run", stop)
+    command("unlearn", *words, "--device", "cpu", "--runs", str(tmp_path))
+    (settings,) = found
+    assert {name: getattr(settings.options, name) for name in wanted} == wanted
 
 
 @pytest.mark.parametrize(

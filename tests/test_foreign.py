@@ -496,7 +496,7 @@ def hold_unlearning(recipe, method):
 
     def call(model, data):
         options = {"classes": (0,)} if method == "mask_classifier" else {"ratio": 0.1}
-        return unlearn(model, data, remain, method, classifier=head_of(model), **options)
+        return unlearn(model, data, remain, method=method, classifier=head_of(model), **options)
 
     with surroundings(recipe):
         found = asked(recipe, call, "the classifier is another layer, or nothing can be masked")

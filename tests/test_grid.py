@@ -25,6 +25,7 @@ from fisher_unlearn.lab.notebook import parameters
 from fisher_unlearn.lab.plans import as_done, label, state
 from fisher_unlearn.lab.notebook import notebooks
 from fisher_unlearn.lab.records import (
+    RunSettings,
     profiles,
     read_record,
     resolve,
@@ -73,7 +74,7 @@ def test_a_sweep_is_a_product_without_repetitions():
         for r in (0.1, 0.2)
         if m == "tfidf" or r == 0.1
     ]
-    assert sorted((s.seed, s.method, s.preset, s.ratio) for s in found) == sorted(wanted)
+    assert sorted((s.seed, s.method, s.preset, s.options.ratio) for s in found) == sorted(wanted)
 
 
 def test_a_profile_may_shorten_some_experiments_further():
@@ -105,9 +106,12 @@ def test_the_papers_tables_need_the_papers_runs():
         for d in ("mnist", "cifar10", "cifar100", "tinyimagenet")
         for n in ("resnet", "vgg16", "googlenet", "densenet")
     }
-    assert {s.ratio for s in needed("table3", "paper", device="cpu")} == {0.15, 0.2, 0.25} and all(
-        s.count == 200 and s.patch_size == 4 for s in needed("table3", "paper", device="cpu")
-    )
+    assert {getattr(s.options, "ratio", None) for s in needed("table3", "paper", device="cpu")} == {
+        None,
+        0.15,
+        0.2,
+        0.25,
+    } and all(s.count == 200 and s.patch_size == 4 for s in needed("table3", "paper", device="cpu"))
     assert {s.mislabel_ratio for s in needed("table4", "paper", device="cpu")} == {0.1, 0.3, 0.5}
     assert {
         (s.remain_limit, s.fine_tune_epochs) for s in needed("table5", "paper", device="cpu")
@@ -132,13 +136,12 @@ def test_every_needed_run_can_be_passed_to_a_notebook(profile):
             assert run_key(resolve(**parameters(s))) == run_key(s), label(s)
 
 
-def test_a_run_that_no_profile_allows_is_said():
-    with pytest.raises(ValueError, match="no profile has settings for"):
-        parameters(
-            resolve("cpu", dataset="mnist", device="cpu").model_copy(
-                update={"dataset": "digits", "subset": 7, "network": "none"}
-            )
-        )
+def test_a_run_that_no_profile_has_can_be_passed_and_what_no_parameter_says_is_said():
+    odd = RunSettings(dataset="mnist", subset=7, network="densenet", train={"batch_size": 3})
+    assert run_key(resolve(**parameters(odd))) == run_key(odd)
+    longer = RunSettings(train={"epochs": 3, "schedule": {"epochs": 2, "drops": []}})
+    with pytest.raises(ValueError, match="no parameters say all of digits resnet20 666"):
+        parameters(longer)
 
 
 @pytest.fixture(scope="module")

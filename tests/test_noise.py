@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fisher_unlearn.networks.models import build_model
-from fisher_unlearn.methods.noise import NoiseRule, add_noise_, noise_moments
+from fisher_unlearn.methods.noise import FisherNoise, add_noise_, noise_moments
+
+CODE = FisherNoise.presets["authors_code"]  # the rule of the public code
 
 
 def slow_std(h, alpha, exponent, clamp, averaged, row, head, rows):
@@ -47,7 +49,13 @@ def test_moments_are_the_rule(shape, exponent, averaged, row, head, clamp, seed)
     mean, std = noise_moments(
         torch.tensor(w),
         torch.tensor(h),
-        NoiseRule(2e-6, exponent, clamp, averaged, row),
+        FisherNoise(
+            noise_alpha=2e-6,
+            noise_exponent=exponent,
+            noise_clamp=clamp,
+            noise_averaged=averaged,
+            noise_row=row,
+        ),
         head,
         [1, 3],
     )
@@ -66,7 +74,7 @@ def test_noise_has_its_moments_and_follows_its_seed():
     model = build_model("resnet20", 10, 1, seed=0)
     fisher = {n: torch.rand(p.shape) for n, p in model.named_parameters()}
     before = copy.deepcopy(model)
-    noisy = add_noise_(copy.deepcopy(model), fisher, NoiseRule(), "classifier", [0], seed=5)
+    noisy = add_noise_(copy.deepcopy(model), fisher, CODE, "classifier", [0], seed=5)
     generator, drawn = torch.Generator().manual_seed(5), []
     for (name, old), new in zip(before.named_parameters(), noisy.parameters()):
         head = name.startswith("classifier")
@@ -82,8 +90,7 @@ def test_noise_has_its_moments_and_follows_its_seed():
     for (name, old), new in zip(before.named_buffers(), noisy.buffers()):
         assert torch.equal(old, new), name
     again, other = (
-        add_noise_(copy.deepcopy(model), fisher, NoiseRule(), "classifier", [0], seed=s)
-        for s in (5, 6)
+        add_noise_(copy.deepcopy(model), fisher, CODE, "classifier", [0], seed=s) for s in (5, 6)
     )
     assert all(torch.equal(a, b) for a, b in zip(noisy.parameters(), again.parameters()))
     assert not any(torch.equal(a, b) for a, b in zip(noisy.parameters(), other.parameters()))
@@ -96,7 +103,7 @@ def test_frozen_parameters_have_no_fisher_and_get_no_noise():
     add_noise_(
         model,
         {n: torch.zeros_like(p) for n, p in model.named_parameters() if p.requires_grad},
-        NoiseRule(),
+        CODE,
         "1",
         [0],
         seed=0,
@@ -105,8 +112,14 @@ def test_frozen_parameters_have_no_fisher_and_get_no_noise():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"alpha": 0}, {"exponent": -1}, {"clamp": 0}, {"alpha": float("nan")}]
+    "bad",
+    [
+        {"noise_alpha": 0},
+        {"noise_exponent": -1},
+        {"noise_clamp": 0},
+        {"noise_alpha": float("nan")},
+    ],
 )
 def test_rules_that_make_no_sense_are_refused(bad):
-    with pytest.raises(ValueError, match="of the noise is .*: it must be a finite number above 0"):
-        NoiseRule(**bad)
+    with pytest.raises(ValueError, match="`noise_.*` is .*: it must be a finite number above 0"):
+        FisherNoise(**bad)

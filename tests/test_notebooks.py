@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import fisher_unlearn
 from fisher_unlearn.cli import app
 from fisher_unlearn.lab.notebook import find_notebook
-from fisher_unlearn.lab.records import PARAMETERS, resolve, run_key
+from fisher_unlearn.lab.records import parameter_names, resolve, run_key
 
 ROOT = Path(fisher_unlearn.__file__).parent.parent
 CHAPTERS = [
@@ -131,9 +131,15 @@ def test_an_experiment_has_one_parameters_cell_and_only_known_names(path):
         c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code"
     )
     known = papermill.inspect_notebook(str(path))
-    assert set(known) <= {*PARAMETERS, "profile", "seeds", "on", "runs", "figures", "root"} and all(
-        p["help"] for p in known.values()
-    )
+    assert set(known) <= {
+        *parameter_names(),
+        "profile",
+        "seeds",
+        "on",
+        "runs",
+        "figures",
+        "root",
+    } and all(p["help"] for p in known.values())
     assert known["profile"]["default"] == '"quick"' and {
         p["default"] for n, p in known.items() if n != "profile"
     } == {"None"}

@@ -8,6 +8,7 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 from fisher_unlearn.lab.notebook import check_parameters, notebooks
+from fisher_unlearn.lab.records import parameter_names, parameter_types
 from fisher_unlearn.lab.report import plain
 
 NAMES = sorted(notebooks())
@@ -31,6 +32,14 @@ def begun(name, **given):
 def test_the_line_stands_behind_the_parameters(name):
     cells = [cell for cell in nbformat.read(notebooks()[name], 4).cells if cell.cell_type == "code"]
     assert "parameters" in cells[0].metadata.tags and cells[1].source == LINE
+
+
+def test_the_notebook_of_one_run_has_every_parameter_as_its_type_says():
+    "Names, their order, and what they mean; a list of choices may be left out where it is long."
+    known = papermill.inspect_notebook(str(notebooks()["unlearn"]))
+    assert [n for n in known if n not in ("profile", "runs", "root")] == [*parameter_names()]
+    for name, (_, comment) in parameter_types().items():
+        assert comment and known[name]["help"] in (comment, comment.rpartition(" (")[0]), name
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -31,7 +31,7 @@ def sets(request_zero):
 @pytest.fixture(scope="module")
 def masked(original, request_zero):
     return unlearn(
-        original, request_zero.forget.batches(128), None, "mask_classifier", **QUIET
+        original, request_zero.forget.batches(128), None, method="mask_classifier", **QUIET
     ).model
 
 

@@ -25,10 +25,10 @@ from fisher_unlearn.cli import app
 from fisher_unlearn.images.data import DATASETS, load_images
 from fisher_unlearn.networks.models import build_model
 from fisher_unlearn.lab.records import (
-    PARAMETERS,
-    OptionSettings,
     RequestSettings,
     RunSettings,
+    option_hints,
+    parameter_names,
     profiles,
     provenance,
     record_digest,
@@ -39,6 +39,7 @@ from fisher_unlearn.lab.records import (
     training_settings,
     write_record,
 )
+from fisher_unlearn.lab.experiments import sweep
 from fisher_unlearn.networks.metrics import accuracy
 from fisher_unlearn.images.forget import random_subset
 from fisher_unlearn.lab.report import read_kept
@@ -84,7 +85,7 @@ def test_the_paper_profile_is_the_protocol():
     }
     assert {
         name: (
-            r.ratio,
+            r.options.ratio,
             r.network,
             r.train.batch_size,
             r.fine_tune_epochs,
@@ -150,10 +151,14 @@ def test_none_means_the_profiles_value_and_drops_scale_with_epochs():
         ),
         ({"remain_limit": 5, "method": "retrain"}, "is the yardstick"),
         ({"remain_limit": 5, "method": "influence"}, "needs the Hessian"),
-        ({"method": "finetune", "hard": True}, "masks none"),
-        ({"method": "activation_mask", "unit": "kernel"}, "scores whole channels"),
-        ({"tfidf_direction": "up"}, "`tfidf_direction` is 'up'"),
-        ({"noise_alpha": "x"}, "`noise_alpha` is 'x'"),
+        ({"method": "finetune", "hard": True}, "`hard` is no option of `finetune`: it has none"),
+        (
+            {"method": "activation_mask", "unit": "kernel"},
+            "`unit` is 'kernel': it must be 'channel'",
+        ),
+        ({"method": "tfidf", "tfidf_direction": "up"}, "`tfidf_direction` is 'up'"),
+        ({"tfidf_gate": True}, "`tfidf_gate` is no option of `fisher_mask`: it has ratio"),
+        ({"method": "fisher_noise", "noise_alpha": "x"}, "`noise_alpha` is 'x'"),
         ({"drops": [50]}, "`drops` of the schedule"),
         ({"batch_size": 0}, "`batch_size`"),
         ({"select": "first"}, "`select` is 'first'"),
@@ -165,7 +170,10 @@ def test_bad_parameters_are_one_sentence(bad, message):
     assert "\n" not in str(error.value) and error.type is ValueError
 
 
-@given(st.text(min_size=1).filter(lambda s: s not in PARAMETERS and s != "profile"), st.integers())
+@given(
+    st.text(min_size=1).filter(lambda s: s not in parameter_names() and s != "profile"),
+    st.integers(),
+)
 @settings(max_examples=50)
 def test_no_unknown_name_is_ever_accepted(name, value):
     with pytest.raises(ValueError, match="unknown parameter"):
@@ -262,9 +270,13 @@ def test_500_wrong_sets_of_parameters_are_refused_among_100_right_ones():
         random.Random(0),
         [(name, value) for name, values in WRONG.items() for value in values],
     )
-    draw = lambda: {
-        name: rng.choice(RIGHT[name]) for name in rng.sample(sorted(RIGHT), rng.randint(1, 5))
-    }
+
+    def draw():
+        names = rng.sample(sorted(RIGHT), rng.randint(1, 5))
+        drawn = {name: rng.choice(RIGHT[name]) for name in names}
+        own = option_hints(drawn.get("method", "fisher_mask"))
+        return {n: v for n, v in drawn.items() if n in own or n not in option_hints()}
+
     for _ in range(100):
         right = draw()
         assert isinstance(quick(**right), RunSettings), right
@@ -362,12 +374,11 @@ def test_keys_change_with_what_can_change_a_result_and_with_nothing_else():
         quick(request="samples", samples=[1, 2])
     )
     for d in ({"method": "influence"}, {"method": "fisher_noise"}):
-        assert (
-            run_key(quick(**d))
-            == run_key(quick(**d, ratio=0.3))
-            == run_key(quick(**d, tfidf_batches=3))
-        )
-    assert run_key(quick(method="retrain", ratio=0.3, fine_tune_epochs=1)) == run_key(
+        for others in ({"ratio": 0.3}, {"tfidf_batches": 3}):  # which a sweep gives to all
+            assert [run_key(quick(**d))] == [
+                run_key(s) for s in sweep("quick", [d | others], device="cpu")
+            ]
+    assert run_key(quick(method="retrain", fine_tune_epochs=1)) == run_key(
         quick(method="retrain", preset="authors_code")
     )
     shared = {
@@ -812,13 +823,13 @@ def test_a_held_out_part_of_the_training_set_judges_instead_of_the_test_set(tmp_
 def test_fisher_information_is_computed_once(tmp_path, monkeypatch):
     """For one w*, one request and one estimator; other options read it, with the masks that
     fresh scores give."""
-    computed, real = [], fisher_unlearn.methods.unlearn.diag_fisher
+    computed, real = [], fisher_unlearn.methods.base.diag_fisher
 
     def counting(model, batches, labels, per, reduction, *rest):
         computed.append((labels, per, reduction))
         return real(model, batches, labels, per, reduction, *rest)
 
-    monkeypatch.setattr("fisher_unlearn.methods.unlearn.diag_fisher", counting)
+    monkeypatch.setattr("fisher_unlearn.methods.base.diag_fisher", counting)
 
     def news(**given):
         computed.clear()
@@ -915,9 +926,9 @@ def test_limited_remain_data_are_all_that_a_method_sees(runs, monkeypatch):
 
     seen, whole = {}, module.unlearn
 
-    def spy(model, forget, remain, method, *args, reference, **more):
-        seen[method] = (remain, reference)
-        return whole(model, forget, remain, method, *args, reference=reference, **more)
+    def spy(model, forget, remain, *, method, reference, **more):
+        seen[method.name] = (remain, reference)
+        return whole(model, forget, remain, method=method, reference=reference, **more)
 
     monkeypatch.setattr(module, "unlearn", spy)
     for method, limit in (("fisher_mask", 50), ("tfidf", 50), ("activation_mask", 0)):
@@ -1072,7 +1083,9 @@ def test_any_parameter_can_be_set_on_the_command_line(tmp_path):
     )
     record = next(r for r in map(read_record, tmp_path.rglob("record.json")) if "request" in r)
     assert (
-        done.exit_code == 0 and "trigger_acc" in done.output and record["settings"]["hard"] is True
+        done.exit_code == 0
+        and "trigger_acc" in done.output
+        and record["settings"]["options"]["hard"] is True
     )
     assert {"n": 30, "value": 255, "size": 2}.items() <= record["request"]["details"].items()
     for word, message in (
@@ -1091,7 +1104,10 @@ def test_a_copy_with_other_options_is_another_run():
     for change in ({"ratio": 0.3}, {"unit": "channel"}, {"preset": "authors_code"}):
         copied = first.model_copy(update=change)
         assert run_key(copied) == run_key(quick(**change)) != first_key
-        assert copied.chosen == quick(**change).chosen
+        assert copied == quick(**change)
+    assert first.model_copy(update={"method": "finetune"}) == quick(method="finetune")
+    with pytest.raises(ValueError, match="`ratio` is 3"):
+        first.model_copy(update={"ratio": 3})
 
 
 @pytest.mark.slow
@@ -1362,7 +1378,7 @@ def test_values_out_of_range_are_refused_before_anything_is_done(bad):
     )
 
 
-@pytest.mark.parametrize("kind", [RunSettings, RequestSettings, OptionSettings])
+@pytest.mark.parametrize("kind", [RunSettings, RequestSettings])
 @pytest.mark.parametrize(
     "bad",
     [

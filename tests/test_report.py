@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 
 import fisher_unlearn
-from fisher_unlearn.lab.records import RunSettings, resolve
+from fisher_unlearn.lab.experiments import sweep
+from fisher_unlearn.lab.records import RunSettings
 from fisher_unlearn.lab.report import (
     AVERAGE,
     CELLS,
@@ -79,7 +80,7 @@ def record(
     method="fisher_mask", seed=666, pairs=HISTORY, profile="paper", history=None, **parameters
 ):
     "A record written by hand, as the protocol wants it unless parameters say otherwise."
-    s = resolve(profile, method=method, seed=seed, device="cpu", **parameters)
+    (s,) = sweep(profile, [{"method": method, "seed": seed, **parameters}], device="cpu")
     train, test = SIZES[s.dataset]
     request = {
         "kind": s.request,
@@ -103,7 +104,7 @@ def record(
         s.network,
         method,
         s.preset,
-        s.ratio,
+        getattr(s.options, "ratio", None),
         s.remain_limit,
         s.fine_tune_epochs,
         s.request,
@@ -738,7 +739,7 @@ def test_the_training_of_a_run_departs_by_its_training_only():
         ),
         (dict(dataset="digits"), "digits is not among the paper's data sets"),
         (dict(remain_limit=51), "`remain_limit` is 51 (paper: None or 0 or 50)"),
-        (dict(remain_weight=2.0), "`remain_weight` is 2.0 (paper: None)"),
+        (dict(remain_weight=2.0), "`remain_weight` is 2.0 (paper: sums)"),
         (dict(train={"precision": "bfloat16"}), "`precision` is bfloat16 (paper: float32)"),
         (dict(hard=True), "`hard` is True (paper: False)"),
         (dict(request="random"), "the paper has no request 'random'"),

@@ -2,6 +2,7 @@
 the input stays as it was."""
 
 import copy
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -14,19 +15,15 @@ from fisher_unlearn.methods.masking import quota
 from fisher_unlearn.networks.models import NETWORKS, build_model, min_size
 from fisher_unlearn.networks.schedule import Schedule
 from fisher_unlearn.networks.train import TrainSettings, train_model
-from fisher_unlearn.methods.unlearn import (
-    MASKING,
-    METHODS,
-    PRESETS,
-    MethodOptions,
-    fisher_scores,
-    method_options,
-    options_read,
-    unlearn,
-)
+from fisher_unlearn.methods.base import READINGS, Task
+from fisher_unlearn.methods.masks import FisherMask
+from fisher_unlearn.methods.unlearn import METHODS, method_named, unlearn
 from test_activation import made, slow_table, slow_tfidf
 from test_influence import Small, flat, hessian_of
 from test_noise import slow_std
+
+
+MASKING = ("mask_classifier", "random_mask", "activation_mask", "tfidf", "fisher_mask")
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +75,12 @@ def test_fisher_mask_paper_is_the_difference_of_sums_of_squares(original, reques
     few = request_zero.remain[torch.arange(0, 1169, 23)]
     forget, remain = request_zero.forget[torch.arange(20)], few
     result = unlearn(
-        original, forget.batches(7), remain.batches(9), "fisher_mask", "paper", ratio=0.05
+        original,
+        forget.batches(7),
+        remain.batches(9),
+        method="fisher_mask",
+        preset="paper",
+        ratio=0.05,
     )
     names = [n for n, p in original.named_parameters() if p.dim() == 4]
     f, r = (squared_gradients(original, part, "sample") for part in (forget, remain))
@@ -102,8 +104,8 @@ def test_fisher_mask_authors_code_is_the_difference_of_batch_means(original, req
         original,
         request_zero.forget.batches(50),
         request_zero.remain.batches(33),
-        "fisher_mask",
-        "authors_code",
+        method="fisher_mask",
+        preset="authors_code",
         ratio=0.02,
     )
     f, r = (
@@ -134,14 +136,14 @@ def test_fisher_mask_authors_code_is_the_difference_of_batch_means(original, req
 @pytest.mark.parametrize("weight", [0.0, 1.0, 2.5])
 def test_the_family_between_sums_and_means(original, loaders, weight):
     forget, remain = loaders
-    scores = fisher_scores(original, forget, remain, MethodOptions(remain_weight=weight))
+    scores = FisherMask(remain_weight=weight).score(original, Task(forget, remain), None)
     f, r = diag_fisher(original, forget), diag_fisher(original, remain)
     for n in scores:
         assert torch.allclose(scores[n], f[n] / 128 - weight * r[n] / 1169, rtol=1e-4, atol=1e-9)
 
 
 def test_remain_weight_none_ranks_like_n_r_over_n_f(original, loaders):
-    masks = [unlearn(original, *loaders, remain_weight=w).mask for w in (None, 1169 / 128)]
+    masks = [unlearn(original, *loaders, remain_weight=w).mask for w in ("sums", 1169 / 128)]
     assert set(masks[0]) == set(masks[1])
     assert sum((masks[0][n] != masks[1][n]).sum() for n in masks[0]) <= 0.002 * sum(
         m.sum() for m in masks[0].values()
@@ -149,14 +151,14 @@ def test_remain_weight_none_ranks_like_n_r_over_n_f(original, loaders):
 
 
 def test_without_remain_data_the_forget_set_alone_decides(original, loaders):
-    scores = fisher_scores(original, loaders[0], None, MethodOptions())
+    scores = FisherMask().score(original, Task(loaders[0]), None)
     f = diag_fisher(original, loaders[0])
     assert all(torch.equal(scores[n], f[n]) for n in f)
     assert unlearn(original, loaders[0], None).note.startswith("The method changed 5,")
 
 
 def test_mask_classifier_zeroes_one_row_and_nothing_else(original, loaders, sets):
-    result = unlearn(original, *loaders, "mask_classifier", evaluate=sets)
+    result = unlearn(original, *loaders, method="mask_classifier", evaluate=sets)
     after = result.model.state_dict()
     changed = difference(original.state_dict(), after)
     assert set(changed) == {"classifier.weight", "classifier.bias"}
@@ -166,13 +168,15 @@ def test_mask_classifier_zeroes_one_row_and_nothing_else(original, loaders, sets
         "classifier.weight": 64,
         "classifier.bias": 1,
     }
-    rows = unlearn(original, *loaders, "mask_classifier", classes=(3, 5)).mask["classifier.weight"]
+    rows = unlearn(original, *loaders, method="mask_classifier", classes=(3, 5)).mask[
+        "classifier.weight"
+    ]
     assert rows.any(1).nonzero()[:, 0].tolist() == [3, 5]
 
 
 def test_a_mask_of_what_was_zero_already_changes_nothing_and_says_so(original, loaders):
-    model = unlearn(original, *loaders, "mask_classifier").model
-    again = unlearn(model, *loaders, "mask_classifier")
+    model = unlearn(original, *loaders, method="mask_classifier").model
+    again = unlearn(model, *loaders, method="mask_classifier")
     assert (
         again.note == "The method changed nothing: the 65 entries that it masked were zero before."
     )
@@ -180,7 +184,7 @@ def test_a_mask_of_what_was_zero_already_changes_nothing_and_says_so(original, l
         ["classifier.weight", 64, 0, 0.0],
         ["classifier.bias", 1, 0, 0.0],
     ]
-    wider = unlearn(model, *loaders, "mask_classifier", classes=(0, 1))
+    wider = unlearn(model, *loaders, method="mask_classifier", classes=(0, 1))
     assert wider.note.startswith(
         "The method changed 65 entries in 2 tensors, masked 130, and moved the model by "
     )
@@ -252,11 +256,11 @@ def test_random_mask_draws_weights_or_channels_of_which_everything_goes(network)
     parts = dict(
         zip(weights, np.split(flat_mask, np.cumsum([p.numel() for p in weights.values()])[:-1]))
     )
-    paper = unlearn(model, *loaders, "random_mask", "paper", seed=9)
+    paper = unlearn(model, *loaders, method="random_mask", preset="paper", seed=9)
     assert same_masks(
         paper.mask, {n: p.reshape(weights[n].shape) for n, p in parts.items() if p.any()}
     )
-    code = unlearn(model, *loaders, "random_mask", "authors_code", seed=9, ratio=0.05)
+    code = unlearn(model, *loaders, method="random_mask", preset="authors_code", seed=9, ratio=0.05)
     assert same_masks(
         code.mask,
         with_norms(
@@ -286,7 +290,7 @@ def few(request_zero):
 
 
 @pytest.mark.parametrize("network", ["resnet20", "vgg16", "densenet"])
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", READINGS)
 def test_activation_mask_takes_the_top_of_the_slow_scores(network, preset):
     model, x, y, forget, remain = task(network)
     tables = [slow_table(model, x[part], True) for part in (y == 0, y > 0)]
@@ -299,7 +303,7 @@ def test_activation_mask_takes_the_top_of_the_slow_scores(network, preset):
     )
     assert list(tables[0]) == [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)]
     count = len(scores) * 4 // 100
-    result = unlearn(model, forget, remain, "activation_mask", preset, ratio=0.04)
+    result = unlearn(model, forget, remain, method="activation_mask", preset=preset, ratio=0.04)
     wanted = with_norms(model, np.argsort(-scores, kind="stable")[:count].tolist())
     if preset == "paper":
         wanted = {n: m for n, m in wanted.items() if m.ndim == 4}
@@ -336,8 +340,8 @@ def test_tfidf_takes_the_highest_or_what_is_not_above_the_threshold(network, pre
         model,
         forget,
         remain,
-        "tfidf",
-        preset,
+        method="tfidf",
+        preset=preset,
         ratio=0.04,
         tfidf_batches=batches,
         reference=list(zip(x.split(5), y.split(5))),
@@ -373,8 +377,8 @@ def test_fisher_noise_is_its_formula_with_the_seeds_draws(original, few, preset,
             original,
             few[0].batches(2),
             few[1].batches(4),
-            "fisher_noise",
-            preset,
+            method="fisher_noise",
+            preset=preset,
             seed=7,
             **{f"noise_{name}": value for name, value in given.items()},
         ),
@@ -399,7 +403,7 @@ def test_fisher_noise_is_its_formula_with_the_seeds_draws(original, few, preset,
     assert not result.mask and "masked 0," in result.note
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", READINGS)
 def test_influence_is_the_recursion_with_the_whole_hessian(preset):
     torch.manual_seed(0)
     model, x, y = (
@@ -411,8 +415,8 @@ def test_influence_is_the_recursion_with_the_whole_hessian(preset):
         model,
         [(x[:3], y[:3])],
         [(x[3:], y[3:])],
-        "influence",
-        preset,
+        method="influence",
+        preset=preset,
         reference=[(x, y)],
         lissa_epochs=4,
         lissa_damping=0.1,
@@ -458,7 +462,15 @@ def test_hard_masks_hold_and_soft_ones_do_not(original, loaders, method, preset)
     are no weights, but of a channel that is held at zero they are zero too."""
     tune = TrainSettings(Schedule(epochs=2, drops=()), select="last", weight_decay=1e-2)
     hard, soft = (
-        unlearn(original, *loaders, method, preset, tune, hard=h, progress="none")
+        unlearn(
+            original,
+            *loaders,
+            method=method,
+            preset=preset,
+            fine_tune=tune,
+            hard=h,
+            progress="none",
+        )
         for h in (True, False)
     )
     assert set(hard.mask) == set(soft.mask) and all(
@@ -485,9 +497,9 @@ def test_hard_masks_hold_the_biases_of_convolutions(method, preset):
             model,
             forget,
             remain,
-            method,
-            preset,
-            tune,
+            method=method,
+            preset=preset,
+            fine_tune=tune,
             hard=h,
             ratio=0.1,
             progress="none",
@@ -515,7 +527,7 @@ def test_a_checkpoint_of_soft_fine_tuning_is_not_taken_for_a_hard_one(original, 
     go = lambda hard: unlearn(
         original,
         *loaders,
-        "mask_classifier",
+        method="mask_classifier",
         fine_tune=tune,
         checkpoint=tmp_path / "p.safetensors",
         progress="none",
@@ -526,32 +538,37 @@ def test_a_checkpoint_of_soft_fine_tuning_is_not_taken_for_a_hard_one(original, 
         go(True)
 
 
-def test_keys_hold_the_options_that_a_method_reads():
-    reads = {m: set(options_read(m, method_options(m, "authors_code"))) for m in METHODS}
+def dumped(method, **options):
+    return METHODS[method](**options).dump()
+
+
+def test_keys_hold_the_options_of_a_method():
+    "As they have since the first run, whatever was added later."
+    reads = {m: set(kind.preset("authors_code").dump()) for m, kind in METHODS.items()}
     assert not reads["finetune"] and not reads["retrain"] and not reads["mask_classifier"]
-    assert reads["fisher_mask"] == {
+    pooled = {"ratio", "unit", "classifier_in_pool"}
+    assert reads["fisher_mask"] == pooled | {"fisher_labels", "fisher_per", "remain_weight"}
+    assert reads["random_mask"] == pooled | {"reach"} and set(dumped("random_mask")) == pooled
+    assert reads["activation_mask"] == {"ratio", "unit", "reach", "activation_per"}
+    assert reads["tfidf"] == {
         "ratio",
         "unit",
-        "classifier_in_pool",
-        "fisher_labels",
-        "fisher_per",
-        "remain_weight",
+        "reach",
+        "tfidf_direction",
+        "tfidf_gate",
+        "tfidf_batches",
     }
-    assert "reach" in reads["random_mask"] and "reach" not in options_read(
-        "random_mask", method_options("random_mask", "paper")
-    )
-    assert (
-        "ratio" not in reads["fisher_noise"] | reads["influence"]
-        and {"noise_alpha", "noise_exponent", "noise_row"} < reads["fisher_noise"]
-    )
+    assert reads["fisher_noise"] == {f.name for f in fields(METHODS["fisher_noise"])}
+    assert reads["influence"] == {f.name for f in fields(METHODS["influence"])}
+    assert dumped("fisher_mask")["remain_weight"] is None
     for m in MASKING:
-        assert (
-            options_read(m, method_options(m, hard=True))["hard"] is True and "hard" not in reads[m]
-        )
+        assert dumped(m, hard=True)["hard"] is True and "hard" not in reads[m]
+    for m in ("activation_mask", "tfidf"):
+        assert dumped(m, classifier_in_pool=True)["classifier_in_pool"] is True
 
 
 def test_finetune_changes_nothing_and_says_so(original, loaders, sets):
-    result = unlearn(original, *loaders, "finetune", evaluate=sets)
+    result = unlearn(original, *loaders, method="finetune", evaluate=sets)
     assert (
         not difference(original.state_dict(), result.model.state_dict())
         and result.note == "The method changed nothing."
@@ -560,7 +577,7 @@ def test_finetune_changes_nothing_and_says_so(original, loaders, sets):
 
 
 def test_ratio_0_changes_nothing_and_says_so(original, loaders):
-    result = unlearn(original, *loaders, "fisher_mask", ratio=0)
+    result = unlearn(original, *loaders, method="fisher_mask", ratio=0)
     assert result.note == "The method changed nothing." and result.model is not original
     assert not difference(original.state_dict(), result.model.state_dict())
 
@@ -574,7 +591,14 @@ def test_ratio_0_then_fine_tuned_is_fine_tuning_alone(original, loaders, method,
 
     def tuned(name, **options):
         return unlearn(
-            original, *loaders, name, preset, tune, reference=loaders[1], progress="none", **options
+            original,
+            *loaders,
+            method=name,
+            preset=preset,
+            fine_tune=tune,
+            reference=loaders[1],
+            progress="none",
+            **options,
         ).model.state_dict()
 
     masked, alone = tuned(method, ratio=0), tuned("finetune")
@@ -589,7 +613,13 @@ def test_retrain_is_training_from_scratch_on_the_remain_set(
         lambda: build_model("resnet20", 10, 1, seed=0),
     )
     result = unlearn(
-        original, *loaders, "retrain", build=build, fine_tune=settings, seed=5, progress="none"
+        original,
+        *loaders,
+        method="retrain",
+        build=build,
+        fine_tune=settings,
+        seed=5,
+        progress="none",
     )
     plain = build()
     train_model(
@@ -606,7 +636,7 @@ def test_fine_tuning_replays_the_schedule_from_the_masked_model(original, loader
     result = unlearn(
         original,
         *loaders,
-        "mask_classifier",
+        method="mask_classifier",
         fine_tune=settings.replayed(5),
         evaluate=sets,
         seed=9,
@@ -615,7 +645,7 @@ def test_fine_tuning_replays_the_schedule_from_the_masked_model(original, loader
     assert result.history.epoch.tolist() == list(range(6)) and result.history.lr.tolist()[
         1:
     ] == pytest.approx([0.1, 0.1, 0.01, 0.001, 0.001])
-    plain = unlearn(original, *loaders, "mask_classifier").model
+    plain = unlearn(original, *loaders, method="mask_classifier").model
     train_model(
         plain,
         loaders[1],
@@ -629,7 +659,7 @@ def test_fine_tuning_replays_the_schedule_from_the_masked_model(original, loader
 
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", READINGS)
 @pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
 def test_conformance(network, method, preset, device):
     """Every method on every network: the input is untouched, dtype, layout and device are kept,
@@ -655,10 +685,10 @@ def test_conformance(network, method, preset, device):
             model,
             forget,
             remain,
-            method,
-            preset,
-            tune,
-            {"all": samples.batches(6, device)},
+            method=method,
+            preset=preset,
+            fine_tune=tune,
+            evaluate={"all": samples.batches(6, device)},
             build=build,
             reference=samples.batches(12, device),
             progress="none",
@@ -703,7 +733,7 @@ def test_conformance(network, method, preset, device):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", READINGS)
 def test_double_precision_stays_double(original, few, method, preset):
     """In a model of doubles nothing becomes single, and what is masked or moved is what single
     precision masks or moves, up to rounding."""
@@ -715,8 +745,8 @@ def test_double_precision_stays_double(original, few, method, preset):
             model,
             forget,
             remain,
-            method,
-            preset,
+            method=method,
+            preset=preset,
             reference=[*forget, *remain],
             build=lambda: build_model("resnet20", 10, 1, seed=3).to(dtype),
             seed=4,
@@ -749,7 +779,7 @@ def test_a_checkpoint_of_another_method_is_refused(original, loaders, tmp_path):
     unlearn(
         original,
         *loaders,
-        "finetune",
+        method="finetune",
         fine_tune=tune,
         checkpoint=tmp_path / "p.safetensors",
         progress="none",
@@ -758,7 +788,7 @@ def test_a_checkpoint_of_another_method_is_refused(original, loaders, tmp_path):
         unlearn(
             original,
             *loaders,
-            "mask_classifier",
+            method="mask_classifier",
             fine_tune=tune,
             checkpoint=tmp_path / "p.safetensors",
             progress="none",
@@ -775,15 +805,17 @@ def test_a_layer_with_other_rows_than_classes_is_no_classifier(loaders):
             return self.rows(x.flatten(1)).reshape(-1, 10, 2).amax(2)
 
     with pytest.raises(ValueError, match="with 10 rows"):
-        unlearn(Maxout(), *loaders, "mask_classifier")
+        unlearn(Maxout(), *loaders, method="mask_classifier")
 
 
 def test_presets_are_what_they_say():
+    """All that the two readings say, against PROTOCOL's table; what is not said is the class's
+    own default."""
     noise, lissa = (
         {"noise_alpha": 1e-6, "noise_clamp": 1e3},
         {"lissa_epochs": 30, "lissa_damping": 0.01, "lissa_scale": 20.0},
     )
-    assert PRESETS == {
+    said = {
         "paper": {
             "random_mask": {"unit": "weight", "classifier_in_pool": False},
             "activation_mask": {"unit": "channel", "reach": "kernels", "activation_per": "sample"},
@@ -808,7 +840,7 @@ def test_presets_are_what_they_say():
                 "classifier_in_pool": False,
                 "fisher_labels": "true",
                 "fisher_per": "sample",
-                "remain_weight": None,
+                "remain_weight": "sums",
             },
         },
         "authors_code": {
@@ -839,23 +871,26 @@ def test_presets_are_what_they_say():
             },
         },
     }
-    assert method_options("fisher_mask", "authors_code", remain_weight=None).remain_weight == 1.0
-    paper, code = (method_options("fisher_mask", p) for p in ("paper", "authors_code"))
-    assert (
-        paper.unit,
-        paper.classifier_in_pool,
-        paper.fisher_labels,
-        paper.fisher_per,
-        paper.remain_weight,
-    ) == ("weight", False, "true", "sample", None)
-    assert (
-        code.unit,
-        code.classifier_in_pool,
-        code.fisher_labels,
-        code.fisher_per,
-        code.remain_weight,
-    ) == ("kernel", True, "expected", "batch", 1.0)
-    assert method_options("fisher_mask", "authors_code", unit="weight").unit == "weight"
+    for preset, methods in said.items():
+        assert set(methods) == {m for m, kind in METHODS.items() if kind.presets}
+        for method, options in methods.items():
+            found = vars(METHODS[method].presets[preset])
+            assert {name: found[name] for name in options} == options
+    assert method_named("fisher_mask", "authors_code", remain_weight=None).remain_weight == 1.0
+    assert method_named("fisher_mask", "authors_code", unit="weight").unit == "weight"
+
+
+def test_a_method_by_value_is_the_method_by_name(original, loaders):
+    "And what is given beside it is refused."
+    named = unlearn(original, *loaders, method="fisher_mask", preset="authors_code", ratio=0.05)
+    kind = METHODS["fisher_mask"]
+    by_value = replace(kind.presets["authors_code"], ratio=0.05)
+    valued = unlearn(original, *loaders, method=by_value)
+    assert named.method == valued.method == by_value
+    assert not difference(named.model.state_dict(), valued.model.state_dict())
+    for beside in ({"preset": "paper"}, {"ratio": 0.05}, {"rati": 1}):
+        with pytest.raises(ValueError, match=f"`{[*beside][0]}` is given beside `FisherMask"):
+            unlearn(original, *loaders, method=by_value, **beside)
 
 
 def test_what_cannot_work_is_refused_before_any_work(original, loaders, request_zero, sets):
@@ -864,7 +899,7 @@ def test_what_cannot_work_is_refused_before_any_work(original, loaders, request_
     byte_batches = [(request_zero.forget.images, request_zero.forget.labels)]
     for bad, kind, message in [
         (
-            lambda: unlearn(original, forget, remain, "fisher-mask"),
+            lambda: unlearn(original, forget, remain, method="fisher-mask"),
             ValueError,
             "did you mean 'fisher_mask'",
         ),
@@ -888,7 +923,7 @@ def test_what_cannot_work_is_refused_before_any_work(original, loaders, request_
         ),
         (lambda: unlearn(original, forget, []), ValueError, "`remain` is empty"),
         (
-            lambda: unlearn(original, forget, None, "finetune", fine_tune=TrainSettings()),
+            lambda: unlearn(original, forget, None, method="finetune", fine_tune=TrainSettings()),
             ValueError,
             "needs a remain set",
         ),
@@ -908,12 +943,12 @@ def test_what_cannot_work_is_refused_before_any_work(original, loaders, request_
             "built for images of the shape",
         ),
         (
-            lambda: unlearn(original, remain, forget, "mask_classifier"),
+            lambda: unlearn(original, remain, forget, method="mask_classifier"),
             ValueError,
             "say which classes to forget",
         ),
         (
-            lambda: unlearn(original, forget, remain, "mask_classifier", classes=(10,)),
+            lambda: unlearn(original, forget, remain, method="mask_classifier", classes=(10,)),
             ValueError,
             "do not all exist",
         ),
@@ -922,58 +957,62 @@ def test_what_cannot_work_is_refused_before_any_work(original, loaders, request_
             ValueError,
             "unknown classifier 'head'",
         ),
-        (lambda: unlearn(original, forget, remain, "retrain"), ValueError, "needs `build`"),
+        (lambda: unlearn(original, forget, remain, method="retrain"), ValueError, "needs `build`"),
         (
-            lambda: unlearn(original, forget, None, "retrain", build=lambda: original),
+            lambda: unlearn(original, forget, None, method="retrain", build=lambda: original),
             ValueError,
             "`retrain` needs a remain set",
         ),
         (
-            lambda: unlearn(original, forget, None, "fisher_noise"),
+            lambda: unlearn(original, forget, None, method="fisher_noise"),
             ValueError,
             "`fisher_noise` needs a remain set",
         ),
         (
-            lambda: unlearn(original, forget, remain, "tfidf"),
+            lambda: unlearn(original, forget, remain, method="tfidf"),
             ValueError,
             "`tfidf` needs `reference`",
         ),
         (
-            lambda: unlearn(original, forget, remain, "influence"),
+            lambda: unlearn(original, forget, remain, method="influence"),
             ValueError,
             "`influence` needs `reference`",
         ),
         (
-            lambda: unlearn(original, forget, remain, "tfidf", reference=[]),
+            lambda: unlearn(original, forget, remain, method="tfidf", reference=[]),
             ValueError,
             "`reference` is empty",
         ),
         (
-            lambda: unlearn(original, forget, remain, "tfidf", reference=forget, unit="weight"),
+            lambda: unlearn(
+                original, forget, remain, method="tfidf", reference=forget, unit="weight"
+            ),
             ValueError,
-            "scores whole channels",
+            "`unit` is 'weight': it must be 'channel'",
         ),
         (
             lambda: unlearn(
-                original, forget, remain, "tfidf", reference=forget, tfidf_direction="up"
+                original, forget, remain, method="tfidf", reference=forget, tfidf_direction="up"
             ),
             ValueError,
             "'highest' or 'lowest'",
         ),
         (
-            lambda: unlearn(original, forget, remain, "random_mask", reach="all", unit="channel"),
+            lambda: unlearn(
+                original, forget, remain, method="random_mask", reach="all", unit="channel"
+            ),
             ValueError,
             "`reach` is 'all'",
         ),
         (
-            lambda: unlearn(original, forget, remain, "fisher_noise", noise_alpha=0.0),
+            lambda: unlearn(original, forget, remain, method="fisher_noise", noise_alpha=0.0),
             ValueError,
             "`noise_alpha` is 0.0: it must be a finite number above 0",
         ),
         (
-            lambda: unlearn(original, forget, remain, "finetune", hard=True),
+            lambda: unlearn(original, forget, remain, method="finetune", hard=True),
             ValueError,
-            "masks none",
+            "`finetune` has no options: leave `hard` out",
         ),
     ]:
         with pytest.raises(kind, match=message):
@@ -1003,7 +1042,7 @@ class Choosing(nn.Module):
         )
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", READINGS)
 @pytest.mark.parametrize("method", [m for m in METHODS if m not in ("retrain", "finetune")])
 def test_a_network_that_cannot_be_traced_is_served_through_hooks(method, preset):
     torch.manual_seed(0)
@@ -1014,7 +1053,7 @@ def test_a_network_that_cannot_be_traced_is_served_through_hooks(method, preset)
         **({"lissa_epochs": 1} if method == "influence" else {}),
         **({"ratio": 0.2} if method in MASKING and method != "mask_classifier" else {}),
     }
-    result = unlearn(model, *loaders, method, preset, classifier="head", **given)
+    result = unlearn(model, *loaders, method=method, preset=preset, classifier="head", **given)
     assert len(result.changed) and bool(result.mask) == (method in MASKING)
     if preset == "authors_code" and method in ("activation_mask", "random_mask"):
         for layer, norm in (("conv1", "norm1"), ("conv2", "norm2")):
@@ -1036,7 +1075,7 @@ def test_a_network_that_cannot_be_traced_is_served_through_hooks(method, preset)
     }
     if method in named:
         with pytest.raises(ValueError, match="classifier"):
-            unlearn(model, *loaders, method, preset, **given)
+            unlearn(model, *loaders, method=method, preset=preset, **given)
 
 
 def test_any_classifier_and_any_loader_will_do():

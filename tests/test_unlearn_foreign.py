@@ -3,14 +3,18 @@ and options that nobody reads."""
 
 import copy
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
-from fisher_unlearn.methods import unlearn as unlearn_module
+from fisher_unlearn.images.arguments import Positive, option
+from fisher_unlearn.lab.records import RunSettings, resolve, run_key, training_key
+from fisher_unlearn.lab.report import read_kept
+from fisher_unlearn.methods.base import Method
 from fisher_unlearn.methods.masking import (
     candidates,
     mask_by_layer,
@@ -21,14 +25,9 @@ from fisher_unlearn.methods.masking import (
 )
 from fisher_unlearn.networks.schedule import Schedule
 from fisher_unlearn.networks.train import TrainSettings
-from fisher_unlearn.methods.unlearn import (
-    METHODS,
-    MethodOptions,
-    method_options,
-    options_read,
-    unlearn,
-)
+from fisher_unlearn.methods.unlearn import METHODS, unlearn
 
+FIGURES = Path(__file__).parents[1] / "figures"
 G = torch.Generator().manual_seed(0)
 X, Y = torch.randn(8, 6, generator=G), torch.tensor([0] * 4 + [1, 2, 3, 4])
 FORGET, REMAIN = [(X[:4], Y[:4])], [(X[4:], Y[4:])]
@@ -51,7 +50,7 @@ def tied(share="parameter"):
 
 
 def forget(model, method="fisher_mask", **options):
-    return unlearn(model, FORGET, REMAIN, method, progress="none", **options)
+    return unlearn(model, FORGET, REMAIN, method=method, progress="none", **options)
 
 
 # Ties and aliases
@@ -246,7 +245,7 @@ def test_states_beyond_tensors_and_expanded_buffers_do_not_disturb(tmp_path):
 def test_batches_of_any_kind_are_served(kind, method):
     batches = [[kind(*pair) for pair in part] for part in (FORGET, REMAIN)]
     more = {"build": dense} if method == "retrain" else {}
-    result = unlearn(dense(), *batches, method, fine_tune=TUNE, progress="none", **more)
+    result = unlearn(dense(), *batches, method=method, fine_tune=TUNE, progress="none", **more)
     assert len(result.history) == 3
 
 
@@ -261,17 +260,17 @@ def test_batches_of_any_kind_are_served(kind, method):
         (dict(ratio=float("nan")), ValueError, "`ratio` is nan"),
         (dict(remain_weight=float("nan")), ValueError, "`remain_weight` is nan"),
         (dict(remain_weight=-1.0), ValueError, "`remain_weight` is -1"),
-        (dict(num_classes=5), ValueError, "`num_classes` is set by `unlearn` itself"),
-        (dict(watch=print), ValueError, "`watch` is set by `unlearn` itself"),
+        (dict(num_classes=5), ValueError, "unknown option of `fisher_mask` 'num_classes'"),
+        (dict(watch=print), ValueError, "unknown option of `fisher_mask` 'watch'"),
         (
             dict(noise_alpha=1.0),
             ValueError,
-            "`fisher_mask` does not read `noise_alpha`: it reads ratio",
+            "unknown option of `fisher_mask` 'noise_alpha': .*Known: ratio",
         ),
         (
             dict(method="finetune", ratio=0.1),
             ValueError,
-            "`finetune` does not read `ratio`: it reads no options",
+            "`finetune` has no options: leave `ratio` out",
         ),
         (dict(method="fisher_noise", noise_alpha=float("nan")), ValueError, "`noise_alpha` is nan"),
         (dict(method="fisher_noise", noise_exponent=-1.0), ValueError, "`noise_exponent` is -1"),
@@ -291,7 +290,7 @@ def test_calls_that_make_no_sense_are_one_sentence(call, kind, message):
 
 def test_a_single_image_to_fine_tune_on_is_said_before_anything_is_scored(monkeypatch):
     model = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 5))
-    monkeypatch.setitem(METHODS, "fisher_mask", lambda *_: pytest.fail("scored"))
+    monkeypatch.setattr(METHODS["fisher_mask"], "__call__", lambda *_: pytest.fail("scored"))
     with pytest.raises(ValueError, match="`remain` begins with a batch of a single image"):
         unlearn(model, FORGET, [(X[4:5], Y[4:5])], fine_tune=TUNE, progress="none")
     monkeypatch.undo()
@@ -370,24 +369,10 @@ def test_one_seed_retrains_one_network_whatever_build_draws():
 # Keys
 
 
-def test_a_method_or_an_option_that_no_list_knows_has_no_key(monkeypatch):
-    monkeypatch.setitem(METHODS, "mine", METHODS["finetune"])
-    with pytest.raises(ValueError, match="does not say what `mine` reads"):
-        options_read("mine", method_options("mine", ratio=0.1))
-
-    @dataclass(frozen=True)
-    class More(MethodOptions):
-        sharpness: float = 1.0
-
-    with pytest.raises(ValueError, match="does not say who reads `sharpness`"):
-        options_read("fisher_mask", More())
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_every_option_that_a_method_reads_changes_its_key(method):
-    other = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v / 2}
+def changed(name, value):
+    "Another value of an option."
     words = {
-        "unit": "channel",
+        "unit": "kernel",
         "reach": "norm",
         "fisher_labels": "expected",
         "fisher_per": "batch",
@@ -395,18 +380,59 @@ def test_every_option_that_a_method_reads_changes_its_key(method):
         "tfidf_direction": "lowest",
         "remain_weight": 3.0,
     }
-    usual = MethodOptions(unit="channel" if method in ("activation_mask", "tfidf") else "weight")
-    for name in unlearn_module.READS[method]:
-        value = getattr(usual, name)
-        changed = {name: words[name] if name in words else other[type(value)](value)}
-        fixed = {"unit": "channel"} if name == "reach" else {}
-        if changed == {"unit": usual.unit}:
-            continue
-        one, two = (
-            options_read(method, MethodOptions(**{**vars(usual), **fixed, **more}))
-            for more in ({}, changed)
-        )
-        assert one != two, name
+    other = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v / 2}
+    return words[name] if name in words else other[type(value)](value)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_option_of_a_method_changes_its_key(method):
+    masks = ("random_mask", "fisher_mask")  # whose reach is that of channels
+    usual = METHODS[method](**({"unit": "channel"} if method in masks else {}))
+    for field in fields(usual):
+        if field.name != "unit" or method in masks:  # of channel methods there is but one
+            other = replace(usual, **{field.name: changed(field.name, getattr(usual, field.name))})
+            assert other.dump() != usual.dump(), field.name
+
+
+@dataclass(frozen=True)
+class Mine(Method):
+    name, title = "mine", "Mine"
+    noise_alpha: Positive = option(1e-6, "an option that has the name of another method's")
+
+    def __call__(self, model, task):
+        return {}
+
+
+def test_a_method_from_outside_has_keys_of_its_own(monkeypatch):
+    "With no list to add it to, and an option whose values make different keys."
+    monkeypatch.setitem(METHODS, "mine", Mine)
+    one, two = (
+        run_key(resolve("quick", method="mine", noise_alpha=alpha, device="cpu"))
+        for alpha in (1e-5, 1e-3)
+    )
+    assert one != two
+
+
+def test_a_quiet_option_added_later_changes_no_key(monkeypatch):
+    "All keys stay at its default, and another value has another."
+
+    @dataclass(frozen=True)
+    class Later(METHODS["fisher_mask"]):
+        sharpness: float = option(1.0, "how sharp", quiet=True)
+
+    before = run_key(resolve("quick", device="cpu"))
+    monkeypatch.setattr(
+        Later, "presets", {name: Later(**vars(m)) for name, m in Later.presets.items()}
+    )
+    monkeypatch.setitem(METHODS, "fisher_mask", Later)
+    assert run_key(resolve("quick", device="cpu")) == before
+    assert run_key(resolve("quick", device="cpu", sharpness=2.0)) != before
+    old = [r for f in sorted(FIGURES.rglob("*.parquet"))[:4] for r in read_kept(f)]
+    assert len(old) > 20
+    for record in old:
+        chosen = RunSettings(**record["settings"])
+        made = run_key(chosen) if "request" in record else training_key(chosen)
+        assert made == record["key"]
 
 
 # Selection

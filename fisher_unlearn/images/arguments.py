@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['P', 'R', 'Whole', 'Count', 'Seed', 'Number', 'Positive', 'NotNegative', 'Share', 'scalar', 'rule_of', 'shown',
-           'check_value', 'annotations_of', 'checked', 'check_fields']
+           'check_value', 'annotations_of', 'checked', 'option', 'check_fields']
 
 # %% ../../nbs/1_images/00_arguments.ipynb #c4aead3a
 import difflib
@@ -12,7 +12,7 @@ import importlib
 import inspect
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cache, reduce, wraps
 from operator import is_, or_
 from pathlib import Path
@@ -364,6 +364,15 @@ def _bound(
             f"`{function}` takes no `{unknown}`: {hint}It takes {', '.join(known)}."
         ) from None
 
+# %% ../../nbs/1_images/00_arguments.ipynb #e052081a
+def option(
+    default: Any,
+    comment: str,  # what it means, for `--help`
+    quiet: bool = False,  # is it left out of keys at its default?
+) -> Any:  # a field of a dataclass
+    "A field of settings."
+    return field(default=default, metadata={"comment": comment, "quiet": quiet})
+
 # %% ../../nbs/1_images/00_arguments.ipynb #7e6b643f
 @cache
 def _hints(kind: type) -> dict[str, Any]:
@@ -377,6 +386,6 @@ def check_fields(
 ) -> None:
     "Check the fields of a dataclass by their annotations; what `check_value` raises."
     hints = _hints(type(settings))  # type: ignore[arg-type]
-    for field in fields(settings):
-        value = check_value(field.name, getattr(settings, field.name), hints[field.name], whose)
-        object.__setattr__(settings, field.name, value)
+    for own in fields(settings):
+        value = check_value(own.name, getattr(settings, own.name), hints[own.name], whose)
+        object.__setattr__(settings, own.name, value)

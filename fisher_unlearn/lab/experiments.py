@@ -12,8 +12,9 @@ from typing import Any
 
 from ..images.arguments import Seed, check_value, checked
 from ..images.data import choose
-from .records import RunSettings, profiles, resolve, run_key
-from ..methods.unlearn import PRESETS
+from .records import RunSettings, option_hints, profiles, resolve, run_key
+from ..methods.base import READINGS
+from ..methods.unlearn import METHODS
 
 # %% ../../nbs/6_lab/02_experiments.ipynb #8a169027
 Axis = Sequence[Mapping[str, Any]]
@@ -25,9 +26,16 @@ def sweep(
     *axes: Axis,  # each a list of parameters by name
     **fixed: Any,  # parameters of all runs; None: the profile's value
 ) -> list[RunSettings]:
-    """The settings of all combinations, each key once, in the order of the axes. Raises what
-    `resolve` raises."""
-    return once(resolve(profile, **{**fixed, **part}) for part in _product(*axes))
+    """The settings of all combinations, each key once, in the order of the axes; options that a
+    method doesn't have are none of its runs'. Raises what `resolve` raises."""
+    return once(resolve(profile, **_own({**fixed, **part})) for part in _product(*axes))
+
+
+def _own(values: Mapping[str, Any]) -> dict[str, Any]:
+    "Parameters without the options that only other methods have."
+    method = values.get("method") or RunSettings.model_fields["method"].default
+    others = {*option_hints()} - {*option_hints(choose(method, METHODS, "method"))}
+    return {name: value for name, value in values.items() if name not in others}
 
 
 def _product(*axes: Axis) -> Axis:
@@ -49,8 +57,8 @@ def once(settings: Iterable[RunSettings]) -> list[RunSettings]:
 
 @checked
 def cast(*methods: str) -> list[dict[str, str]]:
-    "An axis: methods in all presets."
-    return [{"method": method, "preset": preset} for method in methods for preset in PRESETS]
+    "An axis: methods in both readings."
+    return [{"method": method, "preset": preset} for method in methods for preset in READINGS]
 
 
 @checked
@@ -257,7 +265,17 @@ def needed(
     over = {name: value for name, value in given.items() if value is not None}
     sizes = profiles()[profile]["tasks"]["small"] if experiment in _SMALL else {}
     sized = [{**sizes.get(part["dataset"], {}), **part} for part in _product(chosen, [over])]
-    return sweep(profile, sized, *axes, _axis("seed", *_seeds(profile, seeds)))
+    settings = sweep(profile, sized, *axes, _axis("seed", *_seeds(profile, seeds)))
+    _check_read(experiment, over, settings)
+    return settings
+
+
+def _check_read(experiment: str, given: Iterable[str], settings: Iterable[RunSettings]) -> None:
+    "`ValueError` for an option that no method of an experiment has."
+    read = {name for s in settings for name in option_hints(s.method)}
+    for name in given:
+        if name in option_hints() and name not in read:
+            raise ValueError(f"`{name}` is no option of any method in {experiment}.")
 
 
 def _seeds(profile: str, seeds: Iterable[int] | None) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from ..images.atomic import locked
 from .records import RunSettings, read_record, run_key, runs_root
 from .records import training_key, unusual_options
 from .run import kept_root, other_images
-from ..methods.unlearn import MASKING, PRESETS
+
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,15 +87,12 @@ def label(settings: RunSettings) -> str:
     )
     limit = "" if settings.remain_limit is None else f"{settings.remain_limit} remain images"
     rate = "" if settings.fine_tune_lr is None else f"rate {settings.fine_tune_lr:g}"
-    share = (
-        f"R {settings.ratio:g}"
-        if settings.method in MASKING and settings.method != "mask_classifier"
-        else ""
-    )
+    ratio = getattr(settings.options, "ratio", None)
+    share = "" if ratio is None else f"R {ratio:g}"
     tuned = "" if settings.fine_tune_epochs else "not fine-tuned"
     parts = [
         settings.method,
-        settings.preset if settings.method in PRESETS["paper"] else "",
+        settings.preset if type(settings.options).presets else "",
         *(f"{n} {v}" for n, v in unusual_options(settings).items()),
         share,
         asked,

@@ -26,7 +26,7 @@ from .records import profiles
 from .records import read_record, resolve, run_key, runs_root, unusual_options
 from .records import write_record
 from .run import check_same_images, kept_root
-from ..methods.unlearn import PRESETS, method_options, options_read
+
 
 Record = dict[str, Any]
 
@@ -71,7 +71,7 @@ METHOD_NAMES = {
 def row_label(settings: RunSettings) -> str:
     """A method as the paper names it, and in parentheses the preset, where presets differ, and
     options that are not the preset's."""
-    differ = len({str(preset.get(settings.method)) for preset in PRESETS.values()}) > 1
+    differ = bool(type(settings.options).presets)
     more = [
         *([settings.preset] if differ else []),
         *(f"{name}={value}" for name, value in unusual_options(settings).items()),
@@ -150,9 +150,10 @@ def setting_name(record: Record) -> str:
     """What a record's run has in common with others in a row of tables: network/data set, and
     what differs from forgetting class 0 with all that remains."""
     s = RunSettings.model_validate(record["settings"])
-    usual = (_protocol(s.dataset, s.network) or RunSettings()).ratio
-    masks = "ratio" in options_read(s.method, method_options(s.method, s.preset))
-    ratio = [f"R = {s.ratio:g}"] if masks and (s.request == "poison" or s.ratio != usual) else []
+    usual = getattr((_protocol(s.dataset, s.network) or RunSettings()).options, "ratio", None)
+    own = getattr(s.options, "ratio", None)
+    unusual = own is not None and (s.request == "poison" or own != usual)
+    ratio = [f"R = {own:g}"] if unusual else []
     return ", ".join(
         [
             f"{NETWORK_NAMES[s.network]}/{DATASET_NAMES[s.dataset]}",
@@ -254,7 +255,8 @@ def _identity(record: Record) -> dict[str, Any]:
         "cell": run_key(settings.model_copy(update={"seed": 0})),
         "setting": setting_name(record),
         "label": row_label(settings),
-        **{name: getattr(settings, name) for name in _SETTINGS},
+        **{name: getattr(settings, name, None) for name in _SETTINGS},
+        "ratio": _ratio(record, settings),
         "epochs": settings.train.length,
         "options": json.dumps(unusual_options(settings)),
     }
@@ -275,6 +277,11 @@ def histories(
         [_identity(record) | epoch for record in _runs(records) for epoch in record["history"]]
     )
     return rows.astype({name: float for name in rows if name not in (*IDENTITY, "epoch")})
+
+
+def _ratio(record: Record, settings: RunSettings) -> float:
+    "R; of a method that has none what an older record says of it, which named one for all, else 0."
+    return getattr(settings.options, "ratio", record["settings"].get("ratio", 0.0))
 
 # %% ../../nbs/6_lab/07_report.ipynb #752fd422
 def _measured(history: "pd.DataFrame") -> list[str]:
@@ -596,7 +603,7 @@ def _of_request(record: Record, s: RunSettings) -> list[str]:
 def _of_method(s: RunSettings) -> list[str]:
     """Departures from the preset: what it is set to may be read from the paper or its code, what
     differs may not."""
-    usual = method_options(s.method, s.preset)
+    usual = type(s.options).preset(s.preset)
     return [
         text
         for name, value in unusual_options(s).items()

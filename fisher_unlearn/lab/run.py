@@ -28,14 +28,14 @@ from ..images.forget import random_subset
 from ..methods.masking import masked_rows
 from ..networks.models import build_model, find_classifier, min_size
 from ..audit.readouts import Scope, agreement, relearn_time
-from .records import OptionSettings, RunSettings, checked_key, provenance
-from .records import read_record
+from .records import RunSettings, checked_key, provenance, read_record
 from .records import run_key, runs_root, training_key, training_settings
 from .records import write_record
 from ..networks.schedule import Schedule
 from ..networks.train import Progress, TrainSettings, keep_freed_memory, load_weights
 from ..networks.train import read_tensors, save_tensors, save_weights, train_model
-from ..methods.unlearn import Scores, Unlearned, unlearn
+from ..methods.base import Scores
+from ..methods.unlearn import Unlearned, unlearn
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -641,18 +641,16 @@ def _unlearned(
         model,
         request.forget.batches(size, device),
         remain,
-        settings.method,
-        settings.preset,
-        training,
-        sets,
-        settings.seed,
-        checkpoint,
-        progress,
-        build=lambda: model_of(settings, images),
+        method=settings.options,
+        fine_tune=training,
+        evaluate=sets,
+        seed=settings.seed,
+        checkpoint=checkpoint,
+        progress=progress,
         classes=request.classes or None,
         reference=_at_hand(request).batches(size, device),
+        build=lambda: model_of(settings, images),
         kept=kept,
-        **settings.options,
     )
 
 
@@ -772,8 +770,14 @@ def _retrained(
     "The model that was retrained with the same settings."
     retraining = RunSettings(
         **settings.model_dump(
-            exclude=set(OptionSettings.model_fields)
-            | {"method", "remain_limit", "fine_tune_length", "fine_tune_lr"}
+            exclude={
+                "method",
+                "preset",
+                "options",
+                "remain_limit",
+                "fine_tune_length",
+                "fine_tune_lr",
+            }
         ),
         method="retrain",
     )

@@ -12,6 +12,7 @@ from typing import Annotated
 from annotated_types import Interval
 
 from ..images.arguments import Count, Number, Positive, Whole, check_fields, checked
+from ..images.arguments import option
 
 # %% ../../nbs/2_networks/04_schedule.ipynb #1b7b054d
 def _check(schedule: "Schedule") -> None:
@@ -41,15 +42,13 @@ class Schedule:
     __pydantic_config__ = {
         "extra": "forbid"
     }  # where pydantic reads one, an unknown name is an error
-    lr: Positive = 0.1  # initial rate
-    epochs: Count = 160  # length of training, to which `drops` and `warmup` refer
-    drops: tuple[Count, ...] = (
-        80,
-        120,
-    )  # epochs, in order, after which the rate is multiplied by `factor`
-    factor: Annotated[Number, Interval(gt=0, le=1)] = 0.1
-    warmup: Whole = 0  # epochs of linear warm-up
-    replay: Count | None = None  # replay in that many epochs; None: as trained
+    lr: Positive = option(0.1, "initial learning rate")
+    epochs: Count = option(160, "epochs of training; drops and warm-up refer to them")
+    # in order
+    drops: tuple[Count, ...] = option((80, 120), "epochs after which the rate is cut")
+    factor: Annotated[Number, Interval(gt=0, le=1)] = option(0.1, "what the rate is cut to")
+    warmup: Whole = option(0, "epochs of linear warm-up")
+    replay: Count | None = option(None, "replay in that many epochs; None: as trained")
 
     def __post_init__(self):
         check_fields(self, " of the schedule")

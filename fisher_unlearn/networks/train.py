@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from ..images.arguments import Count, NotNegative, Number, Seed, Share, Whole
 from ..images.arguments import check_fields
-from ..images.arguments import checked
+from ..images.arguments import checked, option
 from ..images.atomic import writable_folder, write_whole
 from ..images.batches import first_pair, pairs
 from ..images.data import Batches, Samples, digest
@@ -58,21 +58,20 @@ class TrainSettings:
     }  # where pydantic reads one, an unknown name is an error
     schedule: Schedule = field(default_factory=Schedule)
     epochs: Count | None = None  # epochs to run; None: as long as the schedule
-    # images in a step, where `Samples` are trained on; batches that are passed keep their size
-    batch_size: Count = 128
-    momentum: Share = 0.9  # of SGD, without dampening or Nesterov's variant
-    weight_decay: NotNegative = 1e-4  # on every parameter
-    select: Literal["best", "last", "validation"] = "best"  # whose weights to end with
-    holdout: Annotated[Number, Interval(gt=0, lt=1)] = (
-        0.1  # share of the training set held out if `select` is "validation"
+    # where `Samples` are trained on; batches that are passed keep their size
+    batch_size: Count = option(128, "images in a step")
+    momentum: Share = option(0.9, "of SGD, without dampening or Nesterov's variant")
+    weight_decay: NotNegative = option(1e-4, "of SGD, on every parameter")
+    select: Literal["best", "last", "validation"] = option("best", "epoch to end with")
+    holdout: Annotated[Number, Interval(gt=0, lt=1)] = option(
+        0.1, "share of the training set that is held out for validation"
     )
-    # of weights and activations in memory
-    layout: Literal["channels_last", "contiguous"] = "channels_last"
-    compile: Compile = False  # True: steps are compiled; "auto": if a trial finds that this pays
-    # of products and convolutions; "bfloat16" (autocast), or "auto": the faster one of both
-    precision: Precision = "float32"
-    # on a GPU, are the passes of a step launched as CUDA graphs? On a CPU it makes no difference
-    cuda_graph: bool = False
+    layout: Literal["channels_last", "contiguous"] = option("channels_last", "memory layout")
+    compile: Compile = option(False, "are steps compiled? auto: if a trial finds that it pays")
+    # bfloat16 by autocast
+    precision: Precision = option("float32", "of products and convolutions; auto: the faster")
+    # on a CPU it makes no difference
+    cuda_graph: bool = option(False, "on a GPU, are a step's passes launched as CUDA graphs?")
     seed: Seed = 666  # of the order of images, and of any randomness in the network
 
     def __post_init__(self):
