@@ -17,7 +17,7 @@ from torch import nn
 
 from fisher_unlearn.networks.models import build_model
 from fisher_unlearn.scores.squares import _in_registers, _Taps, _unrolled
-from fisher_unlearn.networks.train import keep_freed_memory
+from fisher_unlearn.networks.machine import keep_freed_memory
 
 
 def shapes(network: str) -> dict[tuple, tuple[nn.Conv2d, torch.Size]]:

@@ -23,9 +23,9 @@ from torch.func import functional_call, grad, vmap
 
 from fisher_unlearn.scores.fisher import _add
 from fisher_unlearn.networks.models import build_model
-from fisher_unlearn.lab.records import provenance
+from fisher_unlearn.networks.machine import provenance
 from fisher_unlearn.scores.squares import GradientSquares, scoring
-from fisher_unlearn.networks.train import keep_freed_memory
+from fisher_unlearn.networks.machine import keep_freed_memory
 
 CLASSES = 10
 PLAIN, TRUE, EXPECTED = (

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 from timing import keep
 
-from fisher_unlearn.lab.records import resolve
+from fisher_unlearn.lab.settings import resolve
 from fisher_unlearn.lab.run import images_of, train_original
 
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from timing import keep
 
 from fisher_unlearn.networks.models import build_model
-from fisher_unlearn.lab.run import repeatable
+from fisher_unlearn.networks.machine import repeatable
 from fisher_unlearn.networks.step import Way, forward_in
 
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}

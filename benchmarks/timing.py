@@ -16,8 +16,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from fisher_unlearn.lab.records import provenance
-from fisher_unlearn.networks.train import keep_freed_memory
+from fisher_unlearn.networks.machine import provenance
+from fisher_unlearn.networks.machine import keep_freed_memory
 
 ABOUT = ["device", "threads", "torch", "python", "commit", "clean"]
 

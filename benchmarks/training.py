@@ -34,7 +34,8 @@ from fisher_unlearn.networks.metrics import accuracy
 from fisher_unlearn.networks.models import build_model
 from fisher_unlearn.networks.step import Way, forward_in
 from fisher_unlearn.scores.tfidf import tfidf_scores
-from fisher_unlearn.networks.train import TrainSettings, keep_freed_memory, train_epoch
+from fisher_unlearn.networks.train import TrainSettings, train_epoch
+from fisher_unlearn.networks.machine import keep_freed_memory
 
 CLASSES, MEAN, STD = 10, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 BARE, OURS = "bare loop", "train_epoch"

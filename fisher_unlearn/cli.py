@@ -36,9 +36,11 @@ from fisher_unlearn.lab.notebook import (
 )
 from .lab.notebook import failures
 from .lab.notebook import find_notebook, notebooks
-from .lab.records import parameter_names, parameter_types, profiles, resolve
-from .lab.records import run_key, runs_root
-from .lab.run import keep, run
+from .lab.settings import parameter_names, parameter_types, profiles, resolve
+from .lab.settings import run_key
+from .lab.store import runs_root
+from .lab.store import keep_run
+from .lab.run import run
 from .terminal import STOPPED, farewell, screens
 
 if TYPE_CHECKING:
@@ -167,7 +169,7 @@ def keep_(
     "Keep finished runs beside the data, where whoever asks for them finds them done."
     with _one_line():
         for key in keys:
-            print(keep(key, runs, root))
+            print(keep_run(key, runs, root))
 
 # %% ../nbs/8_cli.ipynb #7e10af36
 @app.command("restore")

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import fisher_unlearn
-from fisher_unlearn.lab.records import run_key, training_key, training_settings
+from fisher_unlearn.lab.settings import run_key, training_key, training_settings
 
 ROOT = Path(fisher_unlearn.__file__).parent.parent
 COMMITTED = json.loads(

@@ -21,17 +21,12 @@ from fisher_unlearn.images.atomic import locked, remove_abandoned, write_whole
 from fisher_unlearn.images.data import digest, load_images
 from fisher_unlearn.lab.executors import complete
 from fisher_unlearn.lab.plans import state
-from fisher_unlearn.lab.records import (
-    checked_key,
-    read_record,
-    resolve,
-    run_key,
-    runs_root,
-    write_record,
-)
-from fisher_unlearn.lab.report import histories, read_kept, restore
+from fisher_unlearn.lab.store import checked_key, read_record, runs_root, write_record
+from fisher_unlearn.lab.settings import resolve, run_key
+from fisher_unlearn.lab.results import histories
+from fisher_unlearn.lab.report import read_kept, restore
 from fisher_unlearn.lab.report import keep as keep_result
-from fisher_unlearn.lab.run import keep
+from fisher_unlearn.lab.store import keep_run
 from fisher_unlearn.networks.train import save_tensors
 from made import run_record, training_record
 
@@ -168,7 +163,7 @@ def test_three_processes_that_prepare_a_data_set_at_once_prepare_it_once(tmp_pat
 READ_OUT = """
 import sys, time
 from fisher_unlearn.lab import run as module
-from fisher_unlearn.lab.records import resolve
+from fisher_unlearn.lab.settings import resolve
 s = resolve("quick", device="cpu", method="finetune", epochs=2, fine_tune_epochs=1)
 def relearned(*args):
     with open(sys.argv[2], "a") as file: file.write("x")
@@ -218,7 +213,7 @@ def test_nothing_but_a_key_is_a_key(name, tmp_path):
     (outside / "record.json").write_text(json.dumps(run_record(quick())), encoding="utf-8")
     (outside / "weights.safetensors").write_bytes(b"\x80a pickle")
     with pytest.raises(ValueError, match="is no key of a run"):
-        keep(name, tmp_path / "runs", tmp_path / "data")
+        keep_run(name, tmp_path / "runs", tmp_path / "data")
     with pytest.raises(ValueError, match="is no key of a run"):
         checked_key(name)
     assert not (tmp_path / "data").exists()
@@ -229,17 +224,17 @@ def test_only_whole_weights_of_their_record_are_kept(tmp_path):
     name, folder = f"train-{record['key']}", tmp_path / "runs" / f"train-{record['key']}"
     put(tmp_path / "runs", record, name)
     with pytest.raises(ValueError, match="without weights"):
-        keep(name, tmp_path / "runs", tmp_path / "data")
+        keep_run(name, tmp_path / "runs", tmp_path / "data")
     for content, message in ((b"\x80a pickle", "never opened"), (b"junk", "truncated or damaged")):
         (folder / "weights.safetensors").write_bytes(content)
         with pytest.raises(ValueError, match=message):
-            keep(name, tmp_path / "runs", tmp_path / "data")
+            keep_run(name, tmp_path / "runs", tmp_path / "data")
     found = save_tensors(folder / "weights.safetensors", {"w": torch.ones(3)})
     with pytest.raises(ValueError, match="is damaged or another's"):
-        keep(name, tmp_path / "runs", tmp_path / "data")
+        keep_run(name, tmp_path / "runs", tmp_path / "data")
     assert not list((tmp_path / "data").rglob("*.*"))
     write_record(folder / "record.json", record | {"weights": found})
-    assert keep(name, tmp_path / "runs", tmp_path / "data").exists()
+    assert keep_run(name, tmp_path / "runs", tmp_path / "data").exists()
 
 
 def parquet(path, *records):
@@ -315,7 +310,7 @@ def test_no_mean_covers_two_data_sets(tmp_path, capsys):
 
 def test_two_kept_w_star_with_swapped_weights_are_refused(tmp_path):
     import fisher_unlearn
-    from fisher_unlearn.lab.run import _copy
+    from fisher_unlearn.lab.store import _copy
 
     kept = Path(fisher_unlearn.__file__).parent.parent / "data" / "checkpoints"
     one, two = sorted(kept.glob("train-*.safetensors"))[:2]

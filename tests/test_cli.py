@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 import fisher_unlearn
 import fisher_unlearn.cli as cli
-from fisher_unlearn.lab.records import parameter_types, resolve, run_key
+from fisher_unlearn.lab.settings import parameter_types, resolve, run_key
 from fisher_unlearn.lab.report import restore
 
 FIGURES = Path(fisher_unlearn.__file__).parent.parent / "figures"

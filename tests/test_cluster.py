@@ -14,7 +14,8 @@ from fisher_unlearn.lab.cluster import _room, gpu_share, on_ray, training_parame
 from fisher_unlearn.lab.executors import complete
 from fisher_unlearn.lab.experiments import NEEDS, needed
 from fisher_unlearn.lab.plans import label
-from fisher_unlearn.lab.records import profiles, resolve, training_key, write_record
+from fisher_unlearn.lab.settings import profiles, resolve, training_key
+from fisher_unlearn.lab.store import write_record
 from made import run_record
 
 

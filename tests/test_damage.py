@@ -17,10 +17,13 @@ from torch import nn
 
 from fisher_unlearn.lab.executors import complete
 from fisher_unlearn.lab.plans import state
-from fisher_unlearn.lab.records import read_record, resolve, run_key, training_key
+from fisher_unlearn.lab.store import read_record
+from fisher_unlearn.lab.settings import resolve, run_key, training_key
 from fisher_unlearn.lab.report import keep as keep_result
 from fisher_unlearn.lab.report import read_kept, restore
-from fisher_unlearn.lab.run import KeptScores, images_of, keep, run, train_original
+from fisher_unlearn.lab.store import KeptScores
+from fisher_unlearn.lab.run import images_of, run, train_original
+from fisher_unlearn.lab.store import keep_run
 from fisher_unlearn.networks.schedule import Schedule
 from fisher_unlearn.networks.train import TrainSettings, read_tensors, train_model
 
@@ -39,7 +42,7 @@ def whole(tmp_path_factory):
     chosen = [tiny(seed=seed) for seed in (1, 2)]
     records = [run(s, place / "runs", progress="none") for s in chosen]
     for s in chosen:
-        keep(f"train-{training_key(s)}", place / "runs", place / "data")
+        keep_run(f"train-{training_key(s)}", place / "runs", place / "data")
     keep_result("result", place, pd.DataFrame([{"x": 1}]), Figure(), "text", records)
     return SimpleNamespace(place=place, chosen=chosen, records=records)
 

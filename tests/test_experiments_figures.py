@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from fisher_unlearn.lab.notebook import find_notebook
-from fisher_unlearn.lab.records import profiles
+from fisher_unlearn.lab.settings import profiles
 from fisher_unlearn.lab.report import read_kept
 
 pytestmark = pytest.mark.slow

@@ -14,8 +14,11 @@ import pytest
 
 import fisher_unlearn
 from fisher_unlearn.lab.experiments import needed
-from fisher_unlearn.lab.records import resolve, run_key, training_key, write_record
-from fisher_unlearn.lab.report import METHOD_NAMES, PAPER_IMAGES, paper_numbers, read_kept
+from fisher_unlearn.lab.settings import resolve, run_key, training_key
+from fisher_unlearn.lab.store import write_record
+from fisher_unlearn.methods.unlearn import METHODS
+from fisher_unlearn.lab.paper import PAPER_IMAGES, paper_numbers
+from fisher_unlearn.lab.report import read_kept
 from fisher_unlearn.lab.run import run
 
 pytestmark = pytest.mark.slow
@@ -143,7 +146,7 @@ def says(folder, name):
 def named(record):
     "A row's name, and whether it is retrained."
     s = record["settings"]
-    return METHOD_NAMES[s["method"]] + (f" ({s['preset']})" if s["method"] in TWO else ""), s[
+    return METHODS[s["method"]].title + (f" ({s['preset']})" if s["method"] in TWO else ""), s[
         "method"
     ] == "retrain"
 

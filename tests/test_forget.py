@@ -21,7 +21,7 @@ from fisher_unlearn.images.forget import (
     poison,
     random_subset,
 )
-from fisher_unlearn.lab.records import resolve
+from fisher_unlearn.lab.settings import resolve
 from fisher_unlearn.lab.run import request_of
 
 DIGITS = load_images("digits")

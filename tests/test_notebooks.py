@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import fisher_unlearn
 from fisher_unlearn.cli import app
 from fisher_unlearn.lab.notebook import find_notebook
-from fisher_unlearn.lab.records import parameter_names, resolve, run_key
+from fisher_unlearn.lab.settings import parameter_names, resolve, run_key
 
 ROOT = Path(fisher_unlearn.__file__).parent.parent
 CHAPTERS = [
@@ -104,7 +104,7 @@ def test_a_room_imports_only_rooms_before_it(path):
 def test_an_import_of_a_later_room_is_seen_whatever_its_form(line):
     assert too_early(line, "images.data") == ["lab.run"]
     assert not too_early("from ..images.data import digest", "lab.run")
-    assert too_early("from .run import run", "lab.records") == ["lab.run"]
+    assert too_early("from .run import run", "lab.settings") == ["lab.run"]
 
 
 def test_the_parts_are_those_of_the_book():

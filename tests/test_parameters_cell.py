@@ -8,8 +8,8 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 from fisher_unlearn.lab.notebook import check_parameters, notebooks
-from fisher_unlearn.lab.records import parameter_names, parameter_types
-from fisher_unlearn.lab.report import plain
+from fisher_unlearn.lab.settings import parameter_names, parameter_types
+from fisher_unlearn.lab.paper import plain
 
 NAMES = sorted(notebooks())
 LINE = "from fisher_unlearn.lab.notebook import check_parameters\n\ncheck_parameters(globals())"

@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 
 import fisher_unlearn
-from fisher_unlearn.lab.report import outcomes, paper_numbers, read_kept
+from fisher_unlearn.lab.results import outcomes
+from fisher_unlearn.lab.paper import paper_numbers
+from fisher_unlearn.lab.report import read_kept
 
 FIGURES = Path(fisher_unlearn.__file__).parent.parent / "figures"
 BOTH = ("paper", "authors_code")

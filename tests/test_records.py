@@ -24,37 +24,20 @@ import fisher_unlearn
 from fisher_unlearn.cli import app
 from fisher_unlearn.images.data import DATASETS, load_images
 from fisher_unlearn.networks.models import build_model
-from fisher_unlearn.lab.records import (
-    RequestSettings,
-    RunSettings,
-    option_hints,
-    parameter_names,
-    profiles,
-    provenance,
-    record_digest,
-    read_record,
-    resolve,
-    run_key,
-    training_key,
-    training_settings,
-    write_record,
-)
+from fisher_unlearn.lab.settings import RequestSettings, RunSettings, option_hints
+from fisher_unlearn.lab.settings import parameter_names, profiles, resolve, run_key, training_key
+from fisher_unlearn.lab.settings import training_settings
+from fisher_unlearn.networks.machine import provenance
+from fisher_unlearn.lab.store import record_digest, read_record, write_record
 from fisher_unlearn.lab.experiments import sweep
 from fisher_unlearn.networks.metrics import accuracy
 from fisher_unlearn.images.forget import random_subset
 from fisher_unlearn.lab.report import read_kept
 from fisher_unlearn.audit.readouts import agreement
-from fisher_unlearn.lab.run import (
-    READOUTS,
-    KeptScores,
-    images_of,
-    keep,
-    model_of,
-    readout,
-    repeatable,
-    request_of,
-    run,
-)
+from fisher_unlearn.lab.run import READOUTS, images_of, model_of, readout, request_of, run
+from fisher_unlearn.lab.store import keep_run
+from fisher_unlearn.lab.store import KeptScores
+from fisher_unlearn.networks.machine import repeatable
 from fisher_unlearn.networks.train import load_weights, read_tensors, tensors_digest, train_model
 
 SHORT = {"epochs": 2, "fine_tune_epochs": 1}
@@ -1265,7 +1248,7 @@ def test_a_kept_run_is_not_done_again(tmp_path, monkeypatch):
         progress="none",
     )
     for key in (done["key"], f"train-{done['training']}"):
-        keep(key, tmp_path / "mine", tmp_path / "data")
+        keep_run(key, tmp_path / "mine", tmp_path / "data")
     assert {p.name for p in (tmp_path / "data" / "checkpoints").iterdir()} == {
         f"{key}.{end}"
         for key in (done["key"], f"train-{done['training']}")
@@ -1304,7 +1287,7 @@ def test_a_kept_run_is_not_done_again(tmp_path, monkeypatch):
             tmp_path / "data",
         )
     with pytest.raises(ValueError, match="holds no finished run"):
-        keep("0" * 16, tmp_path / "mine", tmp_path / "data")
+        keep_run("0" * 16, tmp_path / "mine", tmp_path / "data")
 
 
 # ---- every value has its range, which is checked before anything is trained or downloaded

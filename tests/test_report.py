@@ -14,30 +14,13 @@ import pytest
 
 import fisher_unlearn
 from fisher_unlearn.lab.experiments import sweep
-from fisher_unlearn.lab.records import RunSettings
-from fisher_unlearn.lab.report import (
-    AVERAGE,
-    CELLS,
-    PAPER_SETTINGS,
-    Verdict,
-    beside,
-    bullets,
-    conditions,
-    departures,
-    histories,
-    keep,
-    lacking,
-    missing_cells,
-    outcomes,
-    paper_numbers,
-    printable,
-    read_kept,
-    row_label,
-    setting_name,
-    summary,
-    verdict,
-    with_average,
-)
+from fisher_unlearn.lab.settings import RunSettings
+from fisher_unlearn.lab.paper import AVERAGE, CELLS, PAPER_SETTINGS, departures, paper_numbers
+from fisher_unlearn.lab.paper import row_label, setting_name
+from fisher_unlearn.lab.report import Verdict, bullets, conditions, keep, lacking, read_kept
+from fisher_unlearn.lab.report import verdict
+from fisher_unlearn.lab.results import beside, histories, missing_cells, outcomes, printable
+from fisher_unlearn.lab.results import summary, with_average
 
 matplotlib.use("Agg")
 ROOT = Path(fisher_unlearn.__file__).parent

@@ -14,8 +14,8 @@ from torch import nn
 from fisher_unlearn.networks import step as steps_module
 from fisher_unlearn.networks import train as train_module
 from fisher_unlearn.networks.models import build_model
-from fisher_unlearn.lab.records import RunSettings, training_key
-from fisher_unlearn.lab.run import repeatable
+from fisher_unlearn.lab.settings import RunSettings, training_key
+from fisher_unlearn.networks.machine import repeatable
 from fisher_unlearn.networks.schedule import Schedule
 from fisher_unlearn.networks.step import Way, allowed_ways, choose_way, forward_in
 from fisher_unlearn.networks.train import TrainSettings, train_model

@@ -76,8 +76,10 @@ warnings.filterwarnings("error", category=EncodingWarning, module="fisher_unlear
 from pathlib import Path
 import fisher_unlearn.cli, fisher_unlearn.lab.report
 from fisher_unlearn.images.data import load_images
-from fisher_unlearn.lab.records import read_record, resolve
-from fisher_unlearn.lab.report import paper_numbers, read_kept
+from fisher_unlearn.lab.store import read_record
+from fisher_unlearn.lab.settings import resolve
+from fisher_unlearn.lab.paper import paper_numbers
+from fisher_unlearn.lab.report import read_kept
 from fisher_unlearn.lab.run import run
 chosen = resolve("quick", method="mask_classifier", subset=64, epochs=1, fine_tune_epochs=0)
 done = run(chosen, Path(sys.argv[1]), progress="none")

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from fisher_unlearn.images.arguments import Positive, option
-from fisher_unlearn.lab.records import RunSettings, resolve, run_key, training_key
+from fisher_unlearn.lab.settings import RunSettings, resolve, run_key, training_key
 from fisher_unlearn.lab.report import read_kept
 from fisher_unlearn.methods.base import Method
 from fisher_unlearn.methods.masking import (

@@ -16,7 +16,8 @@ from annotated_types import Interval
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..images.arguments import Count, NotNegative, Number, Whole, check_fields, checked
+from ..images.arguments import Count, NotNegative, Number, Whole, check_fields
+from ..images.arguments import checked
 from ..images.batches import pairs
 from ..images.data import Batches
 from ..networks.guard import untouched

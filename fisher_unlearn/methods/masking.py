@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from ..images.arguments import Count, Seed, Share, Whole, checked
-from ..scores.graph import LAYERS, find_readers
 from ..networks.models import find_classifier
 from ..networks.parameters import by_first_name, maskable, own_memory_
-from ..networks.parameters import parameters_by_name
-from ..networks.parameters import state_names, unwrapped, weight_of
+from ..networks.parameters import parameters_by_name, state_names, unwrapped
+from ..networks.parameters import weight_of
+from ..scores.graph import LAYERS, find_readers
 
 Unit = Literal["weight", "kernel", "channel"]
 Reach = Literal["kernels", "bias", "norm"]

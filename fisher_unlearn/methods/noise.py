@@ -33,7 +33,7 @@ class FisherNoise(FisherOptions):
     }
     noise_alpha: Positive = option(1e-6, "α, the scale of the noise's variance")
     noise_exponent: Positive = option(
-        0.25, "of the variance, for the standard deviation: Equation 1's 1/4, or the code's 1/2"
+        0.25, "of the variance, for the spread: Equation 1's 1/4, or 1/2 (the code)"
     )
     noise_clamp: Positive = option(
         1e3, "the largest inverse Fisher information; a tenth of it in the classifier"

@@ -58,12 +58,12 @@ def method_named(
 ) -> Method:
     "A method by its name; `ValueError` for unknown names and values that make no sense."
     kind = METHODS[choose(method, METHODS, "method")]
-    given = {name: value for name, value in options.items() if value is not None}
     known = [f.name for f in fields(kind)]
-    for name in given:
+    for name in options:
         if not known:
             raise ValueError(f"`{method}` has no options: leave `{name}` out.")
         choose(name, known, f"option of `{method}`")
+    given = {name: value for name, value in options.items() if value is not None}
     return replace(kind.preset(preset), **given)
 
 # %% ../../nbs/4_methods/06_unlearn.ipynb #c4976d53

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from ..images.arguments import checked
 from ..images.batches import first_pair
-from .fisher import Per, rank_batches, rebatch, sum_over_ranks
-from .graph import Reader, find_readers
 from ..networks.guard import untouched
 from ..networks.logits import logits_of
 from ..networks.metrics import Loader
 from ..networks.models import check_batches, device_of
+from .fisher import Per, rank_batches, rebatch, sum_over_ranks
+from .graph import Reader, find_readers
 
 # %% ../../nbs/3_scores/05_activation.ipynb #8a798862
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

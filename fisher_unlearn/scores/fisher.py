@@ -22,9 +22,9 @@ from ..images.data import Batches
 from ..networks.logits import logits_of
 from ..networks.metrics import Loader
 from ..networks.models import check_batches, check_labels, device_of
+from ..networks.train import epoch_seed
 from .passes import check_repeats, few_of
 from .squares import GradientSquares, scoring
-from ..networks.train import epoch_seed
 
 Labels = Literal["true", "sampled", "expected"]
 Per = Literal["sample", "batch"]

@@ -23,6 +23,10 @@ from torch.nn.modules import module as every_module
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..images.arguments import checked
+from ..networks.guard import Snapshot, untouched
+from .passes import DEPENDENT, WAYS, Passes, check_independent, close
+from .passes import distance, few_of, find_way, has_backward_hooks, loose
+from .passes import squares_in_batch, stands_alone, tolerance, try_directions
 from fisher_unlearn.scores.fused import (
     Plan,
     Tile,
@@ -31,11 +35,6 @@ from fisher_unlearn.scores.fused import (
     squared_products,
     summed_products,
 )
-from ..networks.guard import Snapshot, untouched
-from .passes import DEPENDENT, WAYS, Passes, check_independent, close, distance
-from .passes import few_of, find_way, has_backward_hooks, loose
-from .passes import squares_in_batch
-from .passes import stands_alone, tolerance, try_directions
 
 Rule = Callable[[Any, Tensor, list[Tensor]], Tensor]
 

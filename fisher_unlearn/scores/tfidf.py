@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from .activation import find_convolutions, reading_channels
 from ..images.arguments import Whole, checked
-from .fisher import rank_batches, sum_over_ranks
-from .graph import Reader
 from ..networks.metrics import Loader
 from ..networks.models import check_batches, device_of
+from .activation import find_convolutions, reading_channels
+from .fisher import rank_batches, sum_over_ranks
+from .graph import Reader
 
 # %% ../../nbs/3_scores/06_tfidf.ipynb #d3d2f746
 @checked
