@@ -16,9 +16,10 @@ TOO_LARGE = ("torch", "torchvision")
 
 
 def declared():
-    "The requirements of the package itself, by their names as registries have them."
+    "The requirements of the package, and of its loops, by their names as registries have them."
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    found = map(Requirement, project["dependencies"])
+    every = [*project["dependencies"], *project["optional-dependencies"]["fused"]]
+    found = map(Requirement, every)
     return {canonicalize_name(one.name): one for one in found}
 
 

@@ -31,7 +31,8 @@ from torch import Tensor, nn
 
 import fisher_unlearn
 from fisher_unlearn.images.arguments import annotations_of
-from fisher_unlearn.lab import report, settings as lab_settings
+from fisher_unlearn.lab import paper, report
+from fisher_unlearn.lab import settings as lab_settings
 from fisher_unlearn.methods import base, masking, masks, noise
 from fisher_unlearn.networks import step
 from fisher_unlearn.scores import graph
@@ -235,6 +236,7 @@ BY_NAME: dict[str, Callable[[], Any]] = {
     "broken": lambda: torch.tensor(0),
     "ours": history,
     "task": lambda: base.Task(batches()),
+    "numbers": lambda: paper.paper_numbers(1),
 }
 
 OWN: dict[str, dict[str, Callable[[], Any]]] = {  # where a name means something else
@@ -253,6 +255,14 @@ OWN: dict[str, dict[str, Callable[[], Any]]] = {  # where a name means something
         "digest": lambda: "0",
     },
     "data.load_images": {"name": lambda: "digits"},
+    "data.DataSet": {
+        "title": lambda: "Tiny",
+        "mean": lambda: (0.5,),
+        "std": lambda: (0.2,),
+        "read": lambda: lambda root, download: None,
+    },
+    "data.titles": {"table": dict},
+    "models.Network": {"title": lambda: "Tiny", "build": lambda: net},
     "data.digest": {"tensors": lambda: torch.ones(2)},
     "forget.ForgetRequest": {
         "train": samples,
@@ -292,6 +302,7 @@ OWN: dict[str, dict[str, Callable[[], Any]]] = {  # where a name means something
         "settings": lambda: TrainSettings(Schedule(epochs=1, drops=()), select="last"),
     },
     "unlearn.unlearn": {"remain": batches},
+    "metrics.Metric": {"of": lambda: lambda column: column, "needs": lambda: ("remain_acc",)},
     "base.check_needs": {"method": masks.FisherMask},
     "conformance.check_method": {"kind": lambda: masks.FisherMask},
     "unlearn.Unlearned": {

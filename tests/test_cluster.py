@@ -26,9 +26,10 @@ def on_gpu():
 
 @pytest.mark.parametrize("profile", profiles())
 def test_the_notebook_train_gives_the_w_star_of_every_run(profile):
-    for name in NEEDS:
-        for s in needed(name, profile, device="cpu"):
-            assert training_key(resolve(**training_parameters(s))) == training_key(s), label(s)
+    "Of one seed; each w* once."
+    wanted = [s for name in NEEDS for s in needed(name, profile, seeds=[666], device="cpu")]
+    for s in {training_key(s): s for s in wanted}.values():
+        assert training_key(resolve(**training_parameters(s))) == training_key(s), label(s)
 
 
 def test_a_share_of_a_gpu_is_given_or_measured_or_one(on_gpu, tmp_path, monkeypatch):

@@ -1,8 +1,11 @@
 """The compiled loop that multiplies, squares and adds up in registers, against the definition."""
 
 import ctypes
+import os
 import platform
 import re
+import subprocess
+import sys
 from itertools import product
 from types import SimpleNamespace
 
@@ -257,3 +260,37 @@ def test_numbers_of_another_type_are_refused_before_memory_is_read(dtype):
     windows = Windows(torch.arange(1), torch.arange(4), torch.zeros(4, dtype=torch.bool))
     with pytest.raises(ValueError, match=f"not {dtype}"):
         squared_products(plan_tiles(windows, 5, 5, dtype, 2), x, [x])
+
+
+SCORE = """
+import sys
+if "without" in sys.argv: sys.modules["llvmlite"] = None
+import torch
+from fisher_unlearn import build_model, diag_fisher
+from fisher_unlearn.networks.machine import provenance
+generator = torch.Generator().manual_seed(0)
+batch = torch.randn(6, 1, 8, 8, generator=generator), torch.arange(6)
+scores = diag_fisher(build_model("resnet20", 10, 1, seed=0), [batch])
+torch.save(scores, sys.argv[1])
+print(provenance()["fused"], "fisher_unlearn.scores.fused" in sys.modules)
+"""
+
+
+def test_scores_are_the_same_without_llvmlite_and_with_the_loops_turned_off(tmp_path):
+    "Up to rounding; and where the loops are not wanted, nothing of them is imported."
+    found = []
+    ways = ([], "", "True True"), (["without"], "", "False False"), ([], "0", "False False")
+    for k, (words, off, said) in enumerate(ways):
+        file = str(tmp_path / f"{k}.pt")
+        done = subprocess.run(
+            [sys.executable, "-c", SCORE, file, *words],
+            env={**os.environ, "FISHER_UNLEARN_FUSED": off},
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+        )
+        assert done.stdout.strip() == said, done.stderr
+        found.append(torch.load(file))
+    for other in found[1:]:
+        for name, scores in found[0].items():
+            assert (scores - other[name]).abs().max() <= 1e-5 * scores.abs().max(), name

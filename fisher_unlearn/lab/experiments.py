@@ -173,6 +173,7 @@ NEEDS: dict[str, Callable[[str], list[Axis]]] = {
                 {"remain_limit": 50, **case}
                 for case in cast("finetune", "mask_classifier", "tfidf", "fisher_noise", *_MASKS)
             ),
+            *cast("mask_classifier", "fisher_noise", "fisher_mask"),  # beside all remain data
         ],
     ],
     "figure1": lambda p: [
@@ -238,7 +239,8 @@ NEEDS["what_the_mask_removes"] = lambda p: [
     _first(p),
     [*_masked_only(p), *cast("retrain", "finetune"), *MASKS_TO_TUNE.values()],
 ]
-NEEDS["table2"] = NEEDS["costs"] = NEEDS["table1"]
+NEEDS["table2"] = lambda p: [cells(p), cast(*_CLASS[1:])]  # which has no row for retraining
+NEEDS["costs"] = NEEDS["table1"]
 _SMALL = (
     "table3",
     "table4",

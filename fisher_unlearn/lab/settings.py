@@ -201,28 +201,27 @@ def _with_method(values: dict[str, Any]) -> dict[str, Any]:
     name = values.get("method", RunSettings.model_fields["method"].default)
     if not isinstance(name, str) or name not in METHODS:
         return values | {"method": name, "options": METHODS["finetune"]()}  # the name is refused
-    kind, whole = METHODS[name], values.pop("options", None)
+    kind = METHODS[name]
     model = _one_by_one(kind, tuple(METHODS.values()))
     single = {n: values.pop(n) for n in [*values] if n in model.model_fields}
     given = model(**single).model_dump(include=set(option_hints(name)), exclude_none=True)
     try:
-        base = _whole(kind, whole, values.get("preset", "paper"))
+        named = kind.preset(values.get("preset", "paper"))
+        base = _whole(kind, values.pop("options")) if "options" in values else named
         return values | {"options": _changed(base, *given.items())}
     except TypeError as error:
         raise ValueError(str(error)) from None
 
 
-def _whole(kind: type[Method], whole: Any, preset: Any) -> Method:
-    "A method with all its options: as it is, from a record, or a preset."
+def _whole(kind: type[Method], whole: Any) -> Method:
+    "A method with all its options: as it is, or from a record."
     if isinstance(whole, kind):
         return whole
     if isinstance(whole, Mapping):
         for name in whole:
             choose(name, option_hints(kind.name), f"option of `{kind.name}`")
         return kind(**whole)
-    if whole is not None:
-        raise ValueError(f"`options` is {shown(whole)}: it must be those of `{kind.name}`.")
-    return kind.preset(preset)
+    raise ValueError(f"`options` is {shown(whole)}: it must be those of `{kind.name}`.")
 
 
 class RunSettings(RequestSettings):
@@ -516,8 +515,10 @@ def resolve(
     run."""
     choose(profile, [*profiles(), EXPLICIT], "profile")
     given = {name: value for name, value in parameters.items() if value is not None}
+    known = parameter_names()
     for name in parameters:
-        choose(name, parameter_names(), "parameter")
+        if name not in known:
+            choose(name, known, "parameter")  # which offers the nearest
     _no_stranger(given)
     _no_option_of_others(given)
     usual = {} if profile == EXPLICIT else _usual(profile, given)
@@ -557,9 +558,9 @@ def _no_option_of_others(given: Mapping[str, Any]) -> None:
     method = given.get("method", RunSettings.model_fields["method"].default)
     if not isinstance(method, str) or method not in METHODS:
         return  # which is refused later
-    own = option_hints(method)
+    own, every = option_hints(method), option_hints()
     for name in given:
-        if name in option_hints() and name not in own:
+        if name in every and name not in own:
             has = f"it has {', '.join(own)}" if own else "it has none"
             raise ValueError(f"`{name}` is no option of `{method}`: {has}.")
 

@@ -64,6 +64,7 @@ class _Provenance(_Part):
     processor: str
     instructions: str | None = None
     cores: Count | None
+    fused: bool | None = None
     device: str
 
 # %% ../../nbs/6_lab/01_store.ipynb #cea5a715

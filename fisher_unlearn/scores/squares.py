@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import product
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,17 +24,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..images.arguments import checked
 from ..networks.guard import Snapshot, untouched
+from ..networks.machine import compiled_loops
 from .passes import DEPENDENT, WAYS, Passes, check_independent, close
 from .passes import distance, few_of, find_way, has_backward_hooks, loose
 from .passes import squares_in_batch, stands_alone, tolerance, try_directions
-from fisher_unlearn.scores.fused import (
-    Plan,
-    Tile,
-    Windows,
-    plan_tiles,
-    squared_products,
-    summed_products,
-)
+
+if TYPE_CHECKING:
+    from fisher_unlearn.scores.fused import Plan
 
 Rule = Callable[[Any, Tensor, list[Tensor]], Tensor]
 
@@ -77,7 +73,8 @@ def _normalised(module: Any, x: Tensor) -> Tensor:
 def _loop_fits(x: Tensor, positions: int, groups: int = 1) -> bool:
     "Is there a loop that adds up the squares in registers, and no faster way?"
     return (
-        x.device.type == "cpu"
+        compiled_loops()
+        and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
         and positions > 1
         and groups == 1
@@ -104,6 +101,8 @@ def _scale(module: Any, x: Tensor, gs: list[Tensor]) -> Tensor:
 
 def _scale_in_registers(module: Any, x: Tensor, gs: list[Tensor]) -> Tensor:
     "The same for BatchNorm, by the loop: Σᵢ (Σ_p g[i, p] (x[i, p] − mean))² / (variance + ε)."
+    from fisher_unlearn.scores.fused import summed_products
+
     x, *slopes = (t.movedim(1, -1).flatten(1, -2) for t in (x.to(gs[0].dtype), *gs))
     squares = [
         summed_products(x, g, module.running_mean.to(x.dtype)).square().sum(0) for g in slopes
@@ -212,7 +211,9 @@ def _outer_squares(columns: _Columns, x: Tensor, gs: list[Tensor]) -> Tensor:
 @lru_cache(maxsize=1024)
 def _plan_of_linear(
     positions: int, inputs: int, outputs: int, dtype: torch.dtype, threads: int
-) -> Plan:
+) -> "Plan":
+    from fisher_unlearn.scores.fused import Windows, plan_tiles
+
     at = torch.arange(positions, device="cpu")
     return plan_tiles(Windows(at[:1], at, at < 0), inputs, outputs, dtype, threads)
 
@@ -222,13 +223,11 @@ def _linear(layer: Any, x: Tensor, gs: list[Tensor]) -> Tensor:
     x, *slopes = (t.reshape(len(t), -1, t.shape[-1]) for t in (x, *gs))
     positions, inputs = x.shape[1:]
     if _loop_fits(x, positions):
-        return squared_products(
-            _plan_of_linear(
-                positions, inputs, slopes[0].shape[-1], x.dtype, torch.get_num_threads()
-            ),
-            x,
-            slopes,
-        )[:, 0]
+        from fisher_unlearn.scores.fused import squared_products
+
+        threads = torch.get_num_threads()
+        planned = _plan_of_linear(positions, inputs, slopes[0].shape[-1], x.dtype, threads)
+        return squared_products(planned, x, slopes)[:, 0]
     inside = torch.ones(1, positions, 1, dtype=torch.bool)
     columns = _Columns(inside, inputs, 1, x[0].numel(), lambda part, room: [part[:, None, :, None]])
     return _outer_squares(columns, x, slopes)[0, 0]
@@ -314,8 +313,10 @@ def _plan_of_conv(
     outputs: int,
     dtype: torch.dtype,
     threads: int,
-) -> Plan:
+) -> "Plan":
     "For images of a shape, and outputs of a size."
+    from fisher_unlearn.scores.fused import Windows, plan_tiles
+
     blank = ~_pixels(taps, size[-1], unrolled, torch.ones(1, 1, *shape, device="cpu"))[0].any(-1)
     at = torch.arange(blank.numel(), device="cpu").view(blank.shape)
     kernel, stride, dilation = (
@@ -330,6 +331,8 @@ def _plan_of_conv(
 
 def _in_registers(taps: _Taps, weight: Tensor, x: Tensor, gs: list[Tensor]) -> Tensor:
     "The squares of a convolution's weight by the loop."
+    from fisher_unlearn.scores.fused import Tile, squared_products
+
     size, unrolled = tuple(gs[0].shape[2:]), x.shape[1] < Tile.of(x.dtype).lanes
     pixels = _pixels(taps, size[-1], unrolled, x)
     planned = _plan_of_conv(

@@ -1,0 +1,61 @@
+"""A method, a network, a data set and a metric from outside the package, added as CONTRIBUTING
+shows it, come out in a table by their titles."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from fisher_unlearn.images.data import DATASETS
+from fisher_unlearn.lab.experiments import sweep
+from fisher_unlearn.lab.executors import complete
+from fisher_unlearn.lab.report import conditions
+from fisher_unlearn.lab.results import beside, outcomes, printable, summary
+from fisher_unlearn.methods.conformance import check_method
+from fisher_unlearn.methods.unlearn import METHODS
+from fisher_unlearn.networks.metrics import METRICS
+from fisher_unlearn.networks.models import NETWORKS
+
+SHOWN = Path(__file__).parents[1] / "CONTRIBUTING.md"
+
+
+@pytest.fixture
+def added():
+    "What CONTRIBUTING's examples add, taken away afterwards."
+    tables = (METHODS, NETWORKS, DATASETS, METRICS)
+    before = [dict(table) for table in tables]
+    for block in re.findall(r"```python\n(.*?)```", SHOWN.read_text(encoding="utf-8"), re.S):
+        exec(block, {})
+    yield [[name for name in table if name not in old] for table, old in zip(tables, before)]
+    for table, old in zip(tables, before):
+        table.clear()
+        table.update(old)
+
+
+def test_what_is_added_from_outside_comes_out_in_a_table(added, tmp_path):
+    [method], [network], [dataset], [metric] = added
+    check_method(METHODS[method])
+    short = dict(epochs=2, drops=[1], fine_tune_epochs=1, threads=1, device="cpu")
+    axes = [{"seed": 1}, {"seed": 2}], [{"method": method}, {"method": "fisher_mask"}]
+    settings = sweep("explicit", *axes, dataset=dataset, network=network, **short)
+    records = complete(settings, tmp_path / "runs")
+    runs = outcomes(records)
+    assert (runs[f"{metric}_best"] == runs.remain_acc_best - runs.forget_acc_best).all()
+    table = summary(runs)
+    assert set(table.setting) == {f"{NETWORKS[network].title}/{DATASETS[dataset].title}"}
+    assert {METHODS[method].title, "FisherMask (paper)"} <= {*table.method}
+    assert (table[table.method == METHODS[method].title].n == 2).all()
+    shown = printable(beside(table, 1))
+    assert f"{METRICS[metric].title} after" in shown and len(shown) > 2
+    assert f"{dataset} is not among the paper's data sets" in conditions(records)
+
+
+def test_options_of_one_from_outside_are_in_the_key_and_on_the_command_line(added):
+    from fisher_unlearn.lab.settings import parameter_names, resolve, run_key
+
+    [method], *_ = added
+    assert "share" in parameter_names()
+    one, two = (
+        run_key(resolve("quick", method=method, share=share, device="cpu")) for share in (0.1, 0.2)
+    )
+    assert one != two
