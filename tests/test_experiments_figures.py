@@ -9,7 +9,7 @@ from fisher_unlearn.lab.settings import profiles
 from fisher_unlearn.lab.report import read_kept
 
 pytestmark = pytest.mark.slow
-SHORT = {"epochs": 2, "fine_tune_epochs": 2, "device": "cpu"}
+SHORT = {"profile": "smoke", "fine_tune_epochs": 2, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def kept(tmp_path_factory):
             {**SHORT, "runs": str(base / "runs"), "figures": str(base / "out")},
             progress_bar=False,
         )
-        folder = base / "out" / "quick"
+        folder = base / "out" / "smoke"
         found[name] = (
             pd.read_csv(folder / f"{name}.csv"),
             read_kept(folder / f"{name}.parquet"),
@@ -64,7 +64,7 @@ def test_figure_1_has_a_point_for_each_epoch_and_each_pass_of_lissa(kept):
         )
         assert len(points) == (
             3 if chosen["method"] == "influence" else 9
-        )  # the quick profile: 2 passes or 8 epochs, and the start
+        )  # the profile: 2 passes or 8 epochs, and the start
         name = {
             "finetune": "Finetune",
             "influence": f"Influence ({chosen['preset']})",
@@ -78,7 +78,7 @@ def test_figure_1_has_a_point_for_each_epoch_and_each_pass_of_lissa(kept):
 def test_figure_2_has_both_scopes_of_each_method(kept):
     table, records, _, _ = kept["figure2"]
     assert len(table) == 2 * len(records) and set(table.scope) == {"classifier", "all"}
-    caps = profiles()["quick"]["tasks"]["relearn"]
+    caps = profiles()["smoke"]["tasks"]["relearn"]
     assert (table["at least"] == table.epochs.fillna(table.scope.map(caps) + 1)).all()
     assert table.epochs.astype(object).where(table.epochs.notna(), None).tolist() == [
         record["readouts"][f"relearn_{scope}_{cap}"]["epochs"]

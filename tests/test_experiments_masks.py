@@ -7,23 +7,24 @@ import papermill
 import pandas as pd
 import pytest
 
-from fisher_unlearn.lab.experiments import MASKS_TO_TUNE
+from fisher_unlearn.lab.experiments import MASKS_TO_TUNE, sweep
+from fisher_unlearn.lab.settings import RunSettings, run_key, unusual_options
 from fisher_unlearn.lab.notebook import find_notebook
 from fisher_unlearn.lab.report import read_kept
 
 pytestmark = pytest.mark.slow
 
 
-def executed(name, epochs, base):
+def executed(name, base):
     "The table, the records and the text that an experiment keeps."
     given = {
-        "epochs": epochs,
+        "profile": "smoke",
         "device": "cpu",
         "runs": str(base / "runs"),
         "figures": str(base / "out"),
     }
     papermill.execute_notebook(find_notebook(name), base / "x.ipynb", given, progress_bar=False)
-    stem = base / "out" / "quick" / name
+    stem = base / "out" / "smoke" / name
     return (
         pd.read_csv(f"{stem}.csv"),
         read_kept(f"{stem}.parquet"),
@@ -33,12 +34,12 @@ def executed(name, epochs, base):
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
-    return executed("what_the_mask_removes", 6, tmp_path_factory.mktemp("masks"))
+    return executed("what_the_mask_removes", tmp_path_factory.mktemp("masks"))
 
 
 @pytest.fixture(scope="module")
 def choice(tmp_path_factory):
-    return executed("recommended", 4, tmp_path_factory.mktemp("choice"))
+    return executed("recommended", tmp_path_factory.mktemp("choice"))
 
 
 def start(record):
@@ -64,7 +65,7 @@ def test_each_mask_is_in_the_table_as_its_record_has_it(kept):
     assert len(table) == len(masks) == 3 * 2 * 2 * 2 * 2 and len(records) == len(masks) + 2 + 10
     w_star, control = start(alone(records, "finetune")), start(alone(records, "mask_classifier"))
     for r in masks:
-        s = r["settings"]
+        s = r["settings"] | r["settings"]["options"]
         pool = "in the pool" if s["classifier_in_pool"] else "not in the pool"
         mine = table[
             (table.estimator == f"{s['fisher_labels']} labels, per {s['fisher_per']}")
@@ -101,21 +102,8 @@ def test_the_eight_are_named_and_told_at_their_last_epoch(kept):
     }
     assert {"retrained", "fine-tuned only", *MASKS_TO_TUNE} <= set(lines)
     for name, case in MASKS_TO_TUNE.items():
-        r = next(
-            r
-            for r in records
-            if r["settings"]["fine_tune_epochs"]
-            and all(
-                (r["settings"][k] if r["settings"][k] is not None else v) == v
-                for k, v in case.items()
-            )
-            and {
-                k
-                for k in ("unit", "fisher_labels", "remain_weight", "classifier_in_pool")
-                if r["settings"][k] is not None
-            }
-            == {*case} - {"method", "preset", "ratio"}
-        )
+        (key,) = map(run_key, sweep("smoke", [case], device="cpu"))
+        r = next(r for r in records if r["key"] == key)
         before, last = start(r), r["history"][-1]
         assert [float(x) for x in lines[name][:4]] == pytest.approx(
             [*before, last["remain_acc"], last["forget_acc"]], abs=1e-3
@@ -163,9 +151,14 @@ def test_the_answers_count_what_the_table_holds(kept):
 def made(record):
     "What makes a mask."
     return tuple(
-        record["settings"][name]
+        record["settings"]["options"][name]
         for name in ("fisher_labels", "fisher_per", "unit", "remain_weight", "ratio")
     )
+
+
+def unusual(record):
+    "Is it that of the mask that was chosen, and not of a preset?"
+    return bool(unusual_options(RunSettings(**record["settings"])))
 
 
 def test_what_is_judged_is_chosen_by_the_rule_on_other_images_and_classes(choice):
@@ -187,7 +180,7 @@ def test_what_is_judged_is_chosen_by_the_rule_on_other_images_and_classes(choice
         .agg(["mean", "size"])
     )
     assert len(scores) == 12 and set(scores["size"]) == {2}
-    chosen = [r for r in judged if r["settings"]["classifier_in_pool"] is False]
+    chosen = [r for r in judged if unusual(r)]
     assert len(chosen) == 4 and {scores["mean"][made(r)] for r in chosen} == {scores["mean"].max()}
     assert len(table) == len(judged) == 2 * 10 and (table.name == "FisherMask (chosen)").sum() == 4
 
@@ -198,7 +191,7 @@ def test_the_verdict_is_what_the_judged_runs_say(choice):
         (
             r["settings"]["method"],
             r["settings"]["preset"],
-            r["settings"]["classifier_in_pool"] is False,
+            unusual(r),
             r["request"]["classes"][0],
             str(r["settings"]["remain_limit"] or "all"),
         ): r["history"][-1]

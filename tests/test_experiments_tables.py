@@ -35,7 +35,7 @@ TWO = (
 MEASURES = ("remain_acc", "forget_acc", "unlearn_score")
 
 
-def executed(name, runs, figures, profile="quick", **parameters):
+def executed(name, runs, figures, profile="smoke", **parameters):
     "Run an experiment, with its folders named by the environment; the folder of its results."
     with pytest.MonkeyPatch.context() as patch:
         for key, value in {"RUNS": runs, "FIGURES": figures}.items():
@@ -117,12 +117,12 @@ def quick(tmp_path_factory):
         tmp_path_factory.mktemp("tables"),
         {"epochs": 2, "fine_tune_epochs": 2, "device": "cpu"},
     )
-    template = run(resolve("quick", method="finetune", **short), base / "runs", progress="none")
+    template = run(resolve("smoke", method="finetune", **short), base / "runs", progress="none")
     plant(
         base / "runs",
         [
             s
-            for s in needed("table1", "quick", **short)
+            for s in needed("table1", "smoke", **short)
             if s.method in TWO and (s.method, s.preset) != ("fisher_mask", "paper")
         ],
         lambda s: {**template, "seconds": {**template["seconds"], "method": 9.0}},

@@ -35,7 +35,7 @@ from fisher_unlearn.lab.store import keep_run
 from fisher_unlearn.networks.train import read_tensors
 from made import run_record
 
-SHORT = {"epochs": 2, "fine_tune_epochs": 1, "device": "cpu"}
+SHORT = {"subset": 200, "epochs": 2, "fine_tune_epochs": 1, "device": "cpu"}
 
 
 def few(*methods, **more):
@@ -644,8 +644,8 @@ def test_notebooks_leave_the_records_of_this_process(on, tmp_path):
 
 
 GRID = (
-    "sweep('quick', cast('fisher_mask', 'finetune', 'mask_classifier', 'random_mask'), "
-    "epochs=2, fine_tune_epochs=1, device='cpu')"
+    "sweep('smoke', cast('fisher_mask', 'finetune', 'mask_classifier', 'random_mask'), "
+    "device='cpu')"
 )
 RUNNER = (
     "import sys\nfrom fisher_unlearn.lab.executors import complete\n"

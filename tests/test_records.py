@@ -40,7 +40,7 @@ from fisher_unlearn.lab.store import KeptScores
 from fisher_unlearn.networks.machine import repeatable
 from fisher_unlearn.networks.train import load_weights, read_tensors, tensors_digest, train_model
 
-SHORT = {"epochs": 2, "fine_tune_epochs": 1}
+SHORT = {"subset": 300, "epochs": 2, "fine_tune_epochs": 1}
 
 
 def quick(**parameters):

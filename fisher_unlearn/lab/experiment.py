@@ -80,8 +80,8 @@ class Experiment:
     @property
     def unfinished(self) -> str:
         "The runs that are not done, and why, as a Markdown list."
-        done = [s for s, _ in self.pairs]
-        return "\n".join(self._why(s) for s in self.settings if s not in done)
+        done = {record["key"] for record in self.records}
+        return "\n".join(self._why(s) for s in self.settings if run_key(s) not in done)
 
     def _why(self, settings: RunSettings) -> str:
         "A line on a run that is not done."
