@@ -40,7 +40,8 @@ from fisher_unlearn.lab.store import KeptScores
 from fisher_unlearn.networks.machine import repeatable
 from fisher_unlearn.networks.train import load_weights, read_tensors, tensors_digest, train_model
 
-SHORT = {"subset": 300, "epochs": 2, "fine_tune_epochs": 1}
+WHOLE = {"epochs": 2, "fine_tune_epochs": 1}
+SHORT = {"subset": 300, **WHOLE}
 
 
 def quick(**parameters):
@@ -702,7 +703,7 @@ def runs(tmp_path_factory):
 
 
 def test_a_run_leaves_a_whole_record_and_is_not_done_twice(runs):
-    chosen = quick(method="fisher_mask", preset="authors_code", **SHORT)
+    chosen = quick(method="fisher_mask", preset="authors_code", **WHOLE)
     record = run(chosen, runs, progress="none")
     assert {
         "key",
@@ -761,7 +762,7 @@ def test_samples_can_be_forgotten_from_settings(runs):
 
 
 def test_a_random_subset_is_drawn_by_the_seed_and_judged_by_the_retrained_model(runs):
-    chosen = quick(request="random", count=60, method="finetune", seed=5, **SHORT)
+    chosen = quick(request="random", count=60, method="finetune", seed=5, **WHOLE)
     record, images = run(chosen, runs, progress="none"), images_of(chosen)
     request = random_subset(images, 60, 5)
     assert record["request"] == {
@@ -787,7 +788,7 @@ def test_a_random_subset_is_drawn_by_the_seed_and_judged_by_the_retrained_model(
 
 
 def test_a_held_out_part_of_the_training_set_judges_instead_of_the_test_set(tmp_path):
-    chosen = quick(method="mask_classifier", held_out=200, **SHORT | {"fine_tune_epochs": 0})
+    chosen = quick(method="mask_classifier", held_out=200, **WHOLE | {"fine_tune_epochs": 0})
     record, images = (
         run(chosen, tmp_path, progress="none"),
         load_images("digits").held_out(200, 666),
@@ -919,13 +920,13 @@ def test_limited_remain_data_are_all_that_a_method_sees(runs, monkeypatch):
             quick(
                 method=method,
                 remain_limit=limit,
-                **SHORT | ({} if limit else {"fine_tune_epochs": 0}),
+                **WHOLE | ({} if limit else {"fine_tune_epochs": 0}),
             ),
             runs,
             progress="none",
         )
         request = request_of(
-            chosen := quick(remain_limit=limit, **SHORT | {"fine_tune_epochs": 0}),
+            chosen := quick(remain_limit=limit, **WHOLE | {"fine_tune_epochs": 0}),
             images_of(chosen),
         )
         assert (
@@ -954,7 +955,7 @@ def test_a_small_image_is_padded_for_a_network_that_needs_it_and_it_is_said(runs
 
 
 def test_a_record_of_other_images_is_refused(tmp_path):
-    chosen = quick(method="finetune", **SHORT)
+    chosen = quick(method="finetune", **WHOLE)
     run(chosen, tmp_path, progress="none")
     for folder, again in (
         (f"train-{training_key(chosen)}", quick(method="finetune", epochs=2, fine_tune_epochs=0)),
