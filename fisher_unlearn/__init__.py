@@ -6,6 +6,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _ROOMS = {  # the public names, by the room that has them: it is imported when one is asked for
+    "images.arguments": ("option",),
     "images.data": ("load_images",),
     "images.forget": (
         "forget_class",
@@ -20,8 +21,14 @@ _ROOMS = {  # the public names, by the room that has them: it is imported when o
     "networks.metrics": ("evaluate", "unlearn_score"),
     "networks.train": ("TrainSettings", "train_model"),
     "scores.fisher": ("diag_fisher",),
+    "methods.base": ("Method", "Task"),
     "methods.masking": ("candidates", "select_top", "zero_"),
+    "methods.masks": ("TFIDF", "ActivationMask", "FisherMask", "MaskClassifier", "RandomMask"),
+    "methods.noise": ("FisherNoise",),
+    "methods.influence": ("Influence",),
+    "methods.retraining": ("Finetune", "Retrain"),
     "methods.unlearn": ("METHODS", "unlearn"),
+    "methods.conformance": ("check_method",),
     "audit.readouts": ("agreement", "relearn_time"),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..images.arguments import Seed, Whole, checked
 from ..images.atomic import writable_folder
@@ -263,21 +263,25 @@ def _fine_tuned(
 
 @torch.no_grad()
 def _changes(before: nn.Module, after: nn.Module, mask: Mask) -> "pd.DataFrame":
-    """For each tensor of the state that differs or is masked: its entries, how many are masked
-    and changed, kernels and channels masked entirely, and the Euclidean distance moved."""
+    "One row for each tensor of the state that differs or is masked, each under its first name."
     import pandas as pd
 
-    rows, old, names, marks = [], tensors_of(before), state_names(after), by_first_name(after, mask)
-    for name, new in tensors_of(after).items():
-        if names.get(name, name) != name or name not in old:
-            continue
-        where = marks.get(name, torch.zeros_like(new, dtype=torch.bool))
-        moved = int(((new != old[name]) & ~(new.isnan() & old[name].isnan())).sum())
-        kernels, channels = (masked_whole(where, dims) if where.dim() > 1 else 0 for dims in (2, 1))
-        if where.any() or moved:
-            wide = torch.complex128 if new.is_complex() else torch.float64
-            distance = (new.to(wide) - old[name].to(wide)).norm().item()
-            rows.append((name, new.numel(), int(where.sum()), moved, kernels, channels, distance))
-    return pd.DataFrame(
-        rows, columns=["name", "entries", "masked", "changed", "kernels", "channels", "distance"]
-    )
+    old, names, marks = tensors_of(before), state_names(after), by_first_name(after, mask)
+    own = {name: new for name, new in tensors_of(after).items() if names.get(name, name) == name}
+    rows = [_change(name, old[name], new, marks) for name, new in own.items() if name in old]
+    frame = pd.DataFrame(rows, columns=_COLUMNS)
+    return frame[(frame.masked > 0) | (frame.changed > 0)].reset_index(drop=True)
+
+
+_COLUMNS = ["name", "entries", "masked", "changed", "kernels", "channels", "distance"]
+
+
+def _change(name: str, old: Tensor, new: Tensor, marks: Mask) -> tuple[Any, ...]:
+    """A tensor's entries, how many are masked and changed, kernels and channels that are masked
+    entirely, and the Euclidean distance that it moved."""
+    where = marks.get(name, torch.zeros_like(new, dtype=torch.bool))
+    changed = int(((new != old) & ~(new.isnan() & old.isnan())).sum())
+    wide = torch.complex128 if new.is_complex() else torch.float64
+    whole = [masked_whole(where, dims) if where.dim() > 1 else 0 for dims in (2, 1)]
+    distance = (new.to(wide) - old.to(wide)).norm().item() if changed or where.any() else 0.0
+    return (name, new.numel(), int(where.sum()), changed, *whole, distance)
