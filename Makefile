@@ -32,10 +32,10 @@ reproduce: $(READY)
 
 # Two processes of one thread do more on two cores than one of two threads; threads that runs ask for must not spin while they wait.
 test: sync lint notebooks
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest -q -m "not slow" --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest -q -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY)
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest -q -m slow --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest -q -m slow --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # An environment over the first one: torch is there already, and what has a lower bound is found before its newest version.
 LOWEST := .lowest

@@ -16,6 +16,35 @@ hypothesis_settings.register_profile(
 hypothesis_settings.load_profile("unhurried")
 
 
+# Two workers take a file at a time: the longest first, so that no one is left alone with one.
+LONGEST = (
+    "grid",
+    "experiments_tables",
+    "unlearn",
+    "experiments_masks",
+    "cluster",
+    "records",
+    "stopping",
+    "foreign",
+    "notebooks",
+    "partial",
+    "experiments_tasks",
+    "fisher",
+    "readouts",
+    "step",
+    "train",
+    "squares",
+    "experiments_figures",
+    "kept",
+)
+
+
+def pytest_collection_modifyitems(items):
+    "Files in the order of their length; the order within a file stays."
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
 @pytest.fixture(scope="session")
 def digits():
     return load_images("digits")

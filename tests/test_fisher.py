@@ -286,6 +286,7 @@ def test_one_direction_less_than_classes_has_the_same_squares(logits):
     assert (single - found).abs().max() < 1e-6 and single.isfinite().all()
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_sums_of_one(tmp_path):
     command = [
         sys.executable,

@@ -401,6 +401,7 @@ def test_an_epoch_is_a_line_where_there_is_no_terminal(fresh, original, sets, ca
     assert len(lines) == 2 and lines[1].startswith("re-learning epoch 2  forget loss ")
 
 
+@pytest.mark.slow
 def test_forgetting_the_copies_of_what_remains_changes_nothing():
     """Every image twice, and one copy of each is forgotten: w* and the retrained model answer
     alike on the copies, as a class that is forgotten does not."""
@@ -431,6 +432,7 @@ def test_forgetting_the_copies_of_what_remains_changes_nothing():
     assert trained["class"].same_top1 == 0 and trained["class"].divergence > 0.5
 
 
+@pytest.mark.slow
 def test_a_random_subset_whose_twins_stay_is_answered_as_before():
     """Every image twice, and 150 of them are drawn: where the other copy stays, the retrained
     model answers as w* does (the paper's footnote 1)."""

@@ -93,9 +93,9 @@ def test_squares_are_added_up_in_registers_where_there_is_a_loop_for_them(
     monkeypatch, layer, shape, fits
 ):
     "Not for one position, for groups of channels, nor in half precision."
-    taken, loop = [], squares.squared_products
+    taken, loop = [], fused.squared_products
     monkeypatch.setattr(
-        squares, "squared_products", lambda *given: taken.append(True) or loop(*given)
+        fused, "squared_products", lambda *given: taken.append(True) or loop(*given)
     )
     x = torch.randn(5, *shape).to(layer.weight.dtype)
     found = RULES[type(layer)]["weight"](layer, x, [torch.randn_like(layer(x)) for _ in range(2)])
@@ -117,10 +117,8 @@ def test_the_scale_of_batchnorm_is_summed_in_one_reading_where_channels_are_last
 ):
     """As by the definition, sample by sample; with a mean far from zero and slopes that are not
     laid out so."""
-    taken, loop = [], squares.summed_products
-    monkeypatch.setattr(
-        squares, "summed_products", lambda *given: taken.append(True) or loop(*given)
-    )
+    taken, loop = [], fused.summed_products
+    monkeypatch.setattr(fused, "summed_products", lambda *given: taken.append(True) or loop(*given))
     x, gs = (torch.randn(n, 7, *shape, dtype=layer.weight.dtype) for n in (1, 2))
     x = x[0] * 3 + 50
     layer(x)
@@ -503,6 +501,7 @@ def test_a_rule_names_only_parameters_that_its_module_has():
     }
 
 
+@pytest.mark.slow
 def test_many_small_numbers_add_up():
     """Single precision over many samples stays close to double: 50,000 samples, in batches of
     one and of many."""

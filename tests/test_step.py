@@ -172,6 +172,7 @@ def test_a_traced_run_is_the_plain_run_and_holds_zeros(digits, traced):
     assert (ours.classifier.weight[3] == 0).all() and close(ours, plain, 1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_in_bfloat16_learns_and_differs(digits, original, settings):
     model = build_model("resnet20", 10, 1, seed=0)
     history = train_model(

@@ -79,6 +79,7 @@ def test_ctrl_c_ends_in_one_line_and_leaves_no_kernel(path, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_kernel_that_is_killed_is_said_in_one_line(tmp_path):
     process, family = start(PATHS["notebook"], tmp_path)
     family[0].kill()
@@ -91,6 +92,7 @@ def test_a_kernel_that_is_killed_is_said_in_one_line(tmp_path):
     assert "goes on from there" in error
 
 
+@pytest.mark.slow
 def test_what_a_killed_command_left_is_removed_by_the_next_start(tmp_path):
     process, family = start(PATHS["notebook"], tmp_path)
     process.terminate()
@@ -112,6 +114,7 @@ def test_what_a_killed_command_left_is_removed_by_the_next_start(tmp_path):
     assert [path.name for path in left_over(tmp_path)] == ["figure4.partial.ipynb"]
 
 
+@pytest.mark.slow
 def test_what_nobody_reads_is_no_error(tmp_path):
     "As with `| head -1`: the work is done all the same, and nothing is complained of."
     words = [
@@ -143,6 +146,7 @@ def test_what_nobody_reads_is_no_error(tmp_path):
 POSIX = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
+@pytest.mark.slow
 def test_a_command_works_where_text_is_ascii(tmp_path):
     words = ["table7", "--runs", str(tmp_path / "runs"), "--figures", str(tmp_path / "figures")]
     done = subprocess.run([*COMMAND, *words], capture_output=True, env=QUIET | POSIX, timeout=240)

@@ -660,7 +660,9 @@ def test_fine_tuning_replays_the_schedule_from_the_masked_model(original, loader
 CASES = [(m, p) for m, kind in METHODS.items() for p in kind.presets or ["paper"]]
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(
+    "network", [n if n == "resnet20" else pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS]
+)
 @pytest.mark.parametrize("method, preset", CASES)
 @pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
 def test_conformance(network, method, preset, device):
