@@ -20,13 +20,18 @@ import yaml
 from typer.core import TyperGroup
 
 import fisher_unlearn
-from .lab.cluster import given_share
 from .images.atomic import writable_folder
 from .images.data import choose, find_data, load_images
+from .lab.cluster import given_share
 from .lab.executors import EXECUTORS
 from .lab.experiments import NEEDS, needed
-from .lab.plans import plan
-from .lab.plans import as_done, label
+from .lab.notebook import PLACES, failures, find_notebook, notebooks
+from .lab.plans import as_done, label, plan
+from .lab.run import run
+from .lab.settings import parameter_names, parameter_types, profiles, resolve
+from .lab.settings import run_key
+from .lab.store import keep_run, runs_root
+from .terminal import STOPPED, farewell, screens
 from fisher_unlearn.lab.notebook import (
     KernelDied,
     NotebookFailed,
@@ -34,14 +39,6 @@ from fisher_unlearn.lab.notebook import (
     declared_names,
     execute,
 )
-from .lab.notebook import failures
-from .lab.notebook import find_notebook, notebooks
-from .lab.settings import parameter_names, parameter_types, profiles, resolve
-from .lab.settings import run_key
-from .lab.store import runs_root
-from .lab.store import keep_run
-from .lab.run import run
-from .terminal import STOPPED, farewell, screens
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -265,9 +262,9 @@ def _kind(hint: Any) -> type:
 
 def _flags(names: Iterable[str]) -> list[inspect.Parameter]:
     "An option for each parameter of these names."
-    found = []
+    found, types = [], parameter_types()
     for name in names:
-        hint, comment = parameter_types()[name]
+        hint, comment = types[name]
         said = f"{comment[0].upper()}{comment[1:]}{'' if comment.endswith('?') else '.'}"
         note = getitem(Annotated, (_kind(hint) | None, _option(said)))
         kind = inspect.Parameter.KEYWORD_ONLY
@@ -295,9 +292,9 @@ def _with_flags(names: Iterable[str]) -> Callable[[Callable[..., None]], Callabl
 
 def _meant(given: Mapping[str, Any]) -> dict[str, Any]:
     "What was typed, as values: of a list, which has commas in between, and of several types, read."
-    found: dict[str, Any] = {}
+    found, types = dict[str, Any](), parameter_types()
     for name, value in given.items():
-        hint = parameter_types()[name][0]
+        hint = types[name][0]
         if isinstance(value, str) and (get_origin(hint) is tuple or "tuple" in str(hint)):
             value = value.split(",")
         elif isinstance(value, str) and "Literal" in str(hint) and len(get_args(hint)) > 1:
@@ -342,7 +339,7 @@ def unlearn(
 
 # %% ../nbs/8_cli.ipynb #ed83b412
 @app.command()
-@_with_flags(name for name in declared_names("quickstart") if name in parameter_names())
+@_with_flags(n for n in declared_names("quickstart") if n not in ("profile", *PLACES))
 def quickstart(
     profile: _PROFILE = "quick",
     runs: Runs = None,

@@ -478,15 +478,15 @@ def _comments() -> dict[str, str]:
 @checked
 def parameter_types() -> dict[str, tuple[Any, str]]:
     "The annotation of each parameter, and what it means, with the names to choose from."
-    hints, comments = option_hints() | _hints(RunSettings), _comments()
-    return {name: (hints[name], comments[name] + _choices(name)) for name in parameter_names()}
+    hints, comments = _hints(RunSettings), _comments()
+    return {n: (hints[n], comments[n] + _choices(n, hints[n])) for n in parameter_names()}
 
 
-def _choices(name: str) -> str:
+def _choices(name: str, hint: Any) -> str:
     "The names to choose from, if there are any."
     names = ["auto", "cpu", "cuda"] if name == "device" else [*_TABLES.get(name, ({}, ""))[0]]
-    kinds = [a for a in get_args(_hints(RunSettings)[name]) if get_origin(a) is Literal]
-    names = names or [*get_args(kinds[0] if kinds else _hints(RunSettings)[name])]
+    kinds = [a for a in get_args(hint) if get_origin(a) is Literal]
+    names = names or [*get_args(kinds[0] if kinds else hint)]
     plain = [choice for choice in names if isinstance(choice, str)]
     return f" ({', '.join(plain)})" if len(plain) > 1 else ""
 

@@ -127,7 +127,11 @@ def _check_mask(method: Method, result: Unlearned) -> None:
     for name, where in result.mask.items():
         fits = name in state and where.dtype == torch.bool and where.shape == state[name].shape
         _claim(fits, method, f"returns a mask of `{name}` that does not fit the state")
-        _claim(bool((state[name][where] == 0).all()), method, f"says that it zeroed some of `{name}`, and did not")
+        _claim(
+            bool((state[name][where] == 0).all()),
+            method,
+            f"says that it zeroed some of `{name}`, and did not",
+        )
 
 # %% ../../nbs/4_methods/07_conformance.ipynb #a7f109b9
 def _check_run(method: Method, build: Callable[[], nn.Module]) -> None:

@@ -57,8 +57,8 @@ def _watch(path, stage, call, delay):
         watched("evaluate", train.evaluate),
         watched("evaluate", unlearn.evaluate),
     )
-    for name, method in unlearn.METHODS.items():
-        unlearn.METHODS[name] = watched("score", method)
+    for kind in unlearn.METHODS.values():
+        kind.__call__ = watched("score", kind.__call__)
     replace = watched("write", os.replace)
     mark = watched("written", lambda: None)
 
