@@ -737,8 +737,7 @@ def test_conformance(network, method, preset, device):
         assert a.changed.masked.tolist() == [head // 3, 1]
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("preset", READINGS)
+@pytest.mark.parametrize("method, preset", CASES)
 def test_double_precision_stays_double(original, few, method, preset):
     """In a model of doubles nothing becomes single, and what is masked or moved is what single
     precision masks or moves, up to rounding."""
