@@ -354,8 +354,8 @@ def quickstart(
         settings = resolve(profile, **chosen)
         results = figures_root(figures)
         folder, keep = writable_folder(results / profile), writable_folder(runs_root(runs))
-        load_images(settings.dataset, root)
-        name = f"quickstart_{settings.dataset}_{settings.network}"
+        load_images(settings.data.dataset, root)
+        name = f"quickstart_{settings.data.dataset}_{settings.network}"
         places = {"runs": str(keep), "figures": str(results)} | (
             {"root": str(root)} if root else {}
         )

@@ -13,16 +13,19 @@ COMMITTED = json.loads(
 ROW = {"lr": 0.1, "train_loss": 1.0, "seconds": 1.0, "remain_acc": 80.0, "forget_acc": 10.0}
 
 
+def listed(folder):
+    "The names of the files of a folder, without its lock."
+    return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
+
+
 def run_record(settings, **more):
     "A record as a run of these settings leaves it."
-    fresh = settings.method == "retrain"
-    epochs = (
-        settings.train.length if fresh else settings.fine_tune_length or settings.fine_tune_epochs
-    )
+    fresh = settings.retrains
+    epochs = settings.train.epochs if fresh else settings.tuning.epochs
     made = {name: part for name, part in COMMITTED.items() if name not in ("digest", "weights")}
     made |= {
         "key": run_key(settings),
-        "settings": settings.model_dump(),
+        "settings": settings.flat,
         "training": None if fresh else training_key(settings),
         "history": [ROW | {"epoch": epoch} for epoch in range(epochs + 1)],
     }
@@ -33,7 +36,7 @@ def training_record(settings, **more):
     "A record as the training of w* leaves it."
     rows = [
         {"epoch": epoch + 1, "lr": 0.1, "train_loss": 1.0, "seconds": 1.0}
-        for epoch in range(settings.train.length)
+        for epoch in range(settings.train.epochs)
     ]
     parts = {name: COMMITTED[name] for name in ("data", "provenance")}
     made = {

@@ -1,7 +1,6 @@
 """Files at once or not at all, locks, and what several processes do with one folder."""
 
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -17,7 +16,7 @@ import torch
 from matplotlib.figure import Figure
 
 import fisher_unlearn.images.atomic as atomic
-from fisher_unlearn.images.atomic import locked, remove_abandoned, write_whole
+from fisher_unlearn.images.atomic import is_held, locked, remove_abandoned, write_whole
 from fisher_unlearn.images.data import digest, load_images
 from fisher_unlearn.lab.executors import complete
 from fisher_unlearn.lab.plans import state
@@ -28,7 +27,7 @@ from fisher_unlearn.lab.report import read_kept, restore
 from fisher_unlearn.lab.report import keep as keep_result
 from fisher_unlearn.lab.store import keep_run
 from fisher_unlearn.networks.train import save_tensors
-from made import run_record, training_record
+from made import listed, run_record, training_record
 
 
 def quick(**more):
@@ -93,39 +92,38 @@ def test_a_full_disk_is_named_with_the_file_of_a_figure(tmp_path, monkeypatch):
         OSError, match=r"cannot write .*table\.png \(No space left on device\)"
     ) as error:
         keep_result("table", tmp_path, pd.DataFrame([{"x": 1}]), figure, "text", [record])
-    assert "\n" not in str(error.value) and sorted(os.listdir(tmp_path)) == [
+    assert "\n" not in str(error.value) and listed(tmp_path) == [
         "table.csv",
         "table.md",
     ]
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EBADF, errno.ENOTSUP])
-def test_a_folder_that_has_no_lock_is_locked_by_a_file_or_refused_by_name(
-    tmp_path, monkeypatch, number
-):
-    real = fcntl.flock
-
-    def on_files_only(handle, how):
-        if os.path.isdir(f"/proc/self/fd/{handle}"):
-            raise OSError(number, os.strerror(number))
-        return real(handle, how)
-
-    monkeypatch.setattr(atomic.fcntl, "flock", on_files_only)
-    with locked(tmp_path), pytest.raises(BlockingIOError), locked(tmp_path, wait=False):
-        pass
-    with locked(tmp_path, wait=False):
-        pass
-
-    def never(handle, how):
+def test_where_files_cant_be_locked_is_said_by_name(tmp_path, monkeypatch, number):
+    def never(*args, **options):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(atomic.fcntl, "flock", never)
+    monkeypatch.setattr(atomic.FileLock, "acquire", never)
     with (
-        pytest.raises(OSError, match=f"the file system of {tmp_path} has no locks") as error,
+        pytest.raises(OSError, match=f"files in {tmp_path} can't be locked") as error,
         locked(tmp_path),
     ):
         pass
     assert "\n" not in str(error.value)
+    with pytest.raises(OSError, match="cannot write .*/x"):
+        write_whole(tmp_path / "x", lambda part: part.write_text("x", encoding="utf-8"))
+    assert listed(tmp_path) == []
+
+
+def test_a_lock_is_one_at_a_time_also_within_a_process(tmp_path):
+    assert not is_held(tmp_path) and listed(tmp_path) == []
+    with locked(tmp_path):
+        assert is_held(tmp_path)
+        with pytest.raises(BlockingIOError), locked(tmp_path, wait=False):
+            pass
+    assert not is_held(tmp_path)
+    with locked(tmp_path, wait=False):
+        pass
 
 
 PREPARE = """
@@ -157,7 +155,7 @@ def test_three_processes_that_prepare_a_data_set_at_once_prepare_it_once(tmp_pat
     said = [process.communicate()[0].splitlines()[-1] for process in started]
     assert [process.returncode for process in started] == [0, 0, 0] and len({*said}) == 1
     assert (tmp_path / "calls").read_text(encoding="utf-8") == "x"
-    assert os.listdir(tmp_path / "data") == ["mnist.safetensors"]
+    assert listed(tmp_path / "data") == ["mnist.safetensors"]
 
 
 READ_OUT = """
@@ -232,7 +230,7 @@ def test_only_whole_weights_of_their_record_are_kept(tmp_path):
     found = save_tensors(folder / "weights.safetensors", {"w": torch.ones(3)})
     with pytest.raises(ValueError, match="is damaged or another's"):
         keep_run(name, tmp_path / "runs", tmp_path / "data")
-    assert not list((tmp_path / "data").rglob("*.*"))
+    assert listed(tmp_path / "data" / "checkpoints") == []
     write_record(folder / "record.json", record | {"weights": found})
     assert keep_run(name, tmp_path / "runs", tmp_path / "data").exists()
 
@@ -299,7 +297,7 @@ def test_no_mean_covers_two_data_sets(tmp_path, capsys):
     assert kind == "failed" and "made from other digits images" in reason
     with pytest.raises(ValueError, match="were made from different digits images"):
         histories(records)
-    away = [quick(seed=seed).model_copy(update={"dataset": "mnist"}) for seed in (1, 2)]
+    away = [quick(seed=seed).but(dataset="mnist") for seed in (1, 2)]
     for s, made in zip(away, (right, other)):
         record = run_record(s)
         record["data"] |= {"digest": made, "name": "mnist"}

@@ -129,7 +129,9 @@ def scores() -> dict[str, Tensor]:
 def settings() -> lab_settings.RunSettings:
     """A run that no machine of these tests can do, so that a call that passes its checks ends at
     once."""
-    return lab_settings.RunSettings(device="cuda", train={"schedule": {"epochs": 1, "drops": []}})
+    return lab_settings.RunSettings.of(
+        device="cuda", train={"schedule": {"epochs": 1, "drops": []}}
+    )
 
 
 def record() -> dict[str, Any]:

@@ -46,7 +46,7 @@ def test_what_is_typed_is_what_is_meant(words, wanted, monkeypatch, tmp_path):
     monkeypatch.setattr(cli, "run", stop)
     command("unlearn", *words, "--device", "cpu", "--runs", str(tmp_path))
     (settings,) = found
-    assert {name: getattr(settings.options, name) for name in wanted} == wanted
+    assert {name: getattr(settings.method, name) for name in wanted} == wanted
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from made import run_record
 
 @pytest.fixture
 def on_gpu():
-    return resolve("quick", device="cpu").model_copy(update={"device": "cuda"})
+    return resolve("quick", device="cpu").but(device="cuda")
 
 
 @pytest.mark.parametrize("profile", profiles())
@@ -38,14 +38,14 @@ def test_a_share_of_a_gpu_is_given_or_measured_or_one(on_gpu, tmp_path, monkeypa
         and gpu_share(resolve("quick", device="cpu"), tmp_path) == 0
     )
     for k, peak in enumerate((900.0, 2_000.0)):
-        record = run_record(on_gpu.model_copy(update={"seed": k}), memory={"device": peak})
+        record = run_record(on_gpu.but(seed=k), memory={"device": peak})
         (tmp_path / record["key"]).mkdir()
         write_record(tmp_path / record["key"] / "record.json", record)
     assert (
         gpu_share(on_gpu, tmp_path, total=8_000) == 1 / 2
         and gpu_share(on_gpu, tmp_path, total=80_000) == 1 / 22
     )  # 80 000 / (1.25 * 2000 + 1000)
-    assert gpu_share(on_gpu.model_copy(update={"network": "vgg16"}), tmp_path, total=80_000) == 1
+    assert gpu_share(on_gpu.but(network="vgg16"), tmp_path, total=80_000) == 1
     monkeypatch.setenv("FISHER_UNLEARN_GPU_SHARE", ".25")
     assert gpu_share(on_gpu, tmp_path, total=80_000) == 0.25
     monkeypatch.setenv("FISHER_UNLEARN_GPU_SHARE", "4")

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 import fisher_unlearn
 from fisher_unlearn.images.data import load_images
+from made import listed
 
 pytestmark = pytest.mark.slow
 NOTEBOOKS = Path(fisher_unlearn.__file__).parent.parent / "nbs" / "experiments"
@@ -29,7 +30,7 @@ def executed(name, base, **parameters):
     )
     folder = base / "quick"
     assert (folder / f"{name}.csv").stat().st_size and (folder / f"{name}.md").stat().st_size
-    assert all(path.suffix in (".csv", ".md", ".png") for path in folder.iterdir())
+    assert all(Path(name).suffix in (".csv", ".md", ".png") for name in listed(folder))
     assert all(path.stat().st_size < 60_000 for path in folder.glob("*.png"))
     return folder, nbformat.read(base / f"{name}.ipynb", 4)
 
@@ -274,7 +275,7 @@ def test_table_6_names_the_differences_and_what_is_missing(table6):
     assert str(root) not in "".join(
         path.read_text(encoding="utf-8") for path in folder.iterdir()
     ) + "".join(outputs)
-    assert sorted(p.name for p in root.iterdir()) == ["MNIST", "cifar10.safetensors"]
+    assert listed(root) == ["MNIST", "cifar10.safetensors"]
 
 
 # --- Table 7

@@ -158,7 +158,7 @@ def made(record):
 
 def unusual(record):
     "Is it that of the mask that was chosen, and not of a preset?"
-    return bool(unusual_options(RunSettings(**record["settings"])))
+    return bool(unusual_options(RunSettings.of(**record["settings"])))
 
 
 def test_what_is_judged_is_chosen_by_the_rule_on_other_images_and_classes(choice):

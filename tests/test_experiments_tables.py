@@ -68,13 +68,15 @@ MADE_UP = {
 
 def plant(runs, settings, template, epochs):
     "Made-up records of runs, on the template that a function gives for each."
-    places = list(dict.fromkeys((s.dataset, s.network) for s in settings))
+    places = list(dict.fromkeys((s.data.dataset, s.network) for s in settings))
     for s in settings:
-        shift = 0.1 * places.index((s.dataset, s.network)) + {666: 0, 777: 0.3, 888: -0.3}[s.seed]
-        remain, forget, later, left, top = MADE_UP[s.method, s.preset]
-        fresh = s.method == "retrain"
+        shift = (
+            0.1 * places.index((s.data.dataset, s.network)) + {666: 0, 777: 0.3, 888: -0.3}[s.seed]
+        )
+        remain, forget, later, left, top = MADE_UP[s.method.name, s.preset]
+        fresh = s.method.name == "retrain"
         last = (
-            s.train.length if fresh else epochs
+            s.train.epochs if fresh else epochs
         )  # a network that learns anew takes the whole schedule
         rows = [(max(0, remain + shift), forget)] + [
             (later + shift - 0.2 * abs(epoch - top), left) for epoch in range(1, last + 1)
@@ -102,7 +104,7 @@ def plant(runs, settings, template, epochs):
         }
         whole |= {
             "key": key,
-            "settings": s.model_dump(),
+            "settings": s.flat,
             "training": None if fresh else training_key(s),
             "history": history,
         }
@@ -123,7 +125,7 @@ def quick(tmp_path_factory):
         [
             s
             for s in needed("table1", "smoke", **short)
-            if s.method in TWO and (s.method, s.preset) != ("fisher_mask", "paper")
+            if s.method.name in TWO and (s.method.name, s.preset) != ("fisher_mask", "paper")
         ],
         lambda s: {**template, "seconds": {**template["seconds"], "method": 9.0}},
         2,
@@ -314,9 +316,9 @@ def paper(tmp_path_factory, quick):
     )
     images = lambda s: {
         **some["data"],
-        "name": s.dataset,
+        "name": s.data.dataset,
         "remarks": {},
-        **dict(zip(("train", "test"), PAPER_IMAGES[s.dataset])),
+        **dict(zip(("train", "test"), PAPER_IMAGES[s.data.dataset])),
     }
     plant(base / "runs", settings, lambda s: {**some, "data": images(s)}, 5)
     damaged = resolve(

@@ -13,6 +13,7 @@ import pytest
 from fisher_unlearn.lab.experiments import needed
 from fisher_unlearn.lab.notebook import execute, find_notebook
 from fisher_unlearn.lab.plans import label
+from made import listed
 
 pytestmark = pytest.mark.slow
 
@@ -172,9 +173,7 @@ def test_one_short_seed_on_digits_says_nothing_about_the_paper(made, name):
 def test_a_table_leaves_its_files_a_figure_and_no_path(made, name):
     base, nb = made(name)
     folder = base / "figures" / "smoke"
-    assert sorted(path.name for path in folder.iterdir()) == [
-        f"{name}.{ending}" for ending in ("csv", "md", "parquet", "png")
-    ]
+    assert listed(folder) == [f"{name}.{ending}" for ending in ("csv", "md", "parquet", "png")]
     assert 10_000 < (folder / f"{name}.png").stat().st_size < 200_000
     assert any(
         "image/png" in output.get("data", {}) for c in nb.cells for output in c.get("outputs", [])

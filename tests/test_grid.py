@@ -33,7 +33,7 @@ from fisher_unlearn.lab.run import READOUTS, readout, run, with_readouts
 from fisher_unlearn.lab.report import keep
 from fisher_unlearn.lab.store import keep_run
 from fisher_unlearn.networks.train import read_tensors
-from made import run_record
+from made import listed, run_record
 
 SHORT = {"subset": 200, "epochs": 2, "fine_tune_epochs": 1, "device": "cpu"}
 
@@ -70,14 +70,14 @@ def test_a_sweep_is_a_product_without_repetitions():
         if m == "tfidf" or r == 0.1
     ]
     assert sorted(
-        (s.seed, s.method, s.preset, getattr(s.options, "ratio", 0)) for s in found
+        (s.seed, s.method.name, s.preset, getattr(s.method, "ratio", 0)) for s in found
     ) == sorted(wanted)
 
 
 def test_a_profile_may_shorten_some_experiments_further():
     def sizes(*asked, **given):
         return {
-            (s.dataset, s.subset, s.train.length, s.train.schedule.drops)
+            (s.data.dataset, s.data.subset, s.train.epochs, s.train.schedule.drops)
             for s in needed(*asked, device="cpu", **given)
         }
 
@@ -98,26 +98,34 @@ def test_the_papers_tables_need_the_papers_runs():
     where they differ."""
     wanted = needed("table1", "paper", device="cpu")
     assert len(wanted) == 16 * 3 * (3 + 2 * 5) and {s.seed for s in wanted} == {666, 777, 888}
-    assert {(s.dataset, s.network) for s in wanted} == {
+    assert {(s.data.dataset, s.network) for s in wanted} == {
         (d, n if n != "resnet" else {"cifar10": "resnet20", "mnist": "resnet20"}.get(d, "resnet50"))
         for d in ("mnist", "cifar10", "cifar100", "tinyimagenet")
         for n in ("resnet", "vgg16", "googlenet", "densenet")
     }
-    assert {getattr(s.options, "ratio", None) for s in needed("table3", "paper", device="cpu")} == {
+    assert {getattr(s.method, "ratio", None) for s in needed("table3", "paper", device="cpu")} == {
         None,
         0.15,
         0.2,
         0.25,
-    } and all(s.count == 200 and s.patch_size == 4 for s in needed("table3", "paper", device="cpu"))
-    assert {s.mislabel_ratio for s in needed("table4", "paper", device="cpu")} == {0.1, 0.3, 0.5}
+    } and all(
+        s.request.count == 200 and s.request.patch_size == 4
+        for s in needed("table3", "paper", device="cpu")
+    )
+    assert {s.request.mislabel_ratio for s in needed("table4", "paper", device="cpu")} == {
+        0.1,
+        0.3,
+        0.5,
+    }
     assert {
-        (s.remain_limit, s.fine_tune_epochs) for s in needed("table5", "paper", device="cpu")
+        (s.request.remain_limit, s.tuning.fine_tune_epochs)
+        for s in needed("table5", "paper", device="cpu")
     } == {(0, 0), (50, 5), (None, 5)}
     one = needed("figure1", "paper", device="cpu")
     assert (
-        {(s.dataset, s.network) for s in one} == {("cifar100", "resnet50")}
-        and {s.fine_tune_length for s in one} == {30, None}
-        and {s.fine_tune_lr for s in needed("figure3", "paper", device="cpu")}
+        {(s.data.dataset, s.network) for s in one} == {("cifar100", "resnet50")}
+        and {s.tuning.fine_tune_length for s in one} == {30, None}
+        and {s.tuning.fine_tune_lr for s in needed("figure3", "paper", device="cpu")}
         == {None, 0.1, 0.01, 0.001}
     )
     assert (
@@ -135,9 +143,9 @@ def test_every_needed_run_can_be_passed_to_a_notebook(profile):
 
 
 def test_a_run_that_no_profile_has_can_be_passed_and_what_no_parameter_says_is_said():
-    odd = RunSettings(dataset="mnist", subset=7, network="densenet", train={"batch_size": 3})
+    odd = RunSettings.of(dataset="mnist", subset=7, network="densenet", train={"batch_size": 3})
     assert run_key(resolve(**parameters(odd))) == run_key(odd)
-    longer = RunSettings(train={"epochs": 3, "schedule": {"epochs": 2, "drops": []}})
+    longer = RunSettings.of(train={"epochs": 3, "schedule": {"epochs": 2, "drops": []}})
     with pytest.raises(ValueError, match="no parameters say all of digits resnet20 666"):
         parameters(longer)
 
@@ -200,7 +208,7 @@ def test_a_plan_knows_what_is_kept_beside_the_data(folder, tmp_path):
 def test_what_was_done_where_w_star_comes_from_is_not_done_again(tmp_path):
     wanted = needed("table1", "paper_bfloat16", [666], device="cpu")
     assert as_done(wanted, tmp_path, tmp_path) == wanted
-    there = [s.model_copy(update={"device": "cuda"}) for s in wanted]
+    there = [s.but(device="cuda") for s in wanted]
     for s in there[:3]:
         (tmp_path / run_key(s)).mkdir()
         write_record(tmp_path / run_key(s) / "record.json", run_record(s))
@@ -286,9 +294,8 @@ def test_a_failure_is_forgotten_once_the_run_is_done(tmp_path, monkeypatch):
     assert state(tmp_path / run_key(chosen)) == ("failed", "a bad day")
     monkeypatch.setattr(module, "_done", whole)
     run(chosen, tmp_path, progress="none")
-    assert state(tmp_path / run_key(chosen)) == ("done", "") and sorted(
-        p.name for p in (tmp_path / run_key(chosen)).iterdir()
-    ) == ["record.json", "weights.safetensors"]
+    assert state(tmp_path / run_key(chosen)) == ("done", "")
+    assert listed(tmp_path / run_key(chosen)) == ["record.json", "weights.safetensors"]
 
 
 def test_damaged_records_are_failures_with_the_remedy(tmp_path):
@@ -352,7 +359,7 @@ def test_readouts_are_kept_beside_the_record(folder):
         len(found["relearn_all"]["losses"]) == 1 + (3 if again is None else again)
         and found["relearn_classifier"]["cap"] == 3
     )
-    files = sorted(p.name for p in (folder / run_key(chosen)).iterdir())
+    files = listed(folder / run_key(chosen))
     assert files == [
         "agreement.json",
         "record.json",

@@ -24,7 +24,7 @@ import fisher_unlearn
 from fisher_unlearn.cli import app
 from fisher_unlearn.images.data import DATASETS, load_images
 from fisher_unlearn.networks.models import build_model
-from fisher_unlearn.lab.settings import RequestSettings, RunSettings, option_hints
+from fisher_unlearn.lab.settings import REQUESTS, DataSettings, RunSettings, option_hints
 from fisher_unlearn.lab.settings import parameter_names, profiles, resolve, run_key, training_key
 from fisher_unlearn.lab.settings import training_settings
 from fisher_unlearn.networks.machine import provenance
@@ -39,6 +39,7 @@ from fisher_unlearn.lab.store import keep_run
 from fisher_unlearn.lab.store import KeptScores
 from fisher_unlearn.networks.machine import repeatable
 from fisher_unlearn.networks.train import load_weights, read_tensors, tensors_digest, train_model
+from made import listed
 
 WHOLE = {"epochs": 2, "fine_tune_epochs": 1}
 SHORT = {"subset": 300, **WHOLE}
@@ -69,10 +70,10 @@ def test_the_paper_profile_is_the_protocol():
     }
     assert {
         name: (
-            r.options.ratio,
+            r.method.ratio,
             r.network,
             r.train.batch_size,
-            r.fine_tune_epochs,
+            r.tuning.fine_tune_epochs,
             r.train.momentum,
             r.train.weight_decay,
         )
@@ -121,7 +122,7 @@ def test_none_means_the_profiles_value_and_drops_scale_with_epochs():
         ),
         ({"request": "poison", "method": "tfidf"}, "`tfidf` forgets classes"),
         ({"request": "mislabel", "method": "fisher_noise"}, "`fisher_noise` forgets classes"),
-        ({"request": "all"}, "`request` is 'all'"),
+        ({"request": "all"}, "unknown request 'all'"),
         ({"patch_size": 3}, "`patch_size` has no meaning for the request 'class'"),
         ({"request": "poison", "mislabel_ratio": 0.3}, "`mislabel_ratio` has no meaning"),
         ({"request": "poison", "patch_corner": "top"}, "unknown corner"),
@@ -276,7 +277,7 @@ def test_500_wrong_sets_of_parameters_are_refused_among_100_right_ones():
 def test_unknown_names_are_refused_at_every_depth():
     for bad in ({"sed": 1}, {"train": {"epoch": 1}}, {"train": {"schedule": {"rate": 1}}}):
         with pytest.raises(ValueError):
-            RunSettings(**bad)
+            RunSettings.of(**bad)
 
 
 def test_keys_change_with_what_can_change_a_result_and_with_nothing_else():
@@ -413,7 +414,7 @@ def test_the_device_of_w_star_is_told_from_that_of_the_method():
 def test_settings_survive_json():
     for dataset in ("digits", "mnist"):
         base = resolve("cpu", dataset=dataset, classes=["1", 2])
-        assert RunSettings(**json.loads(json.dumps(base.model_dump()))) == base
+        assert RunSettings.of(**json.loads(json.dumps(base.flat))) == base
 
 
 def test_provenance_says_what_is_needed_and_names_no_place():
@@ -510,7 +511,7 @@ def test_committed_records_are_those_of_their_settings_and_their_weights_are_sma
     assert kept and all(p.with_suffix(".safetensors").exists() for p in kept)
     assert records
     for record in records:
-        chosen = RunSettings(**record["settings"])
+        chosen = RunSettings.of(**record["settings"])
         assert record["key"] == (
             run_key(chosen) if "request" in record else training_key(chosen)
         ), record["key"]
@@ -1087,12 +1088,12 @@ def test_a_copy_with_other_options_is_another_run():
     first = quick()
     first_key = run_key(first)
     for change in ({"ratio": 0.3}, {"unit": "channel"}, {"preset": "authors_code"}):
-        copied = first.model_copy(update=change)
+        copied = first.but(**change)
         assert run_key(copied) == run_key(quick(**change)) != first_key
         assert copied == quick(**change)
-    assert first.model_copy(update={"method": "finetune"}) == quick(method="finetune")
+    assert first.but(method="finetune") == quick(method="finetune")
     with pytest.raises(ValueError, match="`ratio` is 3"):
-        first.model_copy(update={"ratio": 3})
+        first.but(ratio=3)
 
 
 @pytest.mark.slow
@@ -1251,7 +1252,7 @@ def test_a_kept_run_is_not_done_again(tmp_path, monkeypatch):
     )
     for key in (done["key"], f"train-{done['training']}"):
         keep_run(key, tmp_path / "mine", tmp_path / "data")
-    assert {p.name for p in (tmp_path / "data" / "checkpoints").iterdir()} == {
+    assert {*listed(tmp_path / "data" / "checkpoints")} == {
         f"{key}.{end}"
         for key in (done["key"], f"train-{done['training']}")
         for end in ("safetensors", "json")
@@ -1363,7 +1364,9 @@ def test_values_out_of_range_are_refused_before_anything_is_done(bad):
     )
 
 
-@pytest.mark.parametrize("kind", [RunSettings, RequestSettings])
+@pytest.mark.parametrize(
+    "make", [RunSettings.of, RunSettings, DataSettings, REQUESTS["poison"]], ids=str
+)
 @pytest.mark.parametrize(
     "bad",
     [
@@ -1375,9 +1378,9 @@ def test_values_out_of_range_are_refused_before_anything_is_done(bad):
         {"train": {"schedule": {"rate": 0.1}}},
     ],
 )
-def test_settings_themselves_refuse_in_one_sentence(kind, bad):
+def test_settings_themselves_refuse_in_one_sentence(make, bad):
     with pytest.raises(ValueError) as error:
-        kind(**bad)
+        make(**bad)
     assert "\n" not in str(error.value) and "validation error" not in str(error.value)
 
 
@@ -1385,9 +1388,8 @@ def test_a_target_has_one_key_however_it_is_written():
     assert run_key(quick(request="poison", target="3")) == run_key(
         quick(request="poison", target=3)
     )
-    assert quick(request="poison", target="03").target == 3 and quick(classes=["3", 3]).classes == (
-        3,
-    )
+    assert quick(request="poison", target="03").request.target == 3
+    assert quick(classes=["3", 3]).request.classes == (3,)
     assert training_key(quick(request="poison", target="3")) == training_key(
         quick(request="poison", target=3)
     )
@@ -1405,7 +1407,7 @@ def test_scalars_are_the_numbers_that_they_are():
     assert run_key(quick(**numpy)) == run_key(
         quick(seed=3, ratio=0.5, lr=0.25, epochs=4, classes=[2])
     )
-    assert json.dumps(quick(**numpy).model_dump())
+    assert json.dumps(quick(**numpy).flat)
 
 
 def test_keys_of_kept_results_are_those_of_their_settings():
@@ -1415,7 +1417,7 @@ def test_keys_of_kept_results_are_those_of_their_settings():
     assert files
     for file in files:
         for record in read_kept(file):
-            chosen = RunSettings(**record["settings"])
+            chosen = RunSettings.of(**record["settings"])
             assert record["key"] == (
                 run_key(chosen) if "request" in record else training_key(chosen)
             ), (file, record["key"])

@@ -21,6 +21,7 @@ from fisher_unlearn.lab.report import Verdict, bullets, conditions, keep, lackin
 from fisher_unlearn.lab.report import verdict
 from fisher_unlearn.lab.results import beside, histories, missing_cells, outcomes, printable
 from fisher_unlearn.lab.results import summary, with_average
+from made import listed
 
 matplotlib.use("Agg")
 ROOT = Path(fisher_unlearn.__file__).parent
@@ -64,16 +65,16 @@ def record(
 ):
     "A record written by hand, as the protocol wants it unless parameters say otherwise."
     (s,) = sweep(profile, [{"method": method, "seed": seed, **parameters}], device="cpu")
-    train, test = SIZES[s.dataset]
+    train, test = SIZES[s.data.dataset]
     request = {
-        "kind": s.request,
-        "classes": [0] if s.request == "class" else [],
+        "kind": s.request.kind,
+        "classes": [0] if s.request.kind == "class" else [],
         "forget": 200,
         "remain": 45_000,
         "digest": "d",
         "details": {"target": 0},
     }
-    settings = json.loads(json.dumps(s.model_dump()))
+    settings = json.loads(json.dumps(s.flat))
     made = {
         "commit": "0123456789abcdef",
         "clean": True,
@@ -83,19 +84,19 @@ def record(
         "cores": 2,
     }
     key = [
-        s.dataset,
+        s.data.dataset,
         s.network,
         method,
         s.preset,
-        getattr(s.options, "ratio", None),
-        s.remain_limit,
-        s.fine_tune_epochs,
-        s.request,
-        s.mislabel_ratio,
+        getattr(s.method, "ratio", None),
+        s.request.remain_limit,
+        s.tuning.fine_tune_epochs,
+        s.request.kind,
+        s.flat["mislabel_ratio"],
         seed,
     ]
     data = {
-        "name": s.dataset,
+        "name": s.data.dataset,
         "digest": "x",
         "source": "by hand",
         "train": train,
@@ -183,7 +184,7 @@ def test_the_file_is_the_one_that_was_checked_against_the_paper():
     ],
 )
 def test_row_labels(settings, label):
-    assert row_label(RunSettings(**settings)) == label
+    assert row_label(RunSettings.of(**settings)) == label
 
 
 @pytest.mark.parametrize(
@@ -713,7 +714,7 @@ def test_the_training_of_a_run_departs_by_its_training_only():
         (dict(train={"momentum": 0.0}), "`momentum` is 0.0 (paper: 0.9)"),
         (dict(train={"weight_decay": 0.0}), "`weight_decay` is 0.0 (paper: 0.0001)"),
         (dict(train={"select": "last"}), "`select` is last (paper: best)"),
-        (dict(train={"epochs": 10}), "`epochs` is 10 (paper: None)"),
+        (dict(train={"epochs": 10}), "`length` is 10 (paper: None)"),
         (dict(subset=5000), "`subset` is 5000 (paper: None)"),
         (dict(fine_tune_epochs=4), "`fine_tune_epochs` is 4 (paper: 5)"),
         (
@@ -886,7 +887,7 @@ def test_what_is_kept_comes_back_bit_for_bit(tmp_path, figure):
     folder = tmp_path / "new" / "folder"
     assert (
         sorted(names)
-        == sorted(p.name for p in folder.iterdir())
+        == listed(folder)
         == ["table1.csv", "table1.md", "table1.parquet", "table1.png"]
     )
     assert read_kept(folder / "table1.parquet") == records and [

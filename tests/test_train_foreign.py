@@ -444,8 +444,8 @@ def test_pruned_and_parametrised_networks_train_and_resume(tmp_path, change):
 @pytest.mark.parametrize(
     "bad",
     [
-        {"epochs": True},
-        {"epochs": 1.5},
+        {"length": True},
+        {"length": 1.5},
         {"momentum": float("nan")},
         {"weight_decay": float("inf")},
         {"seed": 2**70},
@@ -465,7 +465,7 @@ def test_settings_that_make_no_sense_are_refused_by_name(bad):
 
 
 def test_scalars_of_numpy_and_torch_are_numbers():
-    settings = TrainSettings(epochs=np.int64(3), momentum=torch.tensor(0.5), seed=np.uint8(4))
+    settings = TrainSettings(length=np.int64(3), momentum=torch.tensor(0.5), seed=np.uint8(4))
     assert (settings.epochs, settings.momentum, settings.seed) == (3, 0.5, 4)
     assert type(settings.epochs) is int
 

@@ -430,7 +430,7 @@ def test_a_quiet_option_added_later_changes_no_key(monkeypatch):
     old = [r for f in sorted(FIGURES.rglob("*.parquet"))[:4] for r in read_kept(f)]
     assert len(old) > 20
     for record in old:
-        chosen = RunSettings(**record["settings"])
+        chosen = RunSettings.of(**record["settings"])
         made = run_key(chosen) if "request" in record else training_key(chosen)
         assert made == record["key"]
 

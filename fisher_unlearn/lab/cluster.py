@@ -50,7 +50,7 @@ def gpu_share(
 ) -> float:  # 0 on the CPU
     """The share of a GPU that a run is given; `ValueError` if `$FISHER_UNLEARN_GPU_SHARE` is not
     one."""
-    if settings.device != "cuda":
+    if settings.machine.device != "cuda":
         return 0
     if given := os.environ.get("FISHER_UNLEARN_GPU_SHARE"):
         return given_share(given)
@@ -111,7 +111,8 @@ def _joined() -> Iterator[ModuleType]:
 
 def _place(settings: RunSettings) -> tuple[Any, ...]:
     "What the room that a run asks for depends on."
-    return settings.dataset, settings.subset, settings.network, settings.device, settings.threads
+    data, machine = settings.data, settings.machine
+    return data.dataset, data.subset, settings.network, machine.device, machine.threads
 
 
 def _room(ray: ModuleType, settings: RunSettings, runs: Path) -> dict[str, float]:
@@ -123,7 +124,7 @@ def _room(ray: ModuleType, settings: RunSettings, runs: Path) -> dict[str, float
             "take device=cpu, or another cluster."
         )
     return {
-        "num_cpus": min(settings.threads, max(node.get("CPU", 0) for node in nodes)),
+        "num_cpus": min(settings.machine.threads, max(node.get("CPU", 0) for node in nodes)),
         "num_gpus": share,
     }
 
@@ -144,7 +145,7 @@ def on_ray(
         training, unlearning, started = ray.remote(_train), ray.remote(_unlearn), {}
         for s in todo:
             if (
-                s.method != "retrain"
+                not s.retrains
                 and not (folder / (key := f"train-{training_key(s)}") / "record.json").exists()
                 and key not in started
             ):
@@ -154,7 +155,7 @@ def on_ray(
                 s,
                 folder,
                 data,
-                started.get(f"train-{training_key(s)}") if s.method != "retrain" else None,
+                started.get(f"train-{training_key(s)}") if not s.retrains else None,
             ): s
             for s in todo
         }

@@ -33,7 +33,7 @@ def sweep(
 
 def _own(values: Mapping[str, Any]) -> dict[str, Any]:
     "Parameters without the options that only other methods have."
-    method = values.get("method") or RunSettings.model_fields["method"].default
+    method = values.get("method") or RunSettings().method.name
     others = {*option_hints()} - {*option_hints(choose(method, METHODS, "method"))}
     return {name: value for name, value in values.items() if name not in others}
 
@@ -241,7 +241,7 @@ def needed(
 def _check_read(experiment: str, given: Iterable[str], settings: Iterable[RunSettings]) -> None:
     "`ValueError` for an option that no method of an experiment has."
     every = option_hints()
-    read = {name for method in {s.method for s in settings} for name in option_hints(method)}
+    read = {name for method in {s.method.name for s in settings} for name in option_hints(method)}
     for name in given:
         if name in every and name not in read:
             raise ValueError(f"`{name}` is no option of any method in {experiment}.")

@@ -16,9 +16,9 @@ from typing import Any
 
 import fisher_unlearn
 from ..images.arguments import Seed, check_value, checked
-from ..images.atomic import locked, write_whole
+from ..images.atomic import is_held, locked, write_whole
 from ..images.data import choose
-from .plans import is_held, label
+from .plans import label
 from .run import write_failure
 from .settings import EXPLICIT, RunSettings, parameter_names, profiles, resolve
 from .settings import run_key, strangers
@@ -332,11 +332,11 @@ def failures(executed: Path) -> list[str]:
 def parameters(settings: RunSettings) -> dict[str, Any]:
     """A run as flat parameters, every one of them: `resolve(**parameters(settings))` has the same
     key, whatever the profiles say; `ValueError` if parameters can't say it all."""
-    whole = settings.model_dump()
+    whole = settings.flat
     train = whole.pop("train")
     flat = train | train.pop("schedule") | whole | whole.pop("options")
     left_out = {name for name, value in flat.items() if value is None}
-    known = {*parameter_names()} - strangers(settings.request) - left_out
+    known = {*parameter_names()} - strangers(settings.request.kind) - left_out
     plain = {n: list(v) if isinstance(v, tuple) else v for n, v in flat.items() if n in known}
     found: dict[str, Any] = {"profile": EXPLICIT, **plain}
     if run_key(resolve(**found)) != run_key(settings):

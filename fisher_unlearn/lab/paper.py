@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..images.arguments import checked
 from ..images.data import DATASETS, choose
-from .settings import ASKED, RunSettings, profiles, resolve, unusual_options
+from fisher_unlearn.lab.settings import (
+    MislabelRequest,
+    RunSettings,
+    profiles,
+    resolve,
+    unusual_options,
+)
 from ..networks.models import NETWORKS
 
 
@@ -47,12 +53,12 @@ def paper_numbers(
 def row_label(settings: RunSettings) -> str:
     """A method as the paper names it, and in parentheses the preset, where presets differ, and
     options that are not the preset's."""
-    differ = bool(type(settings.options).presets)
+    differ = bool(settings.method.presets)
     more = [
         *([settings.preset] if differ else []),
         *(f"{name}={value}" for name, value in unusual_options(settings).items()),
     ]
-    return type(settings.options).title + (f" ({', '.join(more)})" if more else "")
+    return settings.method.title + (f" ({', '.join(more)})" if more else "")
 
 # %% ../../nbs/6_lab/08_paper.ipynb #957f8329
 PAPER_NETWORKS = {
@@ -83,42 +89,42 @@ def _protocol(dataset: str, network: str) -> RunSettings | None:
 # %% ../../nbs/6_lab/08_paper.ipynb #69555abe
 def _asked(record: Record, settings: RunSettings) -> list[str]:
     "What a record was to forget, in words; [] for class 0."
-    asked, noise = record["request"], f"{100 * settings.mislabel_ratio:g}% label noise"
+    asked = record["request"]
     kind, classes = asked["kind"], asked["classes"]
     if kind == "class":
         return [] if classes == [0] else [f"classes {' '.join(map(str, classes))}"]
-    drawn = f"{asked['forget']} {'random' if kind == 'random' else 'given'} samples"
-    return [{"poison": "poison", "mislabel": noise}.get(kind, drawn)]
+    if kind == "poison":
+        return ["poison"]
+    if isinstance(settings.request, MislabelRequest):
+        return [f"{100 * settings.request.mislabel_ratio:g}% label noise"]
+    return [f"{asked['forget']} {'random' if kind == 'random' else 'given'} samples"]
 
 
 def _fine_tuned(s: RunSettings) -> list[str]:
     """What is unusual in the fine-tuning of a run, in words: little remain data, a constant
     rate, more epochs than S."""
-    limit = (
-        []
-        if s.remain_limit is None
-        else ["no remain data" if s.remain_limit == 0 else f"{s.remain_limit} remain images"]
-    )
-    rate = [] if s.fine_tune_lr is None else [f"rate {s.fine_tune_lr:g}"]
-    return (
-        limit
-        + rate
-        + ([] if s.fine_tune_length is None else [f"{s.fine_tune_length} epochs of fine-tuning"])
-    )
+    limit, rate, length = s.request.remain_limit, s.tuning.fine_tune_lr, s.tuning.fine_tune_length
+    said = {
+        "no remain data": limit == 0,
+        f"{limit} remain images": limit,
+        f"rate {rate:g}" if rate else "": rate,
+        f"{length} epochs of fine-tuning": length,
+    }
+    return [text for text, is_so in said.items() if is_so]
 
 
 @checked
 def setting_name(record: Record) -> str:
     """What a record's run has in common with others in a row of tables: network/data set, and
     what differs from forgetting class 0 with all that remains."""
-    s = RunSettings.model_validate(record["settings"])
-    usual = getattr((_protocol(s.dataset, s.network) or RunSettings()).options, "ratio", None)
-    own = getattr(s.options, "ratio", None)
-    unusual = own is not None and (s.request == "poison" or own != usual)
+    s = RunSettings.of(**record["settings"])
+    usual = getattr((_protocol(s.data.dataset, s.network) or RunSettings()).method, "ratio", None)
+    own = getattr(s.method, "ratio", None)
+    unusual = own is not None and (s.request.kind == "poison" or own != usual)
     ratio = [f"R = {own:g}"] if unusual else []
     return ", ".join(
         [
-            f"{NETWORKS[s.network].title}/{DATASETS[s.dataset].title}",
+            f"{NETWORKS[s.network].title}/{DATASETS[s.data.dataset].title}",
             *_asked(record, s),
             *_fine_tuned(s),
             *ratio,
@@ -200,7 +206,7 @@ def _of_training(s: RunSettings, paper: RunSettings) -> list[str]:
     ]
     parts += [
         (n, s.train, paper.train)
-        for n in ("epochs", "batch_size", "momentum", "weight_decay", "select", "precision")
+        for n in ("length", "batch_size", "momentum", "weight_decay", "select", "precision")
     ]
     return [
         text
@@ -212,31 +218,33 @@ def _of_training(s: RunSettings, paper: RunSettings) -> list[str]:
 def _of_tuning(s: RunSettings, paper: RunSettings) -> list[str]:
     """Departures in the number of epochs in which the schedule is replayed; none without remain
     data (Table 5) and for the influence function (Figure 1)."""
-    if s.method == "retrain":
+    if s.retrains:
         return []
     return _unlike(
         "fine_tune_epochs",
-        s.fine_tune_epochs,
-        0 if s.remain_limit == 0 or s.method == "influence" else paper.fine_tune_epochs,
+        s.tuning.fine_tune_epochs,
+        0
+        if s.request.remain_limit == 0 or s.method.name == "influence"
+        else paper.tuning.fine_tune_epochs,
     )
 
 # %% ../../nbs/6_lab/08_paper.ipynb #6f2c3e6f
 def _of_request(record: Record, s: RunSettings) -> list[str]:
     "Departures in what is to be forgotten, and from how much of the rest."
-    if s.request not in ("class", "poison", "mislabel"):
-        return [f"the paper has no request {s.request!r}"]
-    values = {name: getattr(s, name) for name in (*ASKED[s.request], "remain_limit")}
-    if s.request == "class":
+    if s.request.kind not in ("class", "poison", "mislabel"):
+        return [f"the paper has no request {s.request.kind!r}"]
+    values = dict(s.request)
+    if s.request.kind == "class":
         values["classes"] = tuple(
             record["request"]["classes"]
         )  # by index, whatever they were named by
-    if s.request == "poison":
+    if s.request.kind == "poison":
         values["target"] = record["request"]["details"]["target"]
     return [
         text
         for name, value in values.items()
         for text in _unlike(
-            name, value, *_ALLOWED.get(name, (RunSettings.model_fields[name].default,))
+            name, value, *_ALLOWED.get(name, (type(s.request).model_fields[name].default,))
         )
     ]
 
@@ -244,7 +252,7 @@ def _of_request(record: Record, s: RunSettings) -> list[str]:
 def _of_method(s: RunSettings) -> list[str]:
     """Departures from the preset: what it is set to may be read from the paper or its code, what
     differs may not."""
-    usual = type(s.options).preset(s.preset)
+    usual = s.method.preset(s.preset)
     return [
         text
         for name, value in unusual_options(s).items()
@@ -267,16 +275,16 @@ def _of_images(record: Record, s: RunSettings) -> list[str]:
     counts = zip(
         ("training", "test"),
         (record["data"]["train"], record["data"]["test"]),
-        PAPER_IMAGES[s.dataset],
+        PAPER_IMAGES[s.data.dataset],
     )
     fewer = [
-        f"{found:,} {what} images of {s.dataset} (paper: {paper:,})"
+        f"{found:,} {what} images of {s.data.dataset} (paper: {paper:,})"
         for what, found, paper in counts
         if found != paper
     ]
     return (
-        _unlike("subset", s.subset, None)
-        + _unlike("held_out", s.held_out, None)
+        _unlike("subset", s.data.subset, None)
+        + _unlike("held_out", s.data.held_out, None)
         + fewer
         + _inexact(record)
     )
@@ -288,11 +296,11 @@ def departures(
 ) -> list[str]:  # one sentence each; [] for a run that follows the protocol
     """In which ways a record departs from the paper's protocol for its data set (paper, Tables 6
     and 7; where it is silent, its authors' code)."""
-    s = RunSettings.model_validate(record["settings"])
-    if (paper := _protocol(s.dataset, s.network)) is None:
-        return [f"{s.dataset} is not among the paper's data sets", *_inexact(record)]
+    s = RunSettings.of(**record["settings"])
+    if (paper := _protocol(s.data.dataset, s.network)) is None:
+        return [f"{s.data.dataset} is not among the paper's data sets", *_inexact(record)]
     found = (
-        _unlike("network", s.network, *PAPER_NETWORKS[s.dataset])
+        _unlike("network", s.network, *PAPER_NETWORKS[s.data.dataset])
         + _of_images(record, s)
         + _of_training(s, paper)
     )

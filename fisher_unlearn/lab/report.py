@@ -36,29 +36,35 @@ def _rate(s: RunSettings) -> str:
     cut = f", times {t.factor} after epochs {' and '.join(map(str, t.drops))}" if t.drops else ""
     rise = f", warm-up of {t.warmup} epochs" if t.warmup else ""
     kind = "" if s.train.precision == "float32" else f", in {s.train.precision}"
-    rate = f"{s.train.length} epochs at rate {t.lr}{cut}{rise}"
+    rate = f"{s.train.epochs} epochs at rate {t.lr}{cut}{rise}"
     return f"{rate}, batches of {s.train.batch_size}{kind}"
 
 
 def _tuning(s: RunSettings) -> str:
     "The fine-tuning in words."
-    if s.method == "retrain":
+    if s.retrains:
         return ""
-    how = "schedule replayed in" if s.fine_tune_lr is None else f"rate {s.fine_tune_lr:g} for"
-    more = f" ({s.fine_tune_length} run)" if s.fine_tune_length else ""
-    return f"{how} {s.fine_tune_epochs} epochs{more}" if s.fine_tune_epochs else "none"
+    how = (
+        "schedule replayed in"
+        if s.tuning.fine_tune_lr is None
+        else f"rate {s.tuning.fine_tune_lr:g} for"
+    )
+    more = f" ({s.tuning.fine_tune_length} run)" if s.tuning.fine_tune_length else ""
+    return (
+        f"{how} {s.tuning.fine_tune_epochs} epochs{more}" if s.tuning.fine_tune_epochs else "none"
+    )
 
 
 def _facts(record: Record) -> dict[str, str]:
     "The conditions of one record, by name."
     s, made, data = (
-        RunSettings.model_validate(record["settings"]),
+        RunSettings.of(**record["settings"]),
         record["provenance"],
         record["data"],
     )
     images = (
         f"{plain(data['name'])} ({data['train']:,} training and {data['test']:,} "
-        f"{'test' if s.held_out is None else 'held-out'} images)"
+        f"{'test' if s.data.held_out is None else 'held-out'} images)"
     )
     tree = {True: "clean tree", False: "changed tree", None: "tree unknown"}[made["clean"]]
     return {

@@ -81,15 +81,16 @@ IDENTITY = ("key", "cell", "setting", "label", *_SETTINGS, "epochs", "options")
 @checked
 def identity_of(record: Record) -> dict[str, Any]:
     "The columns that say which run a record is."
-    settings = RunSettings.model_validate(record["settings"])
+    settings = RunSettings.of(**record["settings"])
+    flat = settings.flat
     return {
         "key": record["key"],
-        "cell": run_key(settings.model_copy(update={"seed": 0})),
+        "cell": run_key(settings.but(seed=0)),
         "setting": setting_name(record),
         "label": row_label(settings),
-        **{name: getattr(settings, name, None) for name in _SETTINGS},
+        **{name: flat.get(name) for name in _SETTINGS},
         "ratio": _ratio(record, settings),
-        "epochs": settings.train.length,
+        "epochs": settings.train.epochs,
         "options": json.dumps(unusual_options(settings)),
     }
 
@@ -118,7 +119,7 @@ def histories(
 
 def _ratio(record: Record, settings: RunSettings) -> float:
     "R; of a method without one 0, or what an older record says, which named one for all."
-    return getattr(settings.options, "ratio", record["settings"].get("ratio", 0.0))
+    return getattr(settings.method, "ratio", record["settings"].get("ratio", 0.0))
 
 # %% ../../nbs/6_lab/09_results.ipynb #752fd422
 def _measured(history: "pd.DataFrame") -> list[str]:

@@ -22,8 +22,7 @@ from ..images.arguments import Count, checked
 from ..images.atomic import locked, writable_folder
 from ..images.data import DATASETS, ImageData, Samples, choose, data_root, digest
 from ..images.data import load_images
-from ..images.forget import ForgetRequest, forget_classes, forget_samples, mislabel
-from ..images.forget import poison, random_subset
+from ..images.forget import ForgetRequest
 from .settings import RunSettings, run_key, training_key, training_settings
 from .store import KeptScores, checked_key, fetch_run, kept_files, load_run
 from .store import read_record, runs_root, tidy, write_record
@@ -31,8 +30,7 @@ from ..methods.masking import masked_rows
 from ..methods.unlearn import Unlearned, unlearn
 from ..networks.machine import keep_freed_memory, peak_memory, provenance, repeatable
 from ..networks.models import build_model, find_classifier, min_size
-from ..networks.schedule import Schedule
-from ..networks.train import Progress, TrainSettings, save_weights, train_model
+from ..networks.train import Progress, save_weights, train_model
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,11 +39,11 @@ if TYPE_CHECKING:
 @checked
 def images_of(settings: RunSettings, root: str | Path | None = None) -> ImageData:
     "The images of a run, at a size that its network takes."
-    images = load_images(settings.dataset, root)
-    if settings.subset:
-        images = images.subset(settings.subset, settings.seed)
-    if settings.held_out is not None:
-        images = images.held_out(settings.held_out, settings.seed)
+    images = load_images(settings.data.dataset, root)
+    if settings.data.subset:
+        images = images.subset(settings.data.subset, settings.seed)
+    if settings.data.held_out is not None:
+        images = images.held_out(settings.data.held_out, settings.seed)
     if images.train.size >= (smallest := min_size(settings.network)):
         return images
     print(
@@ -58,40 +56,20 @@ def images_of(settings: RunSettings, root: str | Path | None = None) -> ImageDat
 
 @checked
 def request_of(settings: RunSettings, images: ImageData) -> ForgetRequest:
-    """What a run is to forget, and what of the rest it may use. In settings, text and numbers
-    are the same: both may be names."""
-    patch = (
-        settings.patch_size,
-        settings.patch_value,
-        settings.patch_corner,
-        settings.patch_replace,
-    )
-    request = {
-        "class": lambda: forget_classes(images, list(map(str, settings.classes))),
-        "samples": lambda: forget_samples(images, settings.samples),
-        "random": lambda: random_subset(images, settings.count, settings.seed),
-        "poison": lambda: poison(
-            images, settings.count, str(settings.target), settings.seed, *patch
-        ),
-        "mislabel": lambda: mislabel(
-            images, settings.mislabel_ratio, settings.seed, settings.mislabel_how
-        ),
-    }[settings.request]()
-    return (
-        request
-        if settings.remain_limit is None
-        else request.limit_remain(settings.remain_limit, settings.seed)
-    )
+    "What a run is to forget, and what of the rest it may use."
+    found, limit = settings.request.drawn(images, settings.seed), settings.request.remain_limit
+    return found if limit is None else found.limit_remain(limit, settings.seed)
 
 
 def _check_device(settings: RunSettings, training: bool = False) -> None:
     """Raise `ValueError` if the device of a run is not at hand, or is not the one where a
     network is to be trained."""
-    if settings.device == "cuda" and not torch.cuda.is_available():
+    machine = settings.machine
+    if machine.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("`device` is cuda, but torch finds no GPU: use cpu or auto.")
-    if training and settings.trained_on not in (None, settings.device):
+    if training and machine.trains_on != machine.device:
         raise ValueError(
-            f"w* and the retrained model are to be trained on {settings.trained_on}, "
+            f"w* and the retrained model are to be trained on {machine.trains_on}, "
             "and are not among the runs or the kept ones: train them there, or leave "
             "`trained_on` out."
         )
@@ -103,7 +81,7 @@ def model_of(settings: RunSettings, images: ImageData) -> nn.Module:
     _check_device(settings)
     return build_model(
         settings.network, len(images.classes), images.train.images.shape[1], settings.seed
-    ).to(settings.device)
+    ).to(settings.machine.device)
 
 # %% ../../nbs/6_lab/02_run.ipynb #9ccbc312
 @checked
@@ -142,8 +120,9 @@ def _trained(
     "Train w* and keep its weights; returns its record."
     _check_device(settings, training=True)
     keep_freed_memory()
-    model, test = model_of(settings, images), {"test": images.test.batches(500, settings.device)}
-    with repeatable(settings.threads), peak_memory(settings.device) as memory:
+    device = settings.machine.device
+    model, test = model_of(settings, images), {"test": images.test.batches(500, device)}
+    with repeatable(settings.machine.threads), peak_memory(device) as memory:
         history = train_model(
             model,
             request_of(settings, images).train,
@@ -218,16 +197,16 @@ def images_digest(
 ) -> str | None:
     """The digest of a run's images, if they are at hand; None if they would have to be made or
     downloaded."""
-    path = data_root(root) / f"{settings.dataset}.safetensors"
-    if DATASETS[settings.dataset].raw is None:
+    path = data_root(root) / f"{settings.data.dataset}.safetensors"
+    if DATASETS[settings.data.dataset].raw is None:
         stamp = 0
     elif path.exists():
         stamp = path.stat().st_mtime_ns
     else:
         return None
-    drawn = (settings.subset, settings.held_out)
+    drawn = (settings.data.subset, settings.data.held_out)
     seed = settings.seed if any(drawn) else 0
-    return _digest_of(settings.dataset, data_root(root), stamp, *drawn, seed)
+    return _digest_of(settings.data.dataset, data_root(root), stamp, *drawn, seed)
 
 
 @lru_cache(maxsize=256)
@@ -271,7 +250,7 @@ def other_images(
     root: str | Path | None = None,  # folder of data sets
 ) -> str | None:
     "Why a record is not one of the images at hand; None if it is, or if they are not at hand."
-    right = images_digest(RunSettings.model_validate(record["settings"]), root)
+    right = images_digest(RunSettings.of(**record["settings"]), root)
     return _other_images(record, right, folder) if right else None
 
 # %% ../../nbs/6_lab/02_run.ipynb #e39e641a
@@ -280,13 +259,14 @@ def _scores_of(
 ) -> KeptScores:
     "Where the scores of a model for a request are kept."
     weights = digest(*(value.cpu() for value in model.state_dict().values()))
-    elsewhere = "" if settings.trained_on in (None, settings.device) else f"-{settings.device}"
+    machine = settings.machine
+    elsewhere = "" if machine.device == machine.trains_on else f"-{machine.device}"
     return KeptScores(
         runs_root(runs)
         / f"train-{training_key(settings)}"
         / "fisher"
         / f"{request.digest[:12]}-{weights[:12]}{elsewhere}",
-        settings.device,
+        machine.device,
     )
 
 # %% ../../nbs/6_lab/02_run.ipynb #a0620115
@@ -307,9 +287,7 @@ def run(
         record = read_record(folder / "record.json")
         try:
             if record is None and not kept_files(folder, root)[folder / "record.json"].exists():
-                _check_device(
-                    settings, settings.method == "retrain"
-                )  # before anything is downloaded
+                _check_device(settings, settings.retrains)  # before anything is downloaded
             images = images_of(settings, root)
             if record is None:
                 record = fetch_run(folder, root, images) or write_record(
@@ -330,7 +308,7 @@ def write_failure(folder: Path, settings: RunSettings, error: BaseException) -> 
     reason = " ".join(str(error).split()) or type(error).__name__
     failure = {
         "key": run_key(settings),
-        "settings": settings.model_dump(),
+        "settings": settings.flat,
         "error": type(error).__name__,
         "reason": reason,
     }
@@ -350,13 +328,13 @@ def _done(
 ) -> dict[str, Any]:
     "Everything that a run does before its record is written; returns the record."
     request = request_of(settings, images)
-    fresh = settings.method == "retrain"
+    fresh = settings.retrains
     original = (
         model_of(settings, images)
         if fresh
         else train_original(settings, images, runs, progress, root)[0]
     )
-    with repeatable(settings.threads), peak_memory(settings.device) as memory:
+    with repeatable(settings.machine.threads), peak_memory(settings.machine.device) as memory:
         kept = _scores_of(settings, request, original, runs)
         result = _unlearned(
             settings, images, request, original, folder / "progress.safetensors", progress, kept
@@ -377,7 +355,7 @@ def _done(
     )  # always that of the whole test set
     return _record(
         run_key(settings),
-        settings.model_dump(),
+        settings.flat,
         images,
         training=None if fresh else training_key(settings),
         request=asked,
@@ -404,7 +382,7 @@ def _unlearned(
 ) -> Unlearned:
     """The method of the settings, with fine-tuning (for `retrain`: the full training) and
     measurement."""
-    device, size = settings.device, settings.train.batch_size
+    device, size = settings.machine.device, settings.train.batch_size
     remain = request.remain.batches(size, device) if len(request.remain) else None
     sets = {
         name: part.batches(500, device)
@@ -414,13 +392,13 @@ def _unlearned(
             **request.test_more,
         }.items()
     }
-    training = settings.train if settings.method == "retrain" else _tuning(settings)
+    tuned = settings.tuning.training(settings.train)
     return unlearn(
         model,
         request.forget.batches(size, device),
         remain,
-        method=settings.options,
-        fine_tune=training,
+        method=settings.method,
+        fine_tune=settings.train if settings.retrains else tuned,
         evaluate=sets,
         seed=settings.seed,
         checkpoint=checkpoint,
@@ -429,21 +407,6 @@ def _unlearned(
         reference=_at_hand(request).batches(size, device),
         build=lambda: model_of(settings, images),
         kept=kept,
-    )
-
-
-def _tuning(settings: RunSettings) -> TrainSettings | None:
-    """How to fine-tune: by the replayed schedule or at a constant rate, for S epochs or longer;
-    None: not at all."""
-    if not settings.fine_tune_epochs:
-        return None
-    tuning = replace(
-        settings.train.replayed(settings.fine_tune_epochs), epochs=settings.fine_tune_length
-    )
-    if settings.fine_tune_lr is None:
-        return tuning
-    return replace(
-        tuning, schedule=Schedule(settings.fine_tune_lr, settings.fine_tune_epochs, drops=())
     )
 
 
@@ -495,7 +458,7 @@ def readout(
     retrained = (
         _retrained(here, images, runs, root, progress) if kind == "agreement" else None
     )  # before the lock: it may be this run
-    with locked(path.parent), repeatable(here.threads):
+    with locked(path.parent), repeatable(here.machine.threads):
         if (found := read_record(path)) is not None:  # another process was here first
             return found
         model = load_run(model_of(here, images), path.parent, record)
@@ -509,7 +472,7 @@ def readout(
             {
                 "key": record["key"],
                 "readout": kind,
-                "provenance": provenance(here.device),
+                "provenance": provenance(here.machine.device),
                 **result,
             },
         )
@@ -517,11 +480,9 @@ def readout(
 
 def _where_read(settings: RunSettings) -> RunSettings:
     "The settings of a run with a device that is at hand, and the same w*."
-    if settings.device == "cpu" or torch.cuda.is_available():
+    if settings.machine.device == "cpu" or torch.cuda.is_available():
         return settings
-    return settings.model_copy(
-        update={"device": "cpu", "trained_on": settings.trained_on or settings.device}
-    )
+    return settings.but(device="cpu", trained_on=settings.machine.trains_on)
 
 # %% ../../nbs/6_lab/02_run.ipynb #409e1109
 @checked
@@ -546,19 +507,8 @@ def _retrained(
     progress: Progress,
 ) -> nn.Module:
     "The model that was retrained with the same settings."
-    retraining = RunSettings(
-        **settings.model_dump(
-            exclude={
-                "method",
-                "preset",
-                "options",
-                "remain_limit",
-                "fine_tune_length",
-                "fine_tune_lr",
-            }
-        ),
-        method="retrain",
-    )
+    unlimited = dict.fromkeys(["remain_limit", "fine_tune_length", "fine_tune_lr"])
+    retraining = settings.but(method="retrain", preset="paper", **unlimited)
     record = run(retraining, runs, root, progress)
     return load_run(model_of(settings, images), runs_root(runs) / record["key"], record)
 
@@ -569,7 +519,7 @@ def _agreement(
     "Agreement with the retrained model, on the forget and the remain test set."
     request = request_of(settings, images)
     return {
-        name: asdict(agreement(model, retrained, part.batches(500, settings.device)))
+        name: asdict(agreement(model, retrained, part.batches(500, settings.machine.device)))
         for name, part in (("forget", request.test_forget), ("remain", request.test_remain))
     }
 
@@ -590,8 +540,8 @@ def _relearned(
     found = relearn_time(
         model,
         original,
-        request.train.batches(size, settings.device),
-        request.forget.batches(size, settings.device),
+        request.train.batches(size, settings.machine.device),
+        request.forget.batches(size, settings.machine.device),
         replace(settings.train, seed=settings.seed),
         scope,
         cap,

@@ -158,7 +158,7 @@ class _Made(_Part):
     @property
     def chosen(self) -> RunSettings:
         "The settings."
-        return RunSettings.model_validate(self.settings)
+        return RunSettings.of(**self.settings)
 
 
 class TrainingRecord(_Made):
@@ -173,7 +173,7 @@ class TrainingRecord(_Made):
     @model_validator(mode="after")
     def _of_its_settings(self) -> "TrainingRecord":
         _check_key(self.key, training_key(self.chosen))
-        _check_epochs(self.history, range(1, self.chosen.train.length + 1))
+        _check_epochs(self.history, range(1, self.chosen.train.epochs + 1))
         return self
 
 
@@ -209,12 +209,12 @@ class RunRecord(_Made):
 
     @model_validator(mode="after")
     def _of_its_settings(self) -> "RunRecord":
-        chosen, fresh = self.chosen, self.settings.get("method") == "retrain"
+        chosen, fresh = self.chosen, self.chosen.retrains
         _check_key(self.key, run_key(chosen))
         if self.training != (None if fresh else training_key(chosen)):
             raise ValueError("`training` is not the key of the w* that its settings start from")
-        tuned = chosen.fine_tune_length or chosen.fine_tune_epochs
-        _check_epochs(self.history, range((chosen.train.length if fresh else tuned) + 1))
+        tuned = chosen.tuning.epochs
+        _check_epochs(self.history, range((chosen.train.epochs if fresh else tuned) + 1))
         for name, found in self.readouts.items():
             if (found.name, found.key) != (name, self.key):
                 raise ValueError(f"the readout {name!r} is not one of this run")

@@ -56,7 +56,8 @@ class TrainSettings:
         "extra": "forbid"
     }  # where pydantic reads one, an unknown name is an error
     schedule: Schedule = field(default_factory=Schedule)
-    epochs: Count | None = None  # epochs to run; None: as long as the schedule
+    # epochs of training, beyond the schedule at its last rate; None: those of the schedule
+    length: Count | None = None
     # where `Samples` are trained on; batches that are passed keep their size
     batch_size: Count = option(128, "images in a step")
     momentum: Share = option(0.9, "of SGD, without dampening or Nesterov's variant")
@@ -77,20 +78,25 @@ class TrainSettings:
         check_fields(self, " of the training settings")
 
     @property
-    def length(self) -> int:
-        "Epochs to run."
-        return self.epochs or self.schedule.length
+    def epochs(self) -> int:
+        "Epochs of training."
+        return self.length or self.schedule.length
+
+    @property
+    def record(self) -> dict[str, Any]:
+        "The settings by name, as records hold them: there the length is called `epochs`."
+        return {"epochs" if n == "length" else n: v for n, v in asdict(self).items()}
 
     @property
     def values(self) -> dict[str, Any]:
-        "The settings by name, for keys: how steps are computed only where it isn't the default."
+        "The record, for keys: how steps are computed only where it isn't the default."
         plain = {"compile": False, "precision": "float32", "cuda_graph": False}
-        return {n: v for n, v in asdict(self).items() if n not in plain or v != plain[n]}
+        return {n: v for n, v in self.record.items() if n not in plain or v != plain[n]}
 
     def replayed(self, epochs: int = 5) -> "TrainSettings":
         """The settings of fine-tuning: the schedule replayed in `epochs` epochs, ending with the
         last one."""
-        return replace(self, schedule=replay(self.schedule, epochs), epochs=None, select="last")
+        return replace(self, schedule=replay(self.schedule, epochs), length=None, select="last")
 
 # %% ../../nbs/2_networks/08_train.ipynb #a9285880
 class Joined:
@@ -423,7 +429,7 @@ class _Progress:
             "its momentum is missing": bool(self.groups["momentum"]) == (settings.momentum > 0),
             "its best weights are missing": len(self.groups["best"])
             == (settings.select != "last") * len(state),
-            "its epochs are not those of the settings": _counted(self.rows, settings.length),
+            "its epochs are not those of the settings": _counted(self.rows, settings.epochs),
             "its steps were computed in another way": any(
                 asdict(self.way) | {"graphed": w.graphed} == asdict(w) for w in allowed
             ),
@@ -699,13 +705,13 @@ def _train(
     )
     if checkpoint and checkpoint.exists():
         state.load(checkpoint, settings)
-    state.way = state.way or _way(model, batches, settings, settings.length * steps)
+    state.way = state.way or _way(model, batches, settings, settings.epochs * steps)
     forward, chosen = (
         forward_in(model, state.way),
         asdict(state.way) if "auto" in (settings.compile, settings.precision) else {},
     )
-    with _bar(progress, settings.length * steps, len(state.rows) * steps) as bar:
-        for epoch in range(len(state.rows), settings.length):
+    with _bar(progress, settings.epochs * steps, len(state.rows) * steps) as bar:
+        for epoch in range(len(state.rows), settings.epochs):
             start = time.perf_counter()
             loss = train_epoch(
                 model, batches, optimizer, settings, epoch, steps, classes, bar, forward
@@ -721,7 +727,7 @@ def _train(
             _select(state, row | {"seconds": time.perf_counter() - start}, settings.select)
             if checkpoint:
                 state.save(checkpoint)
-            _report(progress, bar, state.rows[-1], settings.length)
+            _report(progress, bar, state.rows[-1], settings.epochs)
     if state.best:
         put_state_(model, state.best, state.extras)
     model.eval()
