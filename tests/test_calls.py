@@ -612,7 +612,7 @@ def fault(where: str, name: str, value: Any, what: str) -> str | None:
 # What is taken on purpose, though it is of the odd kind: (function, parameter, value), each a
 # pattern.
 ACCEPTED: list[tuple[str, str, str]] = [
-    (r"settings\.\w+Settings", ".*", r"'3'|'yes'|b'x'"),  # as a command line gives them
+    (r"settings\.\w+(Settings|Request)", ".*", r"'3'|'yes'|b'x'"),  # as a command line gives them
     (
         r"influence\.count_images|activation\.mean_activations",
         "batches",

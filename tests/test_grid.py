@@ -762,7 +762,7 @@ def same(one, other):
         sorted(
             str(p.relative_to(folder))
             for p in folder.rglob("*")
-            if p.is_file() and p.suffix != ".ipynb"
+            if p.is_file() and p.name != ".lock" and p.suffix != ".ipynb"
         )
         for folder in (one, other)
     ]

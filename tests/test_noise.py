@@ -2,6 +2,7 @@
 and moments."""
 
 import copy
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -10,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fisher_unlearn.networks.models import build_model
 from fisher_unlearn.methods.noise import FisherNoise, add_noise_, noise_moments
 
 CODE = FisherNoise.presets["authors_code"]  # the rule of the public code
@@ -71,7 +71,14 @@ def test_moments_are_the_rule(shape, exponent, averaged, row, head, clamp, seed)
 def test_noise_has_its_moments_and_follows_its_seed():
     """Over all weights of a network, the noise divided by its spread is standard normal; the
     draw is that of one generator in the order of declaration."""
-    model = build_model("resnet20", 10, 1, seed=0)
+    torch.manual_seed(0)
+    layers = {
+        "first": nn.Conv2d(1, 32, 3),
+        "norm": nn.BatchNorm2d(32),
+        "second": nn.Conv2d(32, 128, 3),
+        "classifier": nn.Linear(128, 10),
+    }
+    model = nn.Sequential(OrderedDict(layers))
     fisher = {n: torch.rand(p.shape) for n, p in model.named_parameters()}
     before = copy.deepcopy(model)
     noisy = add_noise_(copy.deepcopy(model), fisher, CODE, "classifier", [0], seed=5)

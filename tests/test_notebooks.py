@@ -184,31 +184,22 @@ def test_the_package_carries_its_version_and_types():
     assert text.count(fisher_unlearn.__version__) >= 2
 
 
+QUICKSTART = ["quickstart", "--profile", "smoke", "--epochs", "3", "--fine-tune-epochs", "2"]
+
+
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory):
-    "The quickstart, executed by the command on a shorter schedule."
+    "The quickstart, executed by the command on the shortest profile."
     base = tmp_path_factory.mktemp("quickstart")
-    done = CliRunner().invoke(
-        app,
-        [
-            "quickstart",
-            "--epochs",
-            "4",
-            "--fine-tune-epochs",
-            "2",
-            "--runs",
-            str(base / "runs"),
-            "--figures",
-            str(base / "figures"),
-        ],
-    )
+    places = ["--runs", str(base / "runs"), "--figures", str(base / "figures")]
+    done = CliRunner().invoke(app, [*QUICKSTART, *places])
     assert done.exit_code == 0, done.output
     return base, done.output
 
 
 def test_quickstart_leaves_table_figure_records_and_a_clean_notebook(quickstart):
     base, output = quickstart
-    folder, stem = base / "figures" / "quick", "quickstart_digits_resnet20"
+    folder, stem = base / "figures" / "smoke", "quickstart_digits_resnet20"
     assert (
         all(
             (folder / f"{stem}.{kind}").stat().st_size > 0 for kind in ("csv", "md", "png", "ipynb")
@@ -228,7 +219,7 @@ def test_quickstart_leaves_table_figure_records_and_a_clean_notebook(quickstart)
 
 
 def test_quickstarts_table_says_what_its_records_say(quickstart):
-    folder = quickstart[0] / "figures" / "quick"
+    folder = quickstart[0] / "figures" / "smoke"
     table = pd.read_csv(folder / "quickstart_digits_resnet20.csv", index_col="method")
     records = [
         json.loads(p.read_text(encoding="utf-8")) for p in (folder / "records").glob("[!t]*.json")
@@ -267,20 +258,8 @@ def test_quickstarts_table_says_what_its_records_say(quickstart):
 def test_a_second_start_reads_the_records(quickstart):
     base, _ = quickstart
     stamps = {p: p.stat().st_mtime_ns for p in (base / "runs").rglob("record.json")}
-    done = CliRunner().invoke(
-        app,
-        [
-            "quickstart",
-            "--epochs",
-            "4",
-            "--fine-tune-epochs",
-            "2",
-            "--runs",
-            str(base / "runs"),
-            "--figures",
-            str(base / "figures"),
-        ],
-    )
+    places = ["--runs", str(base / "runs"), "--figures", str(base / "figures")]
+    done = CliRunner().invoke(app, [*QUICKSTART, *places])
     assert done.exit_code == 0 and stamps == {
         p: p.stat().st_mtime_ns for p in (base / "runs").rglob("record.json")
     }
@@ -350,27 +329,23 @@ def test_a_wheel_runs_the_quickstart_outside_a_checkout(tmp_path):
         "fisher_unlearn; from fisher_unlearn.cli import app; assert 'site' in "
         "fisher_unlearn.__file__; app()"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "quickstart", "--epochs", "2", "--fine-tune-epochs", "1"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
-        encoding="utf-8",
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert (tmp_path / "figures" / "quick" / "quickstart_digits_resnet20.ipynb").exists() and (
-        tmp_path / "runs"
-    ).is_dir()
-    done = subprocess.run(
-        [sys.executable, "-c", code, "table1", "--set", "epochs=2", "--set", "fine_tune_epochs=2"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
-        encoding="utf-8",
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "FisherMask" in (tmp_path / "figures" / "quick" / "table1.md").read_text(
-        encoding="utf-8"
-    )
+    env = {
+        "PYTHONPATH": str(tmp_path / "site"),
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
+    }
+    for command in ("quickstart", "table1"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, command, "--profile", "smoke"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env=env,
+            encoding="utf-8",
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "figures" / "smoke" / "quickstart_digits_resnet20.ipynb").exists()
+    assert (tmp_path / "runs").is_dir()
+    table = (tmp_path / "figures" / "smoke" / "table1.md").read_text(encoding="utf-8")
+    assert "FisherMask" in table

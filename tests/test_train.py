@@ -459,7 +459,7 @@ def test_weights_are_saved_whatever_their_layout(tmp_path):
 @pytest.mark.parametrize(
     "bad",
     [
-        {"epochs": 0},
+        {"length": 0},
         {"batch_size": 0},
         {"momentum": 1.0},
         {"weight_decay": -1.0},
