@@ -436,6 +436,14 @@ def _places(name: str, runs: Path, root: Path | None, figures: Path) -> dict[str
     return {place: path for place, path in found.items() if place in known}
 
 
+def _fail_with(failed: list[str]) -> None:
+    "End with status 1 if runs failed, and say so."
+    if failed:
+        runs = "run" if len(failed) == 1 else "runs"
+        _say(f"{len(failed)} {runs} failed, as the lines above say; the same command tries again.")
+        raise typer.Exit(1)
+
+
 def _add(name: str) -> None:
     "Make a command of an experiment notebook."
 
@@ -452,24 +460,15 @@ def _add(name: str) -> None:
         with _one_line():
             given = _given(name, on, address, gpu_share, more)
             results, done = figures_root(figures), runs_root(runs)
-            output = (
-                writable_folder(results / choose(profile, profiles(), "profile")) / f"{name}.ipynb"
-            )
+            folder = writable_folder(results / choose(profile, profiles(), "profile"))
             if on != "none":  # who only looks may have nothing to write there
                 writable_folder(done)
-            execute(
-                find_notebook(name),
-                output,
-                {"profile": profile, **_places(name, done, root, results), **given},
-            )
+            places = _places(name, done, root, results)
+            output = folder / f"{name}.ipynb"
+            execute(find_notebook(name), output, {"profile": profile, **places, **given})
             failed = failures(output)
         print(f"executed notebook: {output}")
-        if failed:
-            _say(
-                f"{len(failed)} run{'s' * (len(failed) > 1)} failed, as the lines "
-                "above say; the same command tries again."
-            )
-            raise typer.Exit(1)
+        _fail_with(failed)
 
     app.command(name, help=_title(notebooks()[name]))(command)
 

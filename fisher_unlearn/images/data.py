@@ -407,48 +407,59 @@ TINY_URL, TINY_MD5 = (
 def _tiny_imagenet(root: Path, download: bool) -> tuple[Arrays, list[str], str]:
     """Tiny-ImageNet as tensors: classes in the order of their WordNet ids, the official
     validation images as test set."""
-    from torchvision.datasets.folder import default_loader
-    from torchvision.datasets.utils import download_and_extract_archive
-    from torchvision.transforms.v2.functional import pil_to_tensor
-
-    folder = root / "tiny-imagenet-200"
-    if download and not folder.exists():
-        download_and_extract_archive(TINY_URL, str(root), str(root / "tiny.part"), md5=TINY_MD5)
-        (root / "tiny.part" / folder.name).rename(
-            folder
-        )  # so that the folder is whole if it is there
+    folder = _tiny_folder(root, download)
     wnids = sorted(path.name for path in (folder / "train").iterdir())
-    truth = [
-        line.split("\t")[:2]
-        for line in (folder / "val" / "val_annotations.txt")
-        .read_text(encoding="utf-8")
-        .splitlines()
-    ]
-    train = [
-        (path, k)
-        for k, wnid in enumerate(wnids)
-        for path in sorted((folder / "train" / wnid / "images").glob("*.JPEG"))
-    ]
-    test = [
-        (folder / "val" / "images" / image, wnids.index(wnid))
-        for image, wnid in truth
-        if wnid in wnids
-    ]
-    words = dict(
-        line.split("\t", 1)
-        for line in (folder / "words.txt").read_text(encoding="utf-8").splitlines()
-    )
-    read = lambda rows: torch.stack([pil_to_tensor(default_loader(str(path))) for path, _ in rows])
-    labels = lambda rows: torch.tensor([k for _, k in rows])
+    images, labels = _read_images(_tiny_train(folder, wnids))
+    parts = (images, labels, *_read_images(_tiny_test(folder, wnids)))
+    words = dict(line.split("\t", 1) for line in _lines(folder / "words.txt"))
     source = (
         f"Tiny-ImageNet-200 from {TINY_URL}, {len(wnids)} classes, official validation "
         "images as test set"
     )
-    return (
-        (read(train), labels(train), read(test), labels(test)),
-        [words.get(w, w) for w in wnids],
-        source,
-    )
+    return parts, [words.get(wnid, wnid) for wnid in wnids], source
+
+
+def _tiny_folder(root: Path, download: bool) -> Path:
+    "The folder of Tiny-ImageNet, downloaded if it may be: whole, if it is there."
+    from torchvision.datasets.utils import download_and_extract_archive
+
+    folder = root / "tiny-imagenet-200"
+    if download and not folder.exists():
+        part = root / "tiny.part"
+        download_and_extract_archive(TINY_URL, str(root), str(part), md5=TINY_MD5)
+        (part / folder.name).rename(folder)
+    return folder
+
+
+def _lines(path: Path) -> list[str]:
+    "The lines of a text file."
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def _tiny_train(folder: Path, wnids: list[str]) -> list[tuple[Path, int]]:
+    "The training images with their labels."
+    train = folder / "train"
+    return [
+        (path, k)
+        for k, wnid in enumerate(wnids)
+        for path in sorted((train / wnid / "images").glob("*.JPEG"))
+    ]
+
+
+def _tiny_test(folder: Path, wnids: list[str]) -> list[tuple[Path, int]]:
+    "The official validation images with their labels, those of known classes."
+    truth = [line.split("\t")[:2] for line in _lines(folder / "val" / "val_annotations.txt")]
+    images = folder / "val" / "images"
+    return [(images / name, wnids.index(wnid)) for name, wnid in truth if wnid in wnids]
+
+
+def _read_images(rows: list[tuple[Path, int]]) -> tuple[Tensor, Tensor]:
+    "Images and labels as tensors."
+    from torchvision.datasets.folder import default_loader
+    from torchvision.transforms.v2.functional import pil_to_tensor
+
+    images = torch.stack([pil_to_tensor(default_loader(str(path))) for path, _ in rows])
+    return images, torch.tensor([k for _, k in rows])
 
 # %% ../../nbs/1_images/02_data.ipynb #87dc6c02
 _CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)

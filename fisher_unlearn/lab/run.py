@@ -328,19 +328,37 @@ def _done(
 ) -> dict[str, Any]:
     "Everything that a run does before its record is written; returns the record."
     request = request_of(settings, images)
-    fresh = settings.retrains
-    original = (
-        model_of(settings, images)
-        if fresh
-        else train_original(settings, images, runs, progress, root)[0]
-    )
+    if settings.retrains:
+        original = model_of(settings, images)
+    else:
+        original, _ = train_original(settings, images, runs, progress, root)
     with repeatable(settings.machine.threads), peak_memory(settings.machine.device) as memory:
         kept = _scores_of(settings, request, original, runs)
         result = _unlearned(
             settings, images, request, original, folder / "progress.safetensors", progress, kept
         )
     weights = save_weights(result.model, folder / "weights.safetensors")
-    asked = {
+    return _record(
+        run_key(settings),
+        settings.flat,
+        images,
+        training=None if settings.retrains else training_key(settings),
+        request=_asked(request),
+        changed=_rows(result.changed),
+        note=result.note,
+        masked_rows=_classifier_rows(result),
+        history=_history(result, request),
+        steps=_rows(result.steps),
+        seconds=result.seconds,
+        weights=weights,
+        spared=kept.spared,
+        memory=memory,
+    )
+
+
+def _asked(request: ForgetRequest) -> dict[str, Any]:
+    "A request as a record holds it."
+    return {
         "kind": request.kind,
         "classes": request.classes,
         "forget": len(request.forget),
@@ -348,27 +366,12 @@ def _done(
         "digest": request.digest,
         "details": request.details,
     }
-    history = (
-        result.history
-        if request.kind == "class"
-        else result.history.assign(accuracy=result.history.remain_acc)
-    )  # always that of the whole test set
-    return _record(
-        run_key(settings),
-        settings.flat,
-        images,
-        training=None if fresh else training_key(settings),
-        request=asked,
-        changed=_rows(result.changed),
-        note=result.note,
-        masked_rows=_classifier_rows(result),
-        history=_rows(history),
-        steps=_rows(result.steps),
-        seconds=result.seconds,
-        weights=weights,
-        spared=kept.spared,
-        memory=memory,
-    )
+
+
+def _history(result: Unlearned, request: ForgetRequest) -> list[dict[str, Any]]:
+    "The history as a record holds it: its accuracy is always that of the whole test set."
+    whole = {} if request.kind == "class" else {"accuracy": result.history.remain_acc}
+    return _rows(result.history.assign(**whole))
 
 # %% ../../nbs/6_lab/02_run.ipynb #69362c03
 def _unlearned(

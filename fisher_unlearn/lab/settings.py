@@ -668,6 +668,7 @@ def _run_types() -> dict[str, tuple[Any, str]]:
     return found
 
 
+@cache
 def _described(kind: type[_Settings]) -> dict[str, tuple[Any, str]]:
     "The annotation of each plain value of a part, and what it means."
     plain = {n: f.description for n, f in kind.model_fields.items() if f.description}

@@ -400,18 +400,33 @@ def draw_mask(
     import seaborn as sns
 
     head = find_classifier(model, classifier)
-    layers, weight = mask_by_layer(mask, model), weight_of(model.get_submodule(head))
-    name = state_names(model).get(
-        _entry(head, maskable(model.get_submodule(head)) or "weight"), head
-    )
+    weight = weight_of(model.get_submodule(head))
+    entry = _entry(head, maskable(model.get_submodule(head)) or "weight")
+    name = state_names(model).get(entry, head)
     rows = masked_rows(by_first_name(model, mask), name, len(weight))
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(9, 2.8), width_ratios=(3, 2), layout="constrained"
     )
-    sns.barplot(
-        x=range(1, len(layers) + 1), y=layers.share, color="tab:blue", native_scale=True, ax=left
-    )
-    left.set(xlabel="layer", ylabel="masked weights, %")
+    _draw_layers(left, mask_by_layer(mask, model))
+    _draw_rows(right, rows, weight[0].numel(), classes)
+    sns.despine(figure)
+    plt.close(figure)  # a figure that is returned is shown once, by whoever shows it
+    return figure
+
+
+def _draw_layers(axis: Any, layers: "pd.DataFrame") -> None:
+    "The share of masked weights of each layer."
+    import seaborn as sns
+
+    places = range(1, len(layers) + 1)
+    sns.barplot(x=places, y=layers.share, color="tab:blue", native_scale=True, ax=axis)
+    axis.set(xlabel="layer", ylabel="masked weights, %")
+
+
+def _draw_rows(axis: Any, rows: list[int], width: int, classes: Sequence[int]) -> None:
+    "The number of masked weights in each row of the classifier, of so many."
+    import seaborn as sns
+
     sns.barplot(
         x=range(len(rows)),
         y=rows,
@@ -420,15 +435,11 @@ def draw_mask(
         dodge=False,
         legend=False,
         native_scale=True,
-        ax=right,
+        ax=axis,
     )
-    width = weight[0].numel()
-    right.set(
+    axis.set(
         ylim=(0, max(1, 1.05 * max(rows))),
         xlabel="row of the classifier",
         ylabel=f"masked weights of {width}",
         title=", ".join(f"class {c}: {rows[c]} of {width}" for c in classes),
     )
-    sns.despine(figure)
-    plt.close(figure)  # a figure that is returned is shown once, by whoever shows it
-    return figure

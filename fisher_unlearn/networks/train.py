@@ -230,16 +230,24 @@ def train_epoch(
             start=epoch * steps,
         ):
             inputs, labels = _laid_out(inputs.to(device), settings.layout), labels.to(device)
-            for group in optimizer.param_groups:
-                group["lr"] = settings.schedule.rate(step, steps)
-            loss = F.cross_entropy(read_logits(forward(inputs)), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += loss.detach() * len(labels)
+            rate = settings.schedule.rate(step, steps)
+            total += _step(forward, optimizer, inputs, labels, rate) * len(labels)
             seen += len(labels)
             bar.update()
     return (total / seen).item()
+
+
+def _step(
+    forward: Forward, optimizer: torch.optim.Optimizer, inputs: Tensor, labels: Tensor, rate: float
+) -> Tensor:  # the mean loss before the step
+    "One step of the optimiser."
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    loss = F.cross_entropy(read_logits(forward(inputs)), labels)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
 
 
 def _laid_out(tensor: Tensor, layout: str) -> Tensor:
@@ -471,6 +479,11 @@ class _State:
         default_factory=dict
     )  # what the best epoch had in its state that is no tensor
 
+    @property
+    def rate(self) -> float:
+        "The learning rate of the last step."
+        return self.optimizer.param_groups[0]["lr"]
+
     def save(self, path: Path) -> None:
         momentum = {
             n: self.optimizer.state[p]["momentum_buffer"]
@@ -570,16 +583,12 @@ def train_model(
     batches = trainable_batches(model, batches)
     _lay_out(model, settings.layout)
     with _held(model, held):
+        place = Path(checkpoint) if checkpoint else None
+        steps = _count(batches)
         return _train(
-            model,
-            batches,
-            classes,
-            settings,
-            sets,
-            validation,
-            Path(checkpoint) if checkpoint else None,
-            progress,
-            held,
+            _Job(
+                model, batches, classes, steps, settings, sets, validation, place, progress, held
+            )
         )
 
 # %% ../../nbs/2_networks/08_train.ipynb #66ded556
@@ -673,61 +682,69 @@ def _split(
     return batches[0], batches[1] if held else None
 
 # %% ../../nbs/2_networks/08_train.ipynb #9b649b9c
-def _train(
-    model: nn.Module,
-    batches: Loader,
-    classes: int,
-    settings: TrainSettings,
-    sets: dict[str, Loader],
-    validation: Loader | None,
-    checkpoint: Path | None,
-    progress: Progress,
-    held: Mapping[str, Tensor],
-) -> "pd.DataFrame":
-    "Run the epochs that are missing, and end with the selected weights."
-    import pandas as pd
+@dataclass(frozen=True)
+class _Job:
+    "A training whose parts have been checked."
 
+    model: nn.Module
+    batches: Loader
+    classes: int  # of the model
+    steps: int  # batches in an epoch
+    settings: TrainSettings
+    sets: dict[str, Loader]  # to measure on
+    validation: Loader | None
+    checkpoint: Path | None
+    progress: Progress
+    held: Mapping[str, Tensor]  # entries that stay zero
+
+
+def _started(job: _Job) -> _State:
+    "The state that a training starts from, or that its checkpoint holds."
+    settings = job.settings
     optimizer = torch.optim.SGD(
-        model.parameters(),
+        job.model.parameters(),
         settings.schedule.lr,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
     )
-    steps = _count(batches)
-    state = _State(
-        model,
-        optimizer,
-        _fingerprint(model, batches, sets, [settings.values, steps, sorted(sets), *_marks(held)])
-        if checkpoint
-        else "",
-        {},
-        [],
-    )
-    if checkpoint and checkpoint.exists():
-        state.load(checkpoint, settings)
-    state.way = state.way or _way(model, batches, settings, settings.epochs * steps)
-    forward, chosen = (
-        forward_in(model, state.way),
-        asdict(state.way) if "auto" in (settings.compile, settings.precision) else {},
-    )
-    with _bar(progress, settings.epochs * steps, len(state.rows) * steps) as bar:
+    what = [settings.values, job.steps, sorted(job.sets), *_marks(job.held)]
+    mark = _fingerprint(job.model, job.batches, job.sets, what) if job.checkpoint else ""
+    state = _State(job.model, optimizer, mark, {}, [])
+    if job.checkpoint and job.checkpoint.exists():
+        state.load(job.checkpoint, settings)
+    state.way = state.way or _way(job.model, job.batches, settings, settings.epochs * job.steps)
+    return state
+
+# %% ../../nbs/2_networks/08_train.ipynb #f6852b0f
+def _train(job: _Job) -> "pd.DataFrame":
+    "Run the epochs that are missing, and end with the selected weights."
+    import pandas as pd
+
+    model, settings, steps, state = job.model, job.settings, job.steps, _started(job)
+    assert state.way is not None
+    forward = forward_in(model, state.way)
+    chosen = asdict(state.way) if "auto" in (settings.compile, settings.precision) else {}
+    with _bar(job.progress, settings.epochs * steps, len(state.rows) * steps) as bar:
         for epoch in range(len(state.rows), settings.epochs):
             start = time.perf_counter()
             loss = train_epoch(
-                model, batches, optimizer, settings, epoch, steps, classes, bar, forward
+                model,
+                job.batches,
+                state.optimizer,
+                settings,
+                epoch,
+                steps,
+                job.classes,
+                bar,
+                forward,
             )
             _check_finite(model, loss, epoch, settings)
-            row = {
-                "epoch": epoch + 1,
-                "lr": optimizer.param_groups[0]["lr"],
-                "train_loss": loss,
-                **chosen,
-                **_measured(model, sets, validation),
-            }
+            row = {"epoch": epoch + 1, "lr": state.rate, "train_loss": loss, **chosen}
+            row |= _measured(model, job.sets, job.validation)
             _select(state, row | {"seconds": time.perf_counter() - start}, settings.select)
-            if checkpoint:
-                state.save(checkpoint)
-            _report(progress, bar, state.rows[-1], settings.epochs)
+            if job.checkpoint:
+                state.save(job.checkpoint)
+            _report(job.progress, bar, state.rows[-1], settings.epochs)
     if state.best:
         put_state_(model, state.best, state.extras)
     model.eval()

@@ -65,11 +65,24 @@ class Plan(NamedTuple):
     sums: tuple[int, ...]  # (groups of three vectors, tiles, 4, 3, lanes)
     taps: int
 
-
+# %% ../../nbs/3_scores/02_fused.ipynb #1bff13f1
 def _up(size: int, step: int) -> int:
     return -(-size // step) * step
 
 
+def _threes(taps: int, wide: int, lanes: int) -> list[list[tuple[int, int]]]:
+    "Vectors, each a tap and its first input, in groups of three; the last fills up."
+    vectors = [(tap, first) for tap in range(taps) for first in range(0, wide, lanes)]
+    vectors += vectors[-1:] * (-len(vectors) % _VECTORS)
+    return [vectors[k : k + _VECTORS] for k in range(0, len(vectors), _VECTORS)]
+
+
+def _used(windows: Windows, threes: list[list[tuple[int, int]]]) -> list[Tensor]:
+    "The positions at which one of the taps of three vectors sees the image."
+    seen = ~windows.blank[windows.origins[:, None] + windows.places]  # (taps, positions)
+    return [seen[[tap for tap, _ in three]].any(0).nonzero()[:, 0] for three in threes]
+
+# %% ../../nbs/3_scores/02_fused.ipynb #f624af33
 def plan_tiles(
     windows: Windows, inputs: int, outputs: int, dtype: torch.dtype, threads: int
 ) -> Plan:
@@ -77,28 +90,16 @@ def plan_tiles(
     there are enough outputs."""
     tile = Tile.of(dtype)
     wide, tall = _up(inputs, tile.lanes), _up(outputs, _ROWS)
-    vectors = [
-        (tap, first) for tap in range(len(windows.origins)) for first in range(0, wide, tile.lanes)
-    ]
-    vectors += vectors[-1:] * (-len(vectors) % _VECTORS)
-    groups, tiles = len(vectors) // _VECTORS, tall // _ROWS
-    band = max(1, tiles * groups // (8 * threads))
-    seen = ~windows.blank[windows.origins[:, None] + windows.places]  # (taps, positions)
-    jobs, used, origins = [], [windows.origins[:0]], windows.origins.tolist()
-    for k in range(groups):
-        three, start = vectors[_VECTORS * k : _VECTORS * (k + 1)], sum(map(len, used))
-        used.append(seen[[tap for tap, _ in three]].any(0).nonzero()[:, 0])
+    threes, tiles = _threes(len(windows.origins), wide, tile.lanes), tall // _ROWS
+    used = _used(windows, threes)
+    band = max(1, tiles * len(threes) // (8 * threads))
+    jobs, start, origins = [], 0, windows.origins.tolist()
+    for k, (three, positions) in enumerate(zip(threes, used)):
+        place = start, start + len(positions)
+        begins = [origins[tap] * wide + first for tap, first in three]
         for first in range(0, tiles, band):
-            jobs.append(
-                (
-                    first,
-                    min(first + band, tiles),
-                    start,
-                    start + len(used[-1]),
-                    *(origins[tap] * wide + begin for tap, begin in three),
-                    k * tiles,
-                )
-            )
+            jobs.append((first, min(first + band, tiles), *place, *begins, k * tiles))
+        start = place[1]
     at = torch.cat(used)
     return Plan(
         tile,
@@ -107,7 +108,7 @@ def plan_tiles(
         at * tall,
         (len(windows.blank), inputs),
         (len(windows.places), outputs),
-        (groups, tiles, _ROWS, _VECTORS, tile.lanes),
+        (len(threes), tiles, _ROWS, _VECTORS, tile.lanes),
         len(origins),
     )
 
@@ -149,6 +150,17 @@ class _Code(ir.IRBuilder):
     def vector(self, numbers: Any, kind: ir.VectorType) -> Any:
         return self.bitcast(numbers, kind.as_pointer())
 
+    def everywhere(self, number: Any, lanes: int) -> Any:
+        "A vector that holds a number in each lane."
+        vector = ir.Constant(ir.VectorType(number.type, lanes), ir.Undefined)
+        first = self.insert_element(vector, number, _word(0))
+        lane = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
+        return self.shuffle_vector(first, first, lane)
+
+    def image(self, numbers: Any, begin: Any, which: Any, step: Any) -> Any:
+        "The address of what begins somewhere in each image, in one of them."
+        return self.gep(numbers, [self.add(begin, self.mul(which, step))])
+
     def add_product(self, a: Any, b: Any, total: Any) -> None:
         "total += a · b, with one rounding where the processor can: `llvm.fmuladd`."
         bits = 32 if isinstance(a.type.element, ir.FloatType) else 64
@@ -180,7 +192,7 @@ def _tile_of_images(
     """Add the squares of one image to the sums: those of Σ_l g[l] x[l] for four slopes and three
     vectors."""
     real = g.type.pointee
-    vector, first = ir.VectorType(real, tile.lanes), _word(0)
+    vector = ir.VectorType(real, tile.lanes)
     with code.goto_entry_block():
         products = [code.alloca(vector) for _ in sums]
     for p in products:
@@ -189,14 +201,7 @@ def _tile_of_images(
         here, slopes = code.read(at[0], l), code.gep(g, [code.read(at[1], l)])
         inputs = [code.load(code.vector(code.gep(v, [here]), vector), align=4) for v in x]
         for r in range(_ROWS):
-            slope = code.insert_element(
-                ir.Constant(vector, ir.Undefined), code.read(slopes, _word(r)), first
-            )
-            row = code.shuffle_vector(
-                slope,
-                slope,
-                ir.Constant(ir.VectorType(ir.IntType(32), tile.lanes), [0] * tile.lanes),
-            )
+            row = code.everywhere(code.read(slopes, _word(r)), tile.lanes)
             for u, p in zip(inputs, products[_VECTORS * r :]):
                 code.add_product(row, u, p)
     for p, s in zip(products, sums):
@@ -238,6 +243,13 @@ def _each_job(
     code.ret_void()
 
 # %% ../../nbs/3_scores/02_fused.ipynb #0be413ab
+def _stored(code: _Code, total: Any, tile: Any, count: int, vector: ir.VectorType) -> list[Any]:
+    "The addresses at which the sums of a tile are kept."
+    start = code.mul(tile, _word(count * vector.count))
+    places = [code.add(start, _word(k * vector.count)) for k in range(count)]
+    return [code.vector(code.gep(total, [place]), vector) for place in places]
+
+
 def _squares(tile: Tile) -> str:
     "What one thread does, in LLVM's intermediate language."
     with _each_job(_GIVEN, ("total", "x", "g"), ("jobs", "x_at", "g_at"), tile.dtype) as (
@@ -254,24 +266,12 @@ def _squares(tile: Tile) -> str:
         with code.loop(_word(0), given["images"], given["together"]) as some:
             until = code.least(code.add(some, given["together"]), given["images"])
             with code.loop(first, last) as t:
-                start = code.mul(code.add(place, t), _word(len(sums) * tile.lanes))
-                stored = [
-                    code.vector(
-                        code.gep(given["total"], [code.add(start, _word(k * tile.lanes))]), vector
-                    )
-                    for k in range(len(sums))
-                ]
+                stored = _stored(code, given["total"], code.add(place, t), len(sums), vector)
                 for s, kept in zip(sums, stored):
                     code.store(code.load(kept, align=4), s)
                 with code.loop(some, until) as i:
-                    x = [
-                        code.gep(given["x"], [code.add(begin, code.mul(i, given["x_step"]))])
-                        for begin in (a, b, c)
-                    ]
-                    g = code.gep(
-                        given["g"],
-                        [code.add(code.mul(t, _word(_ROWS)), code.mul(i, given["g_step"]))],
-                    )
+                    x = [code.image(given["x"], at, i, given["x_step"]) for at in (a, b, c)]
+                    g = code.image(given["g"], code.mul(t, _word(_ROWS)), i, given["g_step"])
                     _tile_of_images(code, tile, sums, x, g, used, [given["x_at"], given["g_at"]])
                 for s, kept in zip(sums, stored):
                     code.store(code.load(s), kept, align=4)

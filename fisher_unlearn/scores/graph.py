@@ -159,50 +159,51 @@ def _check_single(names: list[str]) -> None:
             )
 
 # %% ../../nbs/3_scores/00_graph.ipynb #1957b902
+class _Looking:
+    "What forward hooks see of who reads the output of each layer."
+
+    def __init__(self, model: nn.Module):
+        self.names = {m: name for name, m in model.named_modules() if not any(m.children())}
+        # tensors by their identity, with what they were: as they are kept, no other gets it
+        self.held: dict[int, tuple[Tensor, int, str]] = {}
+        self.found: dict[str, Reader] = {}
+        self.ran: list[nn.Module] = []
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        "A forward hook."
+        self.ran.append(module)
+        for tensor in args:
+            if id(tensor) in self.held:
+                self._read(module, tensor, output)
+        if isinstance(module, LAYERS):
+            self.held[id(output)] = (output, output._version, self.names[module])
+
+    def _read(self, module: nn.Module, tensor: Tensor, output: Any) -> None:
+        "Note that a module reads the output of a layer, or passes it on."
+        _, version, layer = self.held[id(tensor)]
+        if isinstance(module, _KEEPING):
+            self.held[id(output)] = (output, output._version, layer)
+        elif self.found.get(layer, Reader()) == Reader():
+            normalises = isinstance(module, _BatchNorm) and tensor._version == version
+            self.found[layer] = Reader(self.names[module] if normalises else None)
+
+
 def _from_hooks(model: nn.Module, inputs: Tensor) -> dict[str, Reader]:
     "The reader of each layer that one forward pass calls."
-    names = {module: name for name, module in model.named_modules() if not any(module.children())}
-    held: dict[
-        int, tuple[Tensor, int, str]
-    ] = {}  # the tensors themselves are kept, so that no other gets their identity
-    found: dict[str, Reader] = {}
-    ran: list[str] = []
-
-    def look(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        ran.append(names[module])
-        for tensor in args:
-            _, version, layer = held.get(id(tensor), (None, None, None))
-            if layer is None:
-                continue
-            if isinstance(module, _KEEPING):
-                held[id(output)] = (output, output._version, layer)
-            elif found.get(layer, Reader()) == Reader():
-                found[layer] = Reader(
-                    names[module]
-                    if isinstance(module, _BatchNorm) and tensor._version == version
-                    else None
-                )
-        if isinstance(module, LAYERS):
-            held[id(output)] = (output, output._version, names[module])
-
-    hooks = [module.register_forward_hook(look) for module in names]
+    looking = _Looking(model)
+    hooks = [module.register_forward_hook(looking) for module in looking.names]
+    twice = torch.cat([inputs, inputs])  # a network that squeezes can't take one
     try:
         with torch.no_grad():
-            twice = torch.cat(
-                [inputs, inputs]
-            )  # a network that squeezes can't take one; it may be changed in place
             logits = model(twice.to(device_of(model)))
     finally:
         for hook in hooks:
             hook.remove()
-    _check_single(
-        [name for name in ran if isinstance(model.get_submodule(name), (*LAYERS, _BatchNorm))]
-    )
-    if id(logits) in held:
-        found.setdefault(held[id(logits)][2], Reader())
-    return {
-        name: _seen(found, name) for name in ran if isinstance(model.get_submodule(name), LAYERS)
-    }
+    names, ran = looking.names, looking.ran
+    _check_single([names[m] for m in ran if isinstance(m, (*LAYERS, _BatchNorm))])
+    if id(logits) in looking.held:
+        looking.found.setdefault(looking.held[id(logits)][2], Reader())
+    return {names[m]: _seen(looking.found, names[m]) for m in ran if isinstance(m, LAYERS)}
 
 
 def _seen(found: dict[str, Reader], name: str) -> Reader:

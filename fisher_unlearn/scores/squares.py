@@ -8,7 +8,7 @@ __all__ = ['Rule', 'RULES', 'scoring', 'GradientSquares', 'gradient_paths']
 # %% ../../nbs/3_scores/03_squares.ipynb #79abab91
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -134,8 +134,10 @@ def _expansion_pays(inside: Tensor, rows: int, depth: int) -> bool:
 
 
 def _add_expanded(total: Tensor, g: Tensor, u: Tensor, inside: Tensor) -> None:
-    """Add Σᵢ (Σ_l g[i, l] u[i, l, tap]ᵀ)² to total (rows, taps, depth), from g (n, L, rows) and
-    u (n, L, taps, depth)."""
+    """Add Σᵢ (Σ_l g[i, l] u[i, l, tap]ᵀ)² to total (rows, taps·depth), from g (n, L, rows) and
+    u (n, G, positions…, taps, depth)."""
+    length, taps = inside.shape
+    total, u = total.unflatten(1, (taps, -1)), u.reshape(len(g), length, taps, -1)
     for tap, seen in enumerate(inside.T):
         positions = seen.nonzero()[:, 0].tolist()
         for l, m in product(positions, positions):
@@ -166,46 +168,50 @@ class _Columns:
     depth: int  # inputs of one tap in one group
     groups: int  # of channels
     entries: int  # of work space for one sample
-    slabs: Callable[
-        [Tensor, Tensor], Iterable[Tensor]
-    ]  # (inputs, work space) → for each slab (n, G, positions…, taps, depth)
+    # (inputs, work space) → for each slab (n, G, positions…, taps, depth)
+    slabs: Callable[[Tensor, Tensor], Iterable[Tensor]]
+
+    @property
+    def wide(self) -> int:
+        "Columns of a slab in one group."
+        return self.inside.shape[2] * self.depth
+
+# %% ../../nbs/3_scores/03_squares.ipynb #aee54522
+def _work_space(columns: _Columns, x: Tensor, squares: int) -> tuple[int, Tensor, Tensor]:
+    """How many samples go at once, and room for their columns and for products of theirs, where
+    the squares of a sample are so many numbers."""
+    budget, entries = _budget(x), columns.entries
+    size = min(len(x), max(1, budget // (entries + min(squares, budget // 8))))
+    least = size * columns.groups * columns.wide  # one row of each
+    work = max(least, min(size * squares, budget - size * entries))
+    return size, x.new_empty(size * entries), x.new_empty(work)
+
+
+def _as_rows(gs: list[Tensor], groups: int) -> Tensor:
+    "Slopes (n, L, G·rows) of several directions as (n·G, L, rows of all directions)."
+    parts = [g.unflatten(-1, (groups, -1)).movedim(2, 1) for g in gs]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts, 3)).flatten(0, 1)
 
 # %% ../../nbs/3_scores/03_squares.ipynb #9ef39325
 def _outer_squares(columns: _Columns, x: Tensor, gs: list[Tensor]) -> Tensor:
     """Σᵢ Σ_g (Σ_l g[i, l] u[i, l]ᵀ)² from x (n, …) and each g (n, L, G·rows): (slabs, G, rows,
     taps·depth)."""
-    (count, length, taps), groups, budget = columns.inside.shape, columns.groups, _budget(x)
-    wide, own = taps * columns.depth, gs[0].shape[2] // groups
+    groups = columns.groups
+    own = gs[0].shape[2] // groups
     rows = own * len(gs)  # each direction is treated as further rows
-    pays = [
-        groups == 1 and _expansion_pays(inside, rows, columns.depth) for inside in columns.inside
-    ]
-    kept = 0 if all(pays) else groups * rows * wide
-    size = min(len(x), max(1, budget // (columns.entries + min(kept, budget // 8))))
-    room, work = (
-        x.new_empty(n)
-        for n in (
-            size * columns.entries,
-            max(size * groups * wide, min(size * kept, budget - size * columns.entries)),
-        )
-    )
-    total = x.new_zeros(count, groups, rows, wide)
+    pays = [groups == 1 and _expansion_pays(seen, rows, columns.depth) for seen in columns.inside]
+    size, room, work = _work_space(columns, x, 0 if all(pays) else groups * rows * columns.wide)
+    total = x.new_zeros(len(pays), groups, rows, columns.wide)
     for part, *slopes in zip(x.split(size), *(g.split(size) for g in gs)):
-        parts = [s.view(len(s), length, groups, own).movedim(2, 1) for s in slopes]
-        g = (parts[0] if len(parts) == 1 else torch.cat(parts, 3)).reshape(-1, length, rows)
+        g = _as_rows(slopes, groups)
         for k, u in enumerate(columns.slabs(part, room)):
             if pays[k]:
-                _add_expanded(
-                    total[k, 0].view(rows, taps, -1),
-                    g,
-                    u.reshape(-1, length, taps, columns.depth),
-                    columns.inside[k],
-                )
+                _add_expanded(total[k, 0], g, u, columns.inside[k])
             else:
-                _add_direct(total[k], g, u.reshape(-1, length, wide), work)
+                _add_direct(total[k], g, u.reshape(-1, g.shape[1], columns.wide), work)
     if any(pays):
         total.clamp_min_(0)  # products that cancel may end a rounding error below
-    return total.view(count, groups, len(gs), own, wide).sum(2)
+    return total.unflatten(2, (len(gs), own)).sum(2)
 
 # %% ../../nbs/3_scores/03_squares.ipynb #84bfaa4e
 @lru_cache(maxsize=1024)
@@ -485,19 +491,32 @@ class _Call:
         self.version, self.shapes = x._version, (x.shape, output.shape)
         self.uses, _ = _uses(output.grad_fn, [x.grad_fn])
         self.rules = _rules_of(module)  # at the time of the call
-        self.rules = _rules_of(module)  # at the time of the call
         self.wanted: dict[str, Rule] = {}  # by the name of the parameter in the model
         self.held: list[Tensor] = []  # slopes of the output
         self.expects, self.last = 1, True  # directions to collect; are they the last?
-        self.taken, self.trial = False, False  # have slopes come by? Is it only a trial?
         self.taken, self.trial = False, False  # have slopes come by? Is it only a trial?
 
     def per_sample(self, n: int) -> tuple[torch.Size, ...] | None:
         """The shapes of input and output for one of `n` samples; None if the batch is not the
         first dimension."""
-        return (
-            tuple(s[1:] for s in self.shapes) if all(s[:1] == (n,) for s in self.shapes) else None
-        )
+        if all(s[:1] == (n,) for s in self.shapes):
+            return tuple(s[1:] for s in self.shapes)
+        return None
+
+    def fits(self, n: int, shapes: Any) -> bool:
+        "Is it a call of `n` samples of known shapes, whose input is as it was?"
+        unchanged = self.x is not None and self.x._version == self.version
+        return unchanged and shapes is not None and self.per_sample(n) == shapes
+
+    def sole_rules(self, names: Mapping[int, str], uses: Counter) -> dict[str, Rule]:
+        """The rules of parameters of which this call is the only use, by their names in the
+        model, which are known by id."""
+        found = {}
+        for local, p in self.module.named_parameters(recurse=False):
+            sole = uses[id(p)] == self.uses[id(p)] == 1
+            if sole and id(p) in names and local in self.rules:
+                found[names[id(p)]] = self.rules[local]
+        return found
 
     def take(self, g: Tensor) -> None:
         """Collect the slopes of the output, and add the squares of the module's parameters once
@@ -589,7 +608,7 @@ class GradientSquares:
         for where in _parts_of(self, len(inputs), known):
             _add_part(self, known, inputs, where, directions, together)
 
-
+# %% ../../nbs/3_scores/03_squares.ipynb #f79681ba
 def _parts_of(squares: GradientSquares, n: int, known: _Known) -> list[slice]:
     "The parts of a batch."
     size = max(1, _SAMPLES if known.rows.device.type == "cpu" else n)
@@ -605,36 +624,47 @@ def _alone(squares: GradientSquares, known: _Known) -> bool:
     return known.alone
 
 # %% ../../nbs/3_scores/03_squares.ipynb #814f5899
+def _note(
+    calls: list[_Call],
+    zero: Tensor,
+    total: dict[str, Tensor],
+    name: str,
+    module: nn.Module,
+    args: Any,
+    kwargs: Any,
+    output: Any,
+) -> Tensor | None:
+    "A forward hook that notes a call with one tensor, and has the slopes of its output taken."
+    given = [*args, *kwargs.values()]
+    if len(given) != 1 or not isinstance(given[0], Tensor):
+        return None
+    if not isinstance(output, Tensor) or output.grad_fn is None:
+        return None
+    call = _Call(name, module, given[0], output, total)
+    calls.append(call)
+    noted = output if given[0].requires_grad else output + zero
+    noted.register_hook(call.take)
+    return noted
+
+
+def _with_rules(squares: GradientSquares) -> list[tuple[str, nn.Module]]:
+    "The modules, by name, whose parameters may have a rule."
+    modules = squares.passes.inner.named_modules() if squares.ruled else ()
+    wanted = lambda m: any(p.requires_grad for p in m.parameters(recurse=False))
+    return [(name, m) for name, m in modules if type(m) in RULES and wanted(m)]
+
+# %% ../../nbs/3_scores/03_squares.ipynb #5ee659d6
 def _forward(
     squares: GradientSquares, inputs: Tensor, total: dict[str, Tensor]
 ) -> tuple[Tensor, list[_Call], Tensor]:
     "The logits, the calls of modules with rules, and a zero below them all."
-    calls, zero = [], torch.zeros((), device=inputs.device, requires_grad=True)
-
-    def note(name, module, args, kwargs, output):
-        given = [*args, *kwargs.values()]
-        if (
-            len(given) != 1
-            or not isinstance(given[0], Tensor)
-            or not isinstance(output, Tensor)
-            or output.grad_fn is None
-        ):
-            return None
-        calls.append(call := _Call(name, module, given[0], output, total))
-        if not given[0].requires_grad:
-            output = output + zero
-        output.register_hook(call.take)
-        return output
-
+    calls: list[_Call] = []
+    zero = torch.zeros((), device=inputs.device, requires_grad=True)
+    note = partial(_note, calls, zero, total)
     squares.passes.rewind()  # before our hooks are there
-    modules = squares.passes.inner.named_modules() if squares.ruled else ()
-    ruled = [
-        (n, m)
-        for n, m in modules
-        if type(m) in RULES and any(p.requires_grad for p in m.parameters(recurse=False))
-    ]
     hooks = [
-        m.register_forward_hook(partial(note, n), prepend=True, with_kwargs=True) for n, m in ruled
+        m.register_forward_hook(partial(note, name), prepend=True, with_kwargs=True)
+        for name, m in _with_rules(squares)
     ]
     try:
         return squares.passes.run(inputs), calls, zero
@@ -686,31 +716,14 @@ def _assign_rules(
     squares: GradientSquares, calls: list[_Call], uses: Counter, n: int, shapes: dict[str, Any]
 ) -> set[str]:
     "Give each call the rules of the parameters of which it is the only use; returns their names."
-    names = {id(p): name for name, p in squares.parameters.items()}
     trusted = {
-        key
-        for key, name in names.items()
-        if name not in squares._distrusted and not squares.parameters[name]._backward_hooks
+        id(p): name
+        for name, p in squares.parameters.items()
+        if name not in squares._distrusted and not p._backward_hooks
     }
     for call in calls:
-        fits = (
-            call.per_sample(n) is not None
-            and call.per_sample(n) == shapes.get(call.name)
-            and call.x is not None
-            and call.x._version == call.version
-        )
-        own = (
-            {local: id(p) for local, p in call.module.named_parameters(recurse=False)}
-            if fits
-            else {}
-        )
-        call.wanted = {
-            names[own[local]]: rule
-            for local, rule in call.rules.items()
-            if local in own
-            and own[local] in trusted
-            and uses[own[local]] == call.uses[own[local]] == 1
-        }
+        fits = call.fits(n, shapes.get(call.name))
+        call.wanted = call.sole_rules(trusted, uses) if fits else {}
     return {name for call in calls for name in call.wanted}
 
 # %% ../../nbs/3_scores/03_squares.ipynb #a9169d9a
@@ -727,44 +740,45 @@ def _add_part(
     n = len(inputs)
     twice = n == 1 and not _alone(squares, known)
     _rows_of(squares, known, inputs)
-    logits, calls, zero = _forward(
-        squares, torch.cat([inputs, inputs]) if twice else inputs, squares.total
-    )
+    fed = torch.cat([inputs, inputs]) if twice else inputs
+    logits, calls, zero = _forward(squares, fed, squares.total)
     _compare_once(known, logits.detach())
-    (uses, hidden), wanted = (
-        _uses(logits.grad_fn),
-        [s.to(logits.dtype) for s in directions(logits.detach()[:n], where)],
-    )
-    ruled = _assign_rules(squares, calls, uses, len(logits), known.shapes)
-    others = {
-        name: p
-        for name, p in squares.parameters.items()
-        if name not in ruled and (hidden or uses[id(p)])
-    }
+    wanted = [s.to(logits.dtype) for s in directions(logits.detach()[:n], where)]
+    ruled, others = _shared_out(squares, calls, logits, known)
     if ruled:
-        _run_backward(
-            logits,
-            calls,
-            zero,
-            others,
-            [F.pad(s, (0, 0, 0, 1)) if twice else s for s in wanted],
-            together,
-        )
-    missed = ruled - {
-        name for call in calls if call.taken for name in call.wanted
-    }  # an output that is changed in place
-    squares._distrusted |= missed
-    others |= {name: squares.parameters[name] for name in missed}
+        fitting = [F.pad(s, (0, 0, 0, 1)) if twice else s for s in wanted]
+        _run_backward(logits, calls, zero, others, fitting, together)
+    others |= _missed(squares, calls, ruled)
     del logits, calls
     if others:
         _add_others(squares, others, inputs, wanted)
+    squares.paths = _paths(squares, ruled, others)
+
+# %% ../../nbs/3_scores/03_squares.ipynb #c2ed506c
+def _shared_out(
+    squares: GradientSquares, calls: list[_Call], logits: Tensor, known: _Known
+) -> tuple[set[str], dict[str, Tensor]]:
+    "The names of the parameters that rules are for, and the others that the logits depend on."
+    uses, hidden = _uses(logits.grad_fn)
+    ruled = _assign_rules(squares, calls, uses, len(logits), known.shapes)
+    rest = {name: p for name, p in squares.parameters.items() if name not in ruled}
+    return ruled, {name: p for name, p in rest.items() if hidden or uses[id(p)]}
+
+
+def _missed(squares: GradientSquares, calls: list[_Call], ruled: set[str]) -> dict[str, Tensor]:
+    "Parameters with a rule to which no slopes came; it is not trusted from now on."
+    missed = ruled - {name for call in calls if call.taken for name in call.wanted}
+    squares._distrusted |= missed
+    return {name: squares.parameters[name] for name in missed}
+
+
+def _paths(squares: GradientSquares, ruled: Iterable[str], others: Iterable[str]) -> dict[str, str]:
+    "How each parameter was treated."
     way = WAYS[squares._way][0].__name__.split("_")[-1]
-    squares.paths = {
-        name: way if name in others else "rule" if name in ruled else "unused"
-        for name in squares.parameters
-    }
+    paths = dict.fromkeys(squares.parameters, "unused") | dict.fromkeys(ruled, "rule")
+    return paths | dict.fromkeys(others, way)
 
-
+# %% ../../nbs/3_scores/03_squares.ipynb #a25ddc36
 def _run_backward(
     logits: Tensor,
     calls: list[_Call],
@@ -786,7 +800,7 @@ def _run_backward(
             allow_unused=True,
         )
 
-
+# %% ../../nbs/3_scores/03_squares.ipynb #69a60359
 def _rows_of(squares: GradientSquares, known: _Known, inputs: Tensor) -> None:
     "Let the rows to compare with be of this batch, where the first one held a single sample."
     n = min(4, len(inputs))
@@ -804,7 +818,7 @@ def _compare_once(known: _Known, logits: Tensor) -> None:
             raise ValueError(DEPENDENT)
         known.compared = True
 
-
+# %% ../../nbs/3_scores/03_squares.ipynb #9a75dab1
 def _add_others(
     squares: GradientSquares, others: dict[str, Tensor], inputs: Tensor, directions: list[Tensor]
 ) -> None:
