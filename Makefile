@@ -31,7 +31,8 @@ reproduce: $(READY)
 	$(PORTABLE) $(BIN)/fisher-unlearn quickstart --profile $(PROFILE) --dataset $(DATASET)
 
 # Two processes of one thread do more on two cores than one of two threads; threads that runs ask for must not spin while they wait.
-test: sync lint notebooks
+test: sync
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint notebooks
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest -q -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY)
