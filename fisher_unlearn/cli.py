@@ -72,7 +72,7 @@ app = _Command(
     pretty_exceptions_enable=False,
 )
 
-
+# %% ../nbs/8_cli.ipynb #c708fcbc
 def _version(wanted: bool) -> None:
     if not wanted:
         return
@@ -229,7 +229,7 @@ _OPTIONS = (
     "figures",
 )  # which have no other way in
 
-
+# %% ../nbs/8_cli.ipynb #20d4adc6
 def _further(
     texts: list[str] | None, given: Mapping[str, Any], known: Iterable[str], what: str
 ) -> dict[str, Any]:
@@ -289,7 +289,7 @@ def _with_flags(names: Iterable[str]) -> Callable[[Callable[..., None]], Callabl
 
     return decorate
 
-
+# %% ../nbs/8_cli.ipynb #be76a250
 def _meant(given: Mapping[str, Any]) -> dict[str, Any]:
     "What was typed, as values: of a list, which has commas in between, and of several types, read."
     found, types = dict[str, Any](), parameter_types()
@@ -435,7 +435,7 @@ def _places(name: str, runs: Path, root: Path | None, figures: Path) -> dict[str
     found = {"runs": str(runs), "figures": str(figures)} | ({"root": str(root)} if root else {})
     return {place: path for place, path in found.items() if place in known}
 
-
+# %% ../nbs/8_cli.ipynb #735db0af
 def _fail_with(failed: list[str]) -> None:
     "End with status 1 if runs failed, and say so."
     if failed:
@@ -515,7 +515,7 @@ def plan_(
     print(table.drop(columns="key").round(0).to_string(index=False))
     _summary(table)
 
-
+# %% ../nbs/8_cli.ipynb #147426a9
 @app.command()
 def status(
     experiments: _EXPERIMENTS = None,

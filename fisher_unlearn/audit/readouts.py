@@ -70,7 +70,7 @@ class Agreement:
     def __post_init__(self):
         check_fields(self, " of the agreement")
 
-
+# %% ../../nbs/5_audit/00_readouts.ipynb #4c72a05b
 @checked
 @torch.no_grad()
 def agreement(
@@ -164,7 +164,7 @@ def _on_features(
         _read(model, alone, seen, name, batches, which) for which, batches in sets.items()
     ]
 
-
+# %% ../../nbs/5_audit/00_readouts.ipynb #de4bafe1
 @torch.no_grad()
 def _read(
     model: nn.Module, alone: nn.Module, seen: list[Tensor], name: str, batches: Loader, which: str
@@ -207,7 +207,7 @@ def _loss(model: nn.Module, forget: Loader, when: str) -> float:
         "or weights, or lower the learning rate."
     )
 
-
+# %% ../../nbs/5_audit/00_readouts.ipynb #3600c4ec
 def _relearn(
     learner: nn.Module,
     train: Loader,

@@ -247,7 +247,7 @@ def _nearest(value: Any, annotation: Any) -> str:
     near = difflib.get_close_matches(str(value), map(str, choices), n=1, cutoff=0.4)
     return f" (did you mean {near[0]!r}?)" if near and isinstance(value, str) else ""
 
-
+# %% ../../nbs/1_images/00_arguments.ipynb #036d2192
 def check_value(
     name: str,  # of the argument
     value: Any,
@@ -314,7 +314,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     name = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
     return _checked(function, name, values=True)
 
-
+# %% ../../nbs/1_images/00_arguments.ipynb #d86b290c
 def _checked(function: Callable[P, R], title: str, values: bool) -> Callable[P, R]:
     "A function that checks its arguments before it does anything."
     signature = inspect.signature(function)

@@ -59,7 +59,7 @@ INPUT_KEYS = (
 LABEL_KEYS = ("labels", "label", "y", "target", "targets")
 INDEX_KEYS = ("index", "indices", "idx", "id", "ids")  # which a model is never given
 
-
+# %% ../../nbs/1_images/03_batches.ipynb #261083fa
 def _from_mapping(batch: Mapping[str, Any], name: str) -> tuple[Any, Any]:
     "The inputs and the labels by their keys; `TypeError` if that isn't clear."
     found = [[key for key in batch if key in keys] for keys in (INPUT_KEYS, LABEL_KEYS)]

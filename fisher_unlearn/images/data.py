@@ -418,7 +418,7 @@ def _tiny_imagenet(root: Path, download: bool) -> tuple[Arrays, list[str], str]:
     )
     return parts, [words.get(wnid, wnid) for wnid in wnids], source
 
-
+# %% ../../nbs/1_images/02_data.ipynb #490eb2f6
 def _tiny_folder(root: Path, download: bool) -> Path:
     "The folder of Tiny-ImageNet, downloaded if it may be: whole, if it is there."
     from torchvision.datasets.utils import download_and_extract_archive
@@ -615,7 +615,7 @@ def _image_data(name: str, spec: DataSet, tensors: Arrays, meta: dict[str, str])
         {key: text for key, text in meta.items() if key not in known},
     )
 
-
+# %% ../../nbs/1_images/02_data.ipynb #65017775
 def _class_names(name: str, meta: dict[str, str]) -> list[str]:
     "The class names that the metadata of a prepared file holds; 0 to 9 if it holds none."
     if "classes" not in meta:

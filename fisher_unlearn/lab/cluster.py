@@ -161,7 +161,7 @@ def on_ray(
         }
         _collect(ray, refs, folder)
 
-
+# %% ../../nbs/6_lab/06_cluster.ipynb #ee877cf5
 def _collect(ray: ModuleType, refs: dict[Any, RunSettings], folder: Path) -> None:
     "Wait for runs, tell which failed, and call off the rest if it can't go on."
     left = list(refs)

@@ -54,7 +54,7 @@ def _kept(settings: RunSettings, root: str | Path | None) -> dict[str, Any] | No
     "The record of a run that is kept beside the data, if there is one."
     return kept_record(run_key(settings), root)
 
-
+# %% ../../nbs/6_lab/07_executors.ipynb #3d539142
 def _whole(folder: Path, root: str | Path | None, clean: bool) -> dict[str, Any] | None:
     """A record; None, and a line that says why, if it is damaged or of other images than those
     at hand; None if there is none. Whoever only looks cleans nothing."""

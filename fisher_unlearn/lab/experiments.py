@@ -45,7 +45,7 @@ def _product(*axes: Axis) -> Axis:
         for parts in itertools.product(*axes)
     ]
 
-
+# %% ../../nbs/6_lab/03_experiments.ipynb #97f1f14c
 @checked
 def once(settings: Iterable[RunSettings]) -> list[RunSettings]:
     "Each run once, at its first place."

@@ -157,7 +157,7 @@ def _put(draft: Path, output: Path, notebook: Path) -> None:
 class _Stopped(Exception):
     "No cell is to be executed any more."
 
-
+# %% ../../nbs/6_lab/05_notebook.ipynb #7c163041
 class _Watch:
     "The kernel of a notebook, and whether it is to stop."
 
@@ -280,7 +280,7 @@ def _meant(error: Exception, notebook: Path, watch: _Watch) -> Exception:
         return NotebookFailed(error.evalue, error.ename)
     return error
 
-
+# %% ../../nbs/6_lab/05_notebook.ipynb #ae4c5a2e
 @checked
 def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], echo: bool = True) -> None:
     """Execute a notebook with papermill. The output is put in place when it is whole, or as far
@@ -343,7 +343,7 @@ def parameters(settings: RunSettings) -> dict[str, Any]:
         raise ValueError(f"no parameters say all of {label(settings)}: run it inline.")
     return found
 
-
+# %% ../../nbs/6_lab/05_notebook.ipynb #80cb0444
 @checked
 def in_notebook(
     settings: RunSettings, runs: str | Path | None, root: str | Path | None, wait: bool

@@ -112,7 +112,7 @@ def _fine_tuned(s: RunSettings) -> list[str]:
     }
     return [text for text, is_so in said.items() if is_so]
 
-
+# %% ../../nbs/6_lab/08_paper.ipynb #6c5ee706
 @checked
 def setting_name(record: Record) -> str:
     """What a record's run has in common with others in a row of tables: network/data set, and
@@ -188,7 +188,7 @@ _ALLOWED = {
     "remain_limit": (None, 0, 50),
 }
 
-
+# %% ../../nbs/6_lab/08_paper.ipynb #5e3fc3e6
 def _unlike(name: str, value: Any, *paper: Any) -> list[str]:
     "A departure in words, if a value is none of the paper's."
     return (
@@ -259,7 +259,7 @@ def _of_method(s: RunSettings) -> list[str]:
         for text in _unlike(name, value, getattr(usual, name))
     ]
 
-
+# %% ../../nbs/6_lab/08_paper.ipynb #43ba4e43
 def _inexact(record: Record) -> list[str]:
     "What the data file says of images that are not the data set's own."
     data = record["data"]

@@ -95,7 +95,7 @@ def _tuned(tuning: TuningSettings) -> list[str]:
     none = "" if tuning.fine_tune_epochs else "not fine-tuned"
     return ["" if rate is None else f"rate {rate:g}", none]
 
-
+# %% ../../nbs/6_lab/04_plans.ipynb #b6b14aa9
 @checked
 def plan(
     settings: Iterable[RunSettings],
@@ -167,7 +167,7 @@ def _read(records: Iterable[Path]) -> "pd.DataFrame":
         rows, columns=["place", "limit", "method", "epochs", "seconds", "epoch", "memory"]
     )
 
-
+# %% ../../nbs/6_lab/04_plans.ipynb #098a84f7
 def _like(chosen: Mapping[str, Any]) -> tuple[Any, ...]:
     "What the pace of a run depends on."
     return chosen["dataset"], chosen["subset"], chosen["network"], chosen["device"]

@@ -54,7 +54,7 @@ def _tuning(s: RunSettings) -> str:
         f"{how} {s.tuning.fine_tune_epochs} epochs{more}" if s.tuning.fine_tune_epochs else "none"
     )
 
-
+# %% ../../nbs/6_lab/10_report.ipynb #22ebd1e0
 def _facts(record: Record) -> dict[str, str]:
     "The conditions of one record, by name."
     s, made, data = (
@@ -166,7 +166,7 @@ class Verdict:
     def __str__(self) -> str:
         return f"* {self.claim}: **{self.outcome}**. {self.evidence}"
 
-
+# %% ../../nbs/6_lab/10_report.ipynb #64c42135
 @checked
 def verdict(
     claim: str,  # the paper's, in words, without a full stop
@@ -256,7 +256,7 @@ def _rows_digest(rows: Iterable[Record]) -> str:
 _TEXT = ("string", "large_string", "null")  # types of columns, as pyarrow calls them
 _MOST = 300_000_000  # bytes of text in a file of records; ours have 15 MB at most
 
-
+# %% ../../nbs/6_lab/10_report.ipynb #314ddedb
 def _rows_of(path: Path) -> tuple[list[dict[str, str]], str | None]:
     """The rows of a parquet file as text by column, and the digest that it says they have;
     `ValueError` if they are more than fits."""
@@ -348,7 +348,7 @@ def _record_of(row: dict[str, str], path: str | Path) -> Record:
         ) from error
     return record
 
-
+# %% ../../nbs/6_lab/10_report.ipynb #0ced057b
 @checked
 def restore(
     path: str | Path,  # a parquet file of `keep`

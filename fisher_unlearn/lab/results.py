@@ -94,7 +94,7 @@ def identity_of(record: Record) -> dict[str, Any]:
         "options": json.dumps(unusual_options(settings)),
     }
 
-
+# %% ../../nbs/6_lab/09_results.ipynb #9941bfcd
 @checked
 def histories(
     records: Iterable[Record | None],  # of runs, each once
@@ -174,7 +174,7 @@ def _outcome(history: "pd.DataFrame", window: Window) -> dict[str, Any]:
         | _fluctuations(history, window)
     )
 
-
+# %% ../../nbs/6_lab/09_results.ipynb #39838ab0
 @checked
 def outcomes(
     records: Iterable[Record | None],  # of runs, each once
@@ -263,7 +263,7 @@ def missing_cells(
         for method in ours.method.unique()
     }
 
-
+# %% ../../nbs/6_lab/09_results.ipynb #4289335b
 @checked
 def with_average(
     ours: "pd.DataFrame",  # from `summary`
@@ -334,7 +334,7 @@ def _entry(row: Any, digits: int) -> str:
         f"{row.n}{f', {paper}, {row.difference:+.{digits}f}' if paper else ''})"
     )
 
-
+# %% ../../nbs/6_lab/09_results.ipynb #5036ab20
 @checked
 def printable(
     table: "pd.DataFrame",  # from `beside`

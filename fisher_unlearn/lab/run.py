@@ -60,7 +60,7 @@ def request_of(settings: RunSettings, images: ImageData) -> ForgetRequest:
     found, limit = settings.request.drawn(images, settings.seed), settings.request.remain_limit
     return found if limit is None else found.limit_remain(limit, settings.seed)
 
-
+# %% ../../nbs/6_lab/02_run.ipynb #e0d90c1c
 def _check_device(settings: RunSettings, training: bool = False) -> None:
     """Raise `ValueError` if the device of a run is not at hand, or is not the one where a
     network is to be trained."""
@@ -172,7 +172,7 @@ def _rows(frame: "pd.DataFrame") -> list[dict[str, Any]]:
         for row in frame.to_dict("records")
     ]
 
-
+# %% ../../nbs/6_lab/02_run.ipynb #d01df515
 def _check_data(record: Mapping[str, Any], images: ImageData, folder: Path) -> None:
     "Refuse a record that was made from other images."
     if reason := _other_images(record, images.digest, folder):
@@ -221,7 +221,7 @@ def _digest_of(
         images = images.held_out(held_out, seed)
     return images.digest
 
-
+# %% ../../nbs/6_lab/02_run.ipynb #723c9b00
 @checked
 def check_same_images(
     records: Iterable[Mapping[str, Any]],  # of runs and trainings
@@ -301,7 +301,7 @@ def run(
     _check_data(record, images, folder)
     return record
 
-
+# %% ../../nbs/6_lab/02_run.ipynb #07f8ffc7
 @checked
 def write_failure(folder: Path, settings: RunSettings, error: BaseException) -> None:
     "Note why a run failed, in `failure.json`, if the disk takes it."
@@ -355,7 +355,7 @@ def _done(
         memory=memory,
     )
 
-
+# %% ../../nbs/6_lab/02_run.ipynb #65bd834b
 def _asked(request: ForgetRequest) -> dict[str, Any]:
     "A request as a record holds it."
     return {
@@ -412,7 +412,7 @@ def _unlearned(
         kept=kept,
     )
 
-
+# %% ../../nbs/6_lab/02_run.ipynb #4547c762
 def _at_hand(request: ForgetRequest) -> Samples:
     """The training images that a method may see, in the order of the training set: all, unless
     the remain set is limited."""
@@ -480,7 +480,7 @@ def readout(
             },
         )
 
-
+# %% ../../nbs/6_lab/02_run.ipynb #76561047
 def _where_read(settings: RunSettings) -> RunSettings:
     "The settings of a run with a device that is at hand, and the same w*."
     if settings.machine.device == "cpu" or torch.cuda.is_available():

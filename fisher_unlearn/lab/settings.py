@@ -423,7 +423,7 @@ _TRAIN = tuple(
     f.name for f in fields(TrainSettings) if f.name not in ("schedule", "length", "seed")
 )
 
-
+# %% ../../nbs/6_lab/00_settings.ipynb #9132cbae
 def _assembled(flat: Mapping[str, Any]) -> RunSettings:
     "Settings of flat values."
     left = dict(flat)

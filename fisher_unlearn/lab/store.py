@@ -88,7 +88,7 @@ class _Epoch(_Part):
     precision: str | None = None
     graphed: bool | None = None
 
-
+# %% ../../nbs/6_lab/01_store.ipynb #e93a6e84
 class _Changed(_Part):
     "What a method did to a tensor."
 
@@ -220,7 +220,7 @@ class RunRecord(_Made):
                 raise ValueError(f"the readout {name!r} is not one of this run")
         return self
 
-
+# %% ../../nbs/6_lab/01_store.ipynb #b76ce6dd
 def _check_key(key: str, right: str) -> None:
     "Refuse a record whose key is not that of its settings."
     if key != right:
@@ -247,7 +247,7 @@ def record_digest(record: Mapping[str, Any]) -> str:
     rest = {name: part for name, part in record.items() if name not in ("digest", "readouts")}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
-
+# %% ../../nbs/6_lab/01_store.ipynb #a2d3a350
 @checked
 def check_record(
     record: Any,  # as JSON has it
@@ -522,7 +522,7 @@ class KeptScores:
             )
         return {n: s.to(self.device) for n, s in scores.items()}
 
-
+# %% ../../nbs/6_lab/01_store.ipynb #1ce7ab3c
 def _whose(path: Path) -> str:
     """What kept scores are of: the folder says of which request and weights, the name by which
     estimator."""

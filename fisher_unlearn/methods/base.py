@@ -75,7 +75,7 @@ class Task:
             )
         return found
 
-
+# %% ../../nbs/4_methods/01_base.ipynb #509e0116
 def _labels(batches: Loader) -> tuple[int, ...]:
     "The labels that occur in batches."
     return tuple(torch.cat([labels for _, labels in pairs(batches, "forget")]).unique().tolist())

@@ -194,7 +194,7 @@ def _quota(ratio: float, pool: Pool) -> int:
         )
     return quota(ratio, len(pool))
 
-
+# %% ../../nbs/4_methods/00_masking.ipynb #89aa5a34
 @checked
 def unit_scores(
     scores: Mapping[
@@ -292,7 +292,7 @@ def select_random(ratio: Share, pool: Pool, seed: Seed) -> Mask:
     "⌊R·N⌋ units drawn without replacement (RandomMask; paper, 'Baselines')."
     return select_top(random_scores(pool, seed), ratio, pool)
 
-
+# %% ../../nbs/4_methods/00_masking.ipynb #e8d53005
 @checked
 def select_bottom(
     scores: Mapping[str, Tensor],  # as in `select_top`; lower is masked first
@@ -413,7 +413,7 @@ def draw_mask(
     plt.close(figure)  # a figure that is returned is shown once, by whoever shows it
     return figure
 
-
+# %% ../../nbs/4_methods/00_masking.ipynb #faf32607
 def _draw_layers(axis: Any, layers: "pd.DataFrame") -> None:
     "The share of masked weights of each layer."
     import seaborn as sns

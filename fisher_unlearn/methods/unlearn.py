@@ -260,7 +260,7 @@ def _fine_tuned(
         history["unlearn_score"] = unlearn_score(history.remain_acc, history.forget_acc)
     return history, {"evaluate": middle - start, "fine_tune": time.perf_counter() - middle}
 
-
+# %% ../../nbs/4_methods/06_unlearn.ipynb #d1a77407
 @torch.no_grad()
 def _changes(before: nn.Module, after: nn.Module, mask: Mask) -> "pd.DataFrame":
     "One row for each tensor of the state that differs or is masked, each under its first name."

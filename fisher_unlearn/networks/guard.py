@@ -476,7 +476,7 @@ def _all_back(keepers: Iterator[Any]) -> tuple[bool, list[Exception]]:
             errors.append(error)
     return changed, errors
 
-
+# %% ../../nbs/2_networks/00_guard.ipynb #82fde2cc
 class Snapshot:
     "What a model and the state of torch were."
 

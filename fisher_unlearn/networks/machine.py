@@ -64,7 +64,7 @@ def peak_memory(device: str) -> Iterator[dict[str, float]]:
     if device == "cuda":
         peak["device"] = round(torch.cuda.max_memory_allocated() / 1e6, 1)
 
-
+# %% ../../nbs/2_networks/04_machine.ipynb #6abae634
 def _peak_of_process() -> float:
     "The peak of resident memory, in bytes."
     status = Path("/proc/self/status")
@@ -151,7 +151,7 @@ def _processor() -> str:
     )
     return names[0] if names else platform.processor() or platform.machine()
 
-
+# %% ../../nbs/2_networks/04_machine.ipynb #72b80bc0
 @checked
 def provenance(device: Literal["cpu", "cuda"] = "cpu") -> dict[str, Any]:
     "Versions, commit and device of this process."

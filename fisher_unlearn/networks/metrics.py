@@ -233,7 +233,7 @@ def _window(history: "pd.DataFrame", window: Window) -> "pd.DataFrame":
     ]
     return rows if len(rows) else history[:1]
 
-
+# %% ../../nbs/2_networks/06_metrics.ipynb #5b9f1258
 @checked
 def best_epoch(
     history: "pd.DataFrame",  # one row an epoch, with a column `epoch`, 0 being before fine-tuning

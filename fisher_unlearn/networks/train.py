@@ -236,7 +236,7 @@ def train_epoch(
             bar.update()
     return (total / seen).item()
 
-
+# %% ../../nbs/2_networks/08_train.ipynb #30090515
 def _step(
     forward: Forward, optimizer: torch.optim.Optimizer, inputs: Tensor, labels: Tensor, rate: float
 ) -> Tensor:  # the mean loss before the step
@@ -586,9 +586,7 @@ def train_model(
         place = Path(checkpoint) if checkpoint else None
         steps = _count(batches)
         return _train(
-            _Job(
-                model, batches, classes, steps, settings, sets, validation, place, progress, held
-            )
+            _Job(model, batches, classes, steps, settings, sets, validation, place, progress, held)
         )
 
 # %% ../../nbs/2_networks/08_train.ipynb #66ded556

@@ -71,7 +71,7 @@ def reading_channels(
                 hooks.enter_context(place.register_forward_hook(look))
         yield answer
 
-
+# %% ../../nbs/3_scores/05_activation.ipynb #630d13c3
 def _look(
     read: dict[str, Tensor],
     layer: str,

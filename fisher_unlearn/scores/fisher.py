@@ -66,7 +66,7 @@ def _double(inputs: Tensor) -> Tensor:
     "Images in double precision; tokens stay whole numbers."
     return inputs.double() if inputs.is_floating_point() else inputs
 
-
+# %% ../../nbs/3_scores/04_fisher.ipynb #9e90d30f
 def _naive_mean_grads(
     model: nn.Module,
     parameters: Mapping[str, Tensor],
@@ -205,7 +205,7 @@ def rank_batches(
         if k % world == rank
     )
 
-
+# %% ../../nbs/3_scores/04_fisher.ipynb #31207cec
 @checked
 def sum_over_ranks(tensors: Iterable[Tensor]) -> None:
     "Add up tensors over all ranks, in place; nothing outside of `torch.distributed`."
@@ -296,7 +296,7 @@ def _add(
         logits = logits_of(squares.passes, inputs)
     _add_batch(squares.total, squares.parameters, logits, targets, labels, generator)
 
-
+# %% ../../nbs/3_scores/04_fisher.ipynb #43340992
 def _check_parameters(model: nn.Module) -> None:
     "Refuse models whose scores mean nothing: `ValueError`."
     found = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -327,7 +327,7 @@ def _check_batch(inputs: Tensor, targets: Tensor, classes: int, number: int) -> 
             "for them in the data or its normalisation."
         )
 
-
+# %% ../../nbs/3_scores/04_fisher.ipynb #020ea0dc
 def _culprit(model: nn.Module, batches: Loader, scores: dict[str, Tensor]) -> str:
     """Which layer is to blame for scores that are not finite: the first whose output is not, or
     else the last whose score is not, since slopes go backwards."""

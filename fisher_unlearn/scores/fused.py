@@ -342,7 +342,7 @@ def _check_on_cpu(*tensors: Tensor) -> None:
         if t.device.type != "cpu":
             raise ValueError(f"the loop reads the memory of a CPU, and a tensor is on {t.device}.")
 
-
+# %% ../../nbs/3_scores/02_fused.ipynb #0a9eb100
 def squared_products(
     plan: Plan,
     x: Tensor,  # (n, pixels, inputs), on a CPU

@@ -56,7 +56,7 @@ _KEEPING_CALLS = {
 } | {"contiguous"}
 _CATS = {torch.cat, torch.concat, torch.concatenate}
 
-
+# %% ../../nbs/3_scores/00_graph.ipynb #a34731f0
 def _keeps(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     "Does this call leave each channel in its place?"
     return (
@@ -125,7 +125,7 @@ def _readers(
                 user, start + sum(w for w in before if w is not None), modules, known
             )
 
-
+# %% ../../nbs/3_scores/00_graph.ipynb #0a871f85
 def _from_graph(model: nn.Module, graph: fx.Graph) -> dict[str, Reader]:
     """The reader of each layer that the traced forward pass calls: of several, the one that runs
     first."""
@@ -187,7 +187,7 @@ class _Looking:
             normalises = isinstance(module, _BatchNorm) and tensor._version == version
             self.found[layer] = Reader(self.names[module] if normalises else None)
 
-
+# %% ../../nbs/3_scores/00_graph.ipynb #ace716d0
 def _from_hooks(model: nn.Module, inputs: Tensor) -> dict[str, Reader]:
     "The reader of each layer that one forward pass calls."
     looking = _Looking(model)

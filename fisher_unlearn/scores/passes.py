@@ -141,7 +141,7 @@ def _stay(passes: Passes, rows: Tensor, logits: Tensor, replaced: list[int]) -> 
         return close(found[kept], logits[kept], tight(logits))
     return True
 
-
+# %% ../../nbs/3_scores/01_passes.ipynb #fd065258
 def check_repeats(passes: Passes, rows: Tensor) -> None:
     "Raise `ValueError` if the same inputs give other logits."
     first = passes(rows).detach()
@@ -245,7 +245,7 @@ def squares_by_vmap(
     passes.rewind()
     return total
 
-
+# %% ../../nbs/3_scores/01_passes.ipynb #d6e434db
 def squares_by_loop(
     passes: Passes,
     free: Mapping[str, Tensor],
@@ -330,7 +330,7 @@ def find_way(
         best = min(best, (off, k))
     return _nearest(*best)
 
-
+# %% ../../nbs/3_scores/01_passes.ipynb #f38d5266
 def _alone(passes: Passes, inputs: Tensor) -> int:
     "The way of single samples, of which a row's slopes are divided by its count in the sample."
     try:
