@@ -55,7 +55,7 @@ test-lowest: $(LOWEST)/.installed
 
 TESTS ?= tests
 coverage: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "not slow" --cov --cov-report term-missing:skip-covered $(TESTS)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest -q -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov --cov-report term-missing:skip-covered $(TESTS)
 
 bench: $(READY)
 	for what in $(WHAT); do $(BIN)/python benchmarks/$$what.py $(BENCH) || exit 1; done

@@ -27,6 +27,7 @@ _ROOMS = {  # the public names, by the room that has them: it is imported when o
     "methods.noise": ("FisherNoise",),
     "methods.influence": ("Influence",),
     "methods.retraining": ("Finetune", "Retrain"),
+    "methods.result": ("read_mask",),
     "methods.unlearn": ("METHODS", "unlearn"),
     "methods.conformance": ("check_method",),
     "audit.readouts": ("agreement", "relearn_time"),

@@ -34,6 +34,8 @@ from fisher_unlearn.images.arguments import annotations_of
 from fisher_unlearn.lab import paper, report
 from fisher_unlearn.lab import settings as lab_settings
 from fisher_unlearn.methods import base, masking, masks, noise
+from fisher_unlearn.methods.result import Unlearned
+from fisher_unlearn.methods.unlearn import unlearn
 from fisher_unlearn.networks import step
 from fisher_unlearn.scores import graph
 from fisher_unlearn.images.data import ImageData, Samples, digest
@@ -100,6 +102,19 @@ def batches() -> list[tuple[Tensor, Tensor]]:
     return [
         (torch.randn(4, 1, 6, 6, generator=numbers), torch.tensor([0, 1, 2, 0])) for _ in range(2)
     ]
+
+
+def others() -> list[tuple[Tensor, Tensor]]:
+    "Three batches of other samples."
+    numbers = torch.Generator().manual_seed(1)
+    return [
+        (torch.randn(4, 1, 6, 6, generator=numbers), torch.tensor([0, 1, 2, 0])) for _ in range(3)
+    ]
+
+
+def result() -> Unlearned:
+    "What came out of doing nothing."
+    return unlearn(net(), batches(), None, method="finetune")
 
 
 def samples() -> Samples:
@@ -303,11 +318,12 @@ OWN: dict[str, dict[str, Callable[[], Any]]] = {  # where a name means something
         "samples": batches,
         "settings": lambda: TrainSettings(Schedule(epochs=1, drops=()), select="last"),
     },
-    "unlearn.unlearn": {"remain": batches},
+    "unlearn.unlearn": {"remain": others},
+    "result.save_result": {"result": result, "folder": lambda: "new"},
     "metrics.Metric": {"of": lambda: lambda column: column, "needs": lambda: ("remain_acc",)},
     "base.check_needs": {"method": masks.FisherMask},
     "conformance.check_method": {"kind": lambda: masks.FisherMask},
-    "unlearn.Unlearned": {
+    "result.Unlearned": {
         "mask": dict,
         "changed": history,
         "steps": history,

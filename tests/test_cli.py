@@ -27,6 +27,16 @@ def test_a_runs_command_has_an_option_for_every_parameter():
         assert " ".join(comment[1:].split()) in plain, name
 
 
+@pytest.mark.parametrize("name", ["table1", "unlearn", "quickstart", "plan", "status"])
+def test_help_names_the_variables_and_defaults_of_places(name):
+    said = " ".join(command(name, "--help").output.replace("│", " ").split())
+    for place in ("runs", "root", "figures"):
+        if f"--{place} " in said:
+            variable = {"root": "DATA"}.get(place, place.upper())
+            assert f"[default: $FISHER_UNLEARN_{variable}, else" in said
+    assert "--runs " in said
+
+
 @pytest.mark.parametrize(
     "words, wanted",
     [
