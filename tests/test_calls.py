@@ -73,6 +73,7 @@ INNER = {  # parts of networks and loops, called for each batch by their owners
     "Pool",
     "Reader",
     "Unlearned",
+    "Overlap",
     "Snapshot",
     "TrainingRecord",
     "RunRecord",

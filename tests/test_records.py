@@ -42,7 +42,7 @@ from fisher_unlearn.networks.train import load_weights, read_tensors, tensors_di
 from made import listed
 
 WHOLE = {"epochs": 2, "fine_tune_epochs": 1}
-SHORT = {"subset": 300, **WHOLE}
+SHORT = {"subset": 150, "threads": 1, **WHOLE}
 
 
 def quick(**parameters):
@@ -704,8 +704,9 @@ def runs(tmp_path_factory):
 
 
 def test_a_run_leaves_a_whole_record_and_is_not_done_twice(runs):
-    chosen = quick(method="fisher_mask", preset="authors_code", **WHOLE)
+    chosen = quick(method="fisher_mask", preset="authors_code", **SHORT)
     record = run(chosen, runs, progress="none")
+    zeros = int((images_of(chosen).train.labels == 0).sum())
     assert {
         "key",
         "settings",
@@ -724,9 +725,8 @@ def test_a_run_leaves_a_whole_record_and_is_not_done_twice(runs):
         "weights",
         "digest",
     } == set(record)
-    assert [row["epoch"] for row in record["history"]] == [0, 1] and record["request"][
-        "forget"
-    ] == 128
+    assert [row["epoch"] for row in record["history"]] == [0, 1]
+    assert record["request"]["forget"] == zeros > 0
     assert sum(record["masked_rows"]) + sum(
         r["masked"] for r in record["changed"] if "classifier" not in r["name"]
     ) == sum(r["masked"] for r in record["changed"])
@@ -868,7 +868,7 @@ def test_poisoned_and_mislabelled_images_are_learned_and_then_forgotten(runs):
         ({"request": "poison", "count": 40, "patch_size": 2, "patch_value": 255}, "trigger_acc"),
         ({"request": "mislabel", "mislabel_ratio": 0.2}, "truth_acc"),
     ):
-        chosen = quick(method="finetune", **given_, **SHORT)
+        chosen = quick(method="finetune", **given_, **SHORT | {"subset": 300})
         record, images = run(chosen, runs, progress="none"), images_of(chosen)
         request = request_of(chosen, images)
         assert record["request"] == {

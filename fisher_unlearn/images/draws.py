@@ -41,8 +41,9 @@ def seeded_draws(seed: Seed, *generators: torch.Generator) -> Iterator[None]:
             generator.set_state(state)
 
 
+@checked
 @contextmanager
-def drawing_apart(seed: int, batches: Any) -> Iterator[None]:
+def drawing_apart(seed: Seed, batches: Any) -> Iterator[None]:
     "Let a loader draw under a seed, and leave all generators as they were."
     with seeded_draws(seed, *_generators(batches)):
         yield

@@ -124,7 +124,7 @@ def _check_whole(method: Method, classes: tuple[int, ...], found: Overlap) -> No
             raise ValueError(
                 f"`{method.name}` forgets whole classes ({method.needs['classes']}), and "
                 f"{found.labels[c]:,} samples of class {c} are to remain: choose another method, "
-                "or forget the whole class."
+                "forget the whole class, or say `check_sets=False`."
             )
 
 

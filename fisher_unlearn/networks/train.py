@@ -762,7 +762,7 @@ def _way(model: nn.Module, batches: Loader, settings: TrainSettings, steps: int)
         model, _laid_out(inputs.to(device), settings.layout), labels.to(device), ways, steps
     )
 
-# %% ../../nbs/2_networks/08_train.ipynb #7c0299fb
+
 def _count(batches: Loader) -> int:
     "The number of batches; some loaders only know it by reading themselves once."
     try:

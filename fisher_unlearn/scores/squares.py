@@ -146,7 +146,7 @@ def _add_expanded(total: Tensor, g: Tensor, u: Tensor, inside: Tensor) -> None:
                     (g[:, l] * g[:, m]).T, u[:, l, tap] * u[:, m, tap], alpha=1 + (m < l)
                 )
 
-# %% ../../nbs/3_scores/03_squares.ipynb #7d431b79
+
 def _add_direct(total: Tensor, g: Tensor, u: Tensor, work: Tensor) -> None:
     """Add Σᵢ (g[i]ᵀ u[i])² to total (G, rows, columns), from g (n·G, L, rows) and u (n·G, L,
     columns)."""
@@ -176,7 +176,7 @@ class _Columns:
         "Columns of a slab in one group."
         return self.inside.shape[2] * self.depth
 
-# %% ../../nbs/3_scores/03_squares.ipynb #aee54522
+
 def _work_space(columns: _Columns, x: Tensor, squares: int) -> tuple[int, Tensor, Tensor]:
     """How many samples go at once, and room for their columns and for products of theirs, where
     the squares of a sample are so many numbers."""
@@ -213,7 +213,7 @@ def _outer_squares(columns: _Columns, x: Tensor, gs: list[Tensor]) -> Tensor:
         total.clamp_min_(0)  # products that cancel may end a rounding error below
     return total.unflatten(2, (len(gs), own)).sum(2)
 
-# %% ../../nbs/3_scores/03_squares.ipynb #84bfaa4e
+
 @lru_cache(maxsize=1024)
 def _plan_of_linear(
     positions: int, inputs: int, outputs: int, dtype: torch.dtype, threads: int
@@ -223,7 +223,7 @@ def _plan_of_linear(
     at = torch.arange(positions, device="cpu")
     return plan_tiles(Windows(at[:1], at, at < 0), inputs, outputs, dtype, threads)
 
-# %% ../../nbs/3_scores/03_squares.ipynb #797116a6
+
 def _linear(layer: Any, x: Tensor, gs: list[Tensor]) -> Tensor:
     "The weight of a linear layer, on any leading dimensions."
     x, *slopes = (t.reshape(len(t), -1, t.shape[-1]) for t in (x, *gs))
@@ -286,7 +286,7 @@ def _zeros_around(
         sides = [(n, n) for n in _each(padding, len(kernel))]
     return tuple(n for side in reversed(sides) for n in side)
 
-# %% ../../nbs/3_scores/03_squares.ipynb #9e427ca0
+
 def _padded(taps: _Taps, x: Tensor) -> Tensor:
     "Images (n, I, …) with their border, channels last."
     return (F.pad(x, taps.border, taps.mode) if any(taps.border) else x).movedim(1, -1).contiguous()
@@ -400,7 +400,7 @@ def _unrolled(taps: _Taps, weight: Tensor, x: Tensor, gs: list[Tensor]) -> Tenso
         .reshape(weight.shape)
     )
 
-# %% ../../nbs/3_scores/03_squares.ipynb #2e85ddb7
+
 def _conv(conv: Any, x: Tensor, gs: list[Tensor]) -> Tensor:
     "The weight of a convolution."
     taps, weight = _Taps.of(conv), conv.weight.detach()
@@ -550,7 +550,7 @@ def scoring(model: nn.Module) -> Iterator[Snapshot]:
     with untouched(model, "eval") as before, torch.no_grad():
         yield before
 
-# %% ../../nbs/3_scores/03_squares.ipynb #27bf5a65
+
 _SAMPLES = 64  # that a CPU treats at once
 _TRIALS = 3  # shapes of inputs with which rules are tried out
 
@@ -653,7 +653,7 @@ def _with_rules(squares: GradientSquares) -> list[tuple[str, nn.Module]]:
     wanted = lambda m: any(p.requires_grad for p in m.parameters(recurse=False))
     return [(name, m) for name, m in modules if type(m) in RULES and wanted(m)]
 
-# %% ../../nbs/3_scores/03_squares.ipynb #5ee659d6
+
 def _forward(
     squares: GradientSquares, inputs: Tensor, total: dict[str, Tensor]
 ) -> tuple[Tensor, list[_Call], Tensor]:
@@ -726,7 +726,7 @@ def _assign_rules(
         call.wanted = call.sole_rules(trusted, uses) if fits else {}
     return {name for call in calls for name in call.wanted}
 
-# %% ../../nbs/3_scores/03_squares.ipynb #a9169d9a
+
 def _add_part(
     squares: GradientSquares,
     known: _Known,
