@@ -868,7 +868,7 @@ def test_poisoned_and_mislabelled_images_are_learned_and_then_forgotten(runs):
         ({"request": "poison", "count": 40, "patch_size": 2, "patch_value": 255}, "trigger_acc"),
         ({"request": "mislabel", "mislabel_ratio": 0.2}, "truth_acc"),
     ):
-        chosen = quick(method="finetune", **given_, **SHORT | {"subset": 300})
+        chosen = quick(method="finetune", **given_, **SHORT)
         record, images = run(chosen, runs, progress="none"), images_of(chosen)
         request = request_of(chosen, images)
         assert record["request"] == {
@@ -886,7 +886,7 @@ def test_poisoned_and_mislabelled_images_are_learned_and_then_forgotten(runs):
             "unlearn_score",
         } and all(row["accuracy"] == row["remain_acc"] for row in record["history"])
         model = build_model("resnet20", 10, 1, seed=666)
-        with repeatable(2):
+        with repeatable(chosen.machine.threads):
             train_model(
                 model,
                 request.train,
