@@ -35,7 +35,7 @@ from fisher_unlearn.lab.store import keep_run
 from fisher_unlearn.networks.train import read_tensors
 from made import listed, run_record
 
-SHORT = {"subset": 200, "threads": 1, "epochs": 2, "fine_tune_epochs": 1, "device": "cpu"}
+SHORT = {"subset": 200, "epochs": 2, "fine_tune_epochs": 1, "device": "cpu"}
 
 
 def few(*methods, **more):
