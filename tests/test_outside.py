@@ -59,3 +59,37 @@ def test_options_of_one_from_outside_are_in_the_key_and_on_the_command_line(adde
         run_key(resolve("quick", method=method, share=share, device="cpu")) for share in (0.1, 0.2)
     )
     assert one != two
+
+
+def test_a_kind_of_request_is_one_entry_too(monkeypatch):
+    "Its parameters have flat names, a place in keys and a comment, and it draws what is forgotten."
+    from fisher_unlearn.images.arguments import Count
+    from fisher_unlearn.images.forget import forget_samples
+    from fisher_unlearn.lab import settings
+    from fisher_unlearn.lab.run import images_of, request_of
+
+    class Every(settings.Request):
+        "Forget every so many-th sample."
+
+        kind = "every"
+        step: Count = settings._value(7, "distance between two samples")
+
+        def drawn(self, images, seed):
+            return forget_samples(images, range(0, len(images.train), self.step))
+
+        def unmet(self, data):
+            return None if self.step < data.images else "`step` is larger than the training set."
+
+    plain = settings.run_key(settings.resolve("smoke", device="cpu"))
+    monkeypatch.setitem(settings.REQUESTS, "every", Every)
+    chosen = settings.resolve("smoke", device="cpu", request="every", step=9)
+    assert settings.RunSettings.of(**chosen.flat) == chosen
+    keys = {settings.run_key(chosen.but(step=k)) for k in (8, 9)} | {plain}
+    assert len(keys) == 3 and settings.run_key(settings.resolve("smoke", device="cpu")) == plain
+    assert settings.parameter_types()["step"][1] == "every: distance between two samples"
+    found = request_of(chosen, images_of(chosen))
+    assert found.forget_indices.tolist() == list(range(0, 128, 9))
+    with pytest.raises(ValueError, match="`step` has no meaning for the request 'class'"):
+        settings.resolve("smoke", device="cpu", step=9)
+    with pytest.raises(ValueError, match="larger than the training set"):
+        settings.resolve("smoke", device="cpu", request="every", step=500)

@@ -285,14 +285,8 @@ class MislabelRequest(Request):
         return None
 
 # %% ../../nbs/6_lab/00_settings.ipynb #0b8a1d29
-_KINDS: tuple[type[Request], ...] = (
-    ClassRequest,
-    SamplesRequest,
-    RandomRequest,
-    PoisonRequest,
-    MislabelRequest,
-)
-REQUESTS = {kind.kind: kind for kind in _KINDS}
+_KINDS = (ClassRequest, SamplesRequest, RandomRequest, PoisonRequest, MislabelRequest)
+REQUESTS: dict[str, type[Request]] = {kind.kind: kind for kind in _KINDS}
 RequestName = Annotated[str, AfterValidator(_Among(REQUESTS, "request"))]
 
 
@@ -444,7 +438,7 @@ def _popped(values: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 def _flattened(settings: RunSettings) -> dict[str, Any]:
     "Flat values of settings; what only other kinds of requests have is at its default."
-    defaults = {n: f.default for kind in _KINDS for n, f in kind.model_fields.items()}
+    defaults = {n: f.default for kind in REQUESTS.values() for n, f in kind.model_fields.items()}
     parts = [settings.request, *(getattr(settings, name) for name in _PARTS)]
     method = settings.method
     return {
@@ -463,7 +457,7 @@ def _request(left: dict[str, Any]) -> Request:
     name = left.pop("request", "class")
     own = REQUESTS[choose(name, REQUESTS, "request")]
     for other in strangers(name) & {*left}:
-        kind = next(kind for kind in _KINDS if other in kind.model_fields)
+        kind = next(kind for kind in REQUESTS.values() if other in kind.model_fields)
         if getattr(kind(**{other: left.pop(other)}), other) != kind.model_fields[other].default:
             raise ValueError(_no_meaning(other, name))
     return own(**_popped(left, own.model_fields))
@@ -662,7 +656,7 @@ def _run_types() -> dict[str, tuple[Any, str]]:
         "method": (MethodName, "way to forget"),
         "request": (RequestName, "what is to be forgotten"),
     }
-    parts: list[type[_Settings]] = [*_KINDS, TuningSettings, MachineSettings]
+    parts: list[type[_Settings]] = [*REQUESTS.values(), TuningSettings, MachineSettings]
     for kind in parts:
         found |= _described(kind)
     return found
@@ -677,7 +671,7 @@ def _described(kind: type[_Settings]) -> dict[str, tuple[Any, str]]:
 
 def _whose(name: str) -> str:
     "The kinds of requests that have a value, where it isn't all of them."
-    kinds = [kind.kind for kind in _KINDS if name in kind.own()]
+    kinds = [kind.kind for kind in REQUESTS.values() if name in kind.own()]
     return f"{', '.join(kinds)}: " if kinds else ""
 
 # %% ../../nbs/6_lab/00_settings.ipynb #11e0c9fd
