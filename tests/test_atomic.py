@@ -115,6 +115,17 @@ def test_where_files_cant_be_locked_is_said_by_name(tmp_path, monkeypatch, numbe
     assert listed(tmp_path) == []
 
 
+def test_where_nothing_can_be_written_nobody_works(tmp_path, monkeypatch):
+    "A folder of finished runs may be read only, with the lock of whoever did them in it."
+    (tmp_path / ".lock").touch()
+
+    def never(*args, **options):
+        raise PermissionError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(atomic.FileLock, "acquire", never)
+    assert not is_held(tmp_path)
+
+
 def test_a_lock_is_one_at_a_time_also_within_a_process(tmp_path):
     assert not is_held(tmp_path) and listed(tmp_path) == []
     with locked(tmp_path):
