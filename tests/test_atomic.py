@@ -115,6 +115,15 @@ def test_where_files_cant_be_locked_is_said_by_name(tmp_path, monkeypatch, numbe
     assert listed(tmp_path) == []
 
 
+def test_who_locks_a_folder_removes_what_killed_processes_left_there(tmp_path):
+    "A part, with or without its lock, and a lock whose part is in its place already."
+    for name in ("x.0123abcd.part", "y.0123abcd.part.lock", "x.0123abcd.part.lock"):
+        (tmp_path / name).touch()
+    assert not is_held(tmp_path) and len(listed(tmp_path)) == 3  # who only looks removes nothing
+    with locked(tmp_path):
+        assert listed(tmp_path) == []
+
+
 def test_where_nothing_can_be_written_nobody_works(tmp_path, monkeypatch):
     "A folder of finished runs may be read only, with the lock of whoever did them in it."
     (tmp_path / ".lock").touch()

@@ -121,7 +121,8 @@ def locked(
     folder: Path,
     wait: bool = True,  # for another process; False: `BlockingIOError` if there is one
 ) -> Iterator[None]:
-    "Hold the lock of a folder; `OSError` in one sentence where files can't be locked."
+    """Hold the lock of a folder, in which what killed processes left is removed; `OSError` in one
+    sentence where files can't be locked."""
     try:
         lock = _held(folder / ".lock", wait=False)
     except BlockingIOError:
@@ -130,6 +131,7 @@ def locked(
         print(f"Another process works on {folder.name}: waiting for it.", flush=True)
         lock = _held(folder / ".lock", wait=True)
     try:
+        remove_abandoned(folder)
         yield
     finally:
         lock.release()
@@ -141,9 +143,9 @@ def is_held(folder: Path) -> bool:
     if not (folder / ".lock").exists():
         return False
     try:
-        with locked(folder, wait=False):
-            return False
+        _held(folder / ".lock", wait=False).release()
     except BlockingIOError:
         return True
     except OSError:  # where a lock can't be written, nobody works
         return False
+    return False
