@@ -209,7 +209,8 @@ class RunRecord(_Made):
 
     @model_validator(mode="after")
     def _of_its_settings(self) -> "RunRecord":
-        chosen, fresh = self.chosen, self.chosen.retrains
+        chosen = self.chosen
+        fresh = chosen.retrains
         _check_key(self.key, run_key(chosen))
         if self.training != (None if fresh else training_key(chosen)):
             raise ValueError("`training` is not the key of the w* that its settings start from")
