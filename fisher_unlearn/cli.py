@@ -32,13 +32,8 @@ from .lab.settings import parameter_names, parameter_types, profiles, resolve
 from .lab.settings import run_key
 from .lab.store import keep_run, runs_root
 from .terminal import STOPPED, farewell, screens
-from fisher_unlearn.lab.notebook import (
-    KernelDied,
-    NotebookFailed,
-    declared,
-    declared_names,
-    execute,
-)
+from .lab.notebook import KernelDied, NotebookFailed, declared, declared_names
+from .lab.notebook import execute
 
 if TYPE_CHECKING:
     import pandas as pd

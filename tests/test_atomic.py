@@ -124,6 +124,18 @@ def test_who_locks_a_folder_removes_what_killed_processes_left_there(tmp_path):
         assert listed(tmp_path) == []
 
 
+def test_what_others_call_a_part_is_left_alone(tmp_path):
+    "A download that somebody began in a folder of data, and a folder of that name."
+    (tmp_path / "cifar-10.tar.gz.part").write_text("half", encoding="utf-8")
+    (tmp_path / "x.0123abcd.part").mkdir()
+    (tmp_path / "tiny.part").mkdir()
+    before = listed(tmp_path)
+    with locked(tmp_path):
+        pass
+    remove_abandoned(tmp_path)
+    assert listed(tmp_path) == before
+
+
 def test_where_nothing_can_be_written_nobody_works(tmp_path, monkeypatch):
     "A folder of finished runs may be read only, with the lock of whoever did them in it."
     (tmp_path / ".lock").touch()

@@ -349,3 +349,15 @@ def test_a_wheel_runs_the_quickstart_outside_a_checkout(tmp_path):
     assert (tmp_path / "runs").is_dir()
     table = (tmp_path / "figures" / "smoke" / "table1.md").read_text(encoding="utf-8")
     assert "FisherMask" in table
+
+
+def test_modules_name_each_other_relatively():
+    "nbdev does this for imports of one line only."
+    found = [
+        f"{path.name}: {line}"
+        for path in Path(fisher_unlearn.__file__).parent.rglob("*.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if re.match(r"(from|import) fisher_unlearn\b", line) and path.name not in ("_modidx.py",)
+    ]
+    # the version, which stands in the package itself
+    assert [line for line in found if "import fisher_unlearn" not in line] == []

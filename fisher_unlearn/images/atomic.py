@@ -55,6 +55,9 @@ def _held(place: Path, wait: bool) -> FileLock:
     return lock
 
 # %% ../../nbs/1_images/01_atomic.ipynb #0bee963c
+_DRAWN = "[0-9a-f]" * 8  # what is drawn for the name of a part
+
+
 def _lock_of(part: Path) -> Path:
     "The lock of a part."
     return part.with_name(f"{part.name}.lock")
@@ -68,9 +71,7 @@ def _part_of(path: Path) -> Iterator[Path]:
     try:
         yield part
     finally:
-        part.unlink(missing_ok=True)
-        lock.release()
-        _lock_of(part).unlink(missing_ok=True)
+        _remove(part, lock)
 
 # %% ../../nbs/1_images/01_atomic.ipynb #f5adae80
 @checked
@@ -78,16 +79,23 @@ def remove_abandoned(
     folder: str | Path,
     name: str = "*",  # of the files whose parts are meant; "*": all
 ) -> None:
-    "Remove the parts of files that processes left which were killed while they wrote them."
-    pattern = "*.part" if name == "*" else f"{glob.escape(name)}.*.part"
-    parts = {*Path(folder).glob(pattern)}
-    parts |= {lock.with_suffix("") for lock in Path(folder).glob(f"{pattern}.lock")}
+    """Remove the parts of files that processes left which were killed while they wrote them; what
+    others call a part, such as a download, is not ours."""
+    whose = glob.escape(name) if name != "*" else "*"
+    parts = {*Path(folder).glob(f"{whose}.{_DRAWN}.part")}
+    parts |= {lock.with_suffix("") for lock in Path(folder).glob(f"{whose}.{_DRAWN}.part.lock")}
     for part in parts:
         with suppress(OSError):  # it is held, already gone, or not ours to remove
-            lock = _held(_lock_of(part), wait=False)
-            part.unlink(missing_ok=True)
-            lock.release()
-            _lock_of(part).unlink(missing_ok=True)
+            _remove(part, _held(_lock_of(part), wait=False))
+
+
+def _remove(part: Path, lock: FileLock) -> None:
+    "Remove a part and the lock on it, which this process holds."
+    try:
+        part.unlink(missing_ok=True)
+    finally:
+        lock.release()
+        _lock_of(part).unlink(missing_ok=True)
 
 # %% ../../nbs/1_images/01_atomic.ipynb #533dd01b
 def _unwritten(path: Path, error: OSError) -> OSError:

@@ -13,13 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..images.arguments import checked
 from ..images.data import DATASETS, choose
-from fisher_unlearn.lab.settings import (
-    MislabelRequest,
-    RunSettings,
-    profiles,
-    resolve,
-    unusual_options,
-)
+from .settings import MislabelRequest, RunSettings, profiles, resolve
+from .settings import unusual_options
 from ..networks.models import NETWORKS
 
 

@@ -14,14 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fisher_unlearn.images.arguments import (
-    Count,
-    Seed,
-    Whole,
-    check_fields,
-    checked,
-    option,
-)
+from ..images.arguments import Count, Seed, Whole, check_fields, checked, option
 from ..images.batches import pairs
 from ..images.data import choose
 from .masking import Mask

@@ -44,8 +44,8 @@ def _changed_in_words(changed: "pd.DataFrame") -> str:
 
 def _left_in_words(before: float, after: float) -> str:
     "One sentence on what is left of the forget set, from accuracies in percent."
-    if math.isnan(after):
-        return "The result's answers are no numbers: what is left can't be said."
+    if math.isnan(before) or math.isnan(after):
+        return "Some answers are no numbers: what is left of the forget set can't be said."
     return (
         f"Of the forget set, the result answers {after:.1f} % as labelled; the original answered "
         f"{before:.1f} %."
