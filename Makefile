@@ -10,6 +10,8 @@ PROFILE ?= $(if $(filter digits,$(DATASET)),quick,cpu)
 # The digits of a result depend on the instructions that it is summed with; what is to come out again asks for those that newer processors have, too.
 PORTABLE := $(shell grep -qw avx2 /proc/cpuinfo 2>/dev/null && echo ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2)
 NOTEBOOKS = nbs/*.ipynb nbs/*/*.ipynb
+# Tests start hundreds of processes; each would compile the package again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help reproduce test test-slow test-lowest coverage bench sync notebooks lint readme
 

@@ -65,6 +65,7 @@ app = _Command(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain text: brackets are shown as they are, and rich isn't imported
 )
 
 # %% ../nbs/8_cli.ipynb #c708fcbc
@@ -120,13 +121,8 @@ def _path(text: str) -> Path:
 # %% ../nbs/8_cli.ipynb #9d2bdfec
 def _place(text: str, default: str) -> Any:
     "An option that is a path."
-    said = _unmarked(f"{text} [default: {default}]")
+    said = f"{text} [default: {default}]"
     return typer.Option(help=said, show_default=False, parser=_path, metavar="PATH")
-
-
-def _unmarked(text: str) -> str:
-    "Text whose brackets are shown, and not taken for marks of rich."
-    return text.replace("[", r"\[")
 
 
 Root = Annotated[Path | None, _place("Folder of the data sets.", "$FISHER_UNLEARN_DATA, else data")]
@@ -199,7 +195,7 @@ _PROFILE = Annotated[
 
 
 def _option(text: str, *names: str) -> Any:
-    return typer.Option(*names, help=_unmarked(text), show_default=False)
+    return typer.Option(*names, help=text, show_default=False)
 
 
 def _pair(text: str) -> tuple[str, Any]:
