@@ -175,7 +175,8 @@ def _like(chosen: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _alike(known: "pd.DataFrame", settings: RunSettings) -> "pd.DataFrame":
     "The records of the same data set, network and device."
-    return known.loc[[place == _like(settings.flat) for place in known.place]]
+    wanted = _like(settings.flat)
+    return known.loc[[place == wanted for place in known.place]]
 
 
 @checked

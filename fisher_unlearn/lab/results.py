@@ -106,13 +106,8 @@ def histories(
     Raises `ValueError` for None, no records, a record that is there twice, or one of a training."""
     import pandas as pd
 
-    rows = pd.DataFrame(
-        [
-            identity_of(record) | epoch
-            for record in run_records(records)
-            for epoch in record["history"]
-        ]
-    )
+    known = [(identity_of(record), record["history"]) for record in run_records(records)]
+    rows = pd.DataFrame([which | epoch for which, history in known for epoch in history])
     measured = rows.astype({name: float for name in rows if name not in (*IDENTITY, "epoch")})
     return with_metrics(measured)
 

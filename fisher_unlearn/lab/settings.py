@@ -368,7 +368,7 @@ class RunSettings(_Settings):
     @classmethod
     def of(cls, **flat: Any) -> "RunSettings":
         "Settings from flat values: parameters, or what a record holds."
-        return _assembled(flat)
+        return _remembered(flat)
 
     @property
     def flat(self) -> dict[str, Any]:
@@ -378,7 +378,7 @@ class RunSettings(_Settings):
     def but(self, **flat: Any) -> "RunSettings":
         "The same with other flat values; another method or preset has its own options."
         anew = {"options"} if {"method", "preset"} & {*flat} else set()
-        return _assembled({n: v for n, v in self.flat.items() if n not in anew} | flat)
+        return _remembered({n: v for n, v in self.flat.items() if n not in anew} | flat)
 
 # %% ../../nbs/6_lab/00_settings.ipynb #b3a62dda
 def _untuned(settings: RunSettings) -> str | None:
@@ -450,6 +450,23 @@ def _flattened(settings: RunSettings) -> dict[str, Any]:
         "options": {f.name: getattr(method, f.name) for f in fields(method)},
         "train": settings.train.record,
     }
+
+# %% ../../nbs/6_lab/00_settings.ipynb #0299e812
+def _remembered(flat: Mapping[str, Any]) -> RunSettings:
+    "Settings of flat values, assembled once."
+    method, request, network, dataset = map(flat.get, ("method", "request", "network", "dataset"))
+    try:
+        text = json.dumps(flat, sort_keys=True)
+        known = METHODS.get(method or ""), REQUESTS.get(request or "")
+        return _read_once(text, (*known, network in NETWORKS, dataset in DATASETS))
+    except TypeError:  # values that no record holds
+        return _assembled(flat)
+
+
+@lru_cache(4096)
+def _read_once(text: str, known: tuple[Any, ...]) -> RunSettings:
+    "Settings of flat values in JSON; `known` is what the registries have for them."
+    return _assembled(json.loads(text))
 
 # %% ../../nbs/6_lab/00_settings.ipynb #84157f54
 def _request(left: dict[str, Any]) -> Request:
