@@ -722,35 +722,57 @@ written 2 0"""
 STAGES = {"train", "evaluate", "write", "written", "score", "fine-tune"}
 
 
+@contextmanager
+def runners(folder, on, path):
+    "What runs the grid once, with processes dying by the plan: its exit code, and what it said."
+    killed = Path(__file__).parent / "killed"
+    who = "forked" if on == "inline" else "ipykernel_launcher"
+    env = {
+        **os.environ,
+        "KILL": f"{who} {path}",
+        "PYTHONPATH": os.pathsep.join([str(killed), *sys.path[1:]]),
+    }
+    if on != "inline":
+        words = [sys.executable, "-c", RUNNER, str(folder), on]
+
+        def start():
+            done = subprocess.run(words, capture_output=True, env=env, encoding="utf-8")
+            return done.returncode, done.stdout + done.stderr
+
+        yield start
+        return
+    said = folder.with_suffix(".said")
+    words = [sys.executable, str(killed / "nursery.py"), str(said)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, env=env, encoding="utf-8") as nursery:
+
+        def fork():
+            print(folder, file=nursery.stdin, flush=True)
+            return int(nursery.stdout.readline()), said.read_text(encoding="utf-8")
+
+        yield fork
+        nursery.stdin.close()
+
+
 def killed(folder, on, plan):
     """Start a grid until it is done, with processes dying by plan; the stages in which they
     died, and how often the runner was started."""
     (path := folder.with_suffix(".kills")).write_text(plan, encoding="utf-8")
-    env = {
-        **os.environ,
-        "KILL": f"{'-c' if on == 'inline' else 'ipykernel_launcher'} {path}",
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent / "killed"), *sys.path[1:]]),
-    }
     kept, starts, ended = {}, 0, False
-    while not ended:
-        done = subprocess.run(
-            [sys.executable, "-c", RUNNER, str(folder), on],
-            capture_output=True,
-            text=True,
-            env=env,
-            encoding="utf-8",
-        )
-        assert done.returncode in (0, -signal.SIGKILL), done.stderr
-        print(*[line for line in done.stdout.splitlines() if line.startswith("failed")], sep="\n")
-        for record, text in kept.items():
-            assert record.read_text(encoding="utf-8") == text  # what is done is not done again
-        kept |= {
-            record: record.read_text(encoding="utf-8")
-            for record in folder.glob("*/record.json")
-            if read_record(record)
-        }
-        starts, ended = starts + 1, done.returncode == 0 and not path.read_text(encoding="utf-8")
-        assert starts < 60
+    with runners(folder, on, path) as run:
+        while not ended:
+            code, said = run()
+            assert code in (0, -signal.SIGKILL), said
+            print(*[line for line in said.splitlines() if line.startswith("failed")], sep="\n")
+            for record, text in kept.items():
+                assert record.read_text(encoding="utf-8") == text  # what is done is not done again
+            kept |= {
+                record: record.read_text(encoding="utf-8")
+                for record in folder.glob("*/record.json")
+                if read_record(record)
+            }
+            starts, ended = starts + 1, code == 0 and not path.read_text(encoding="utf-8")
+            assert starts < 60
     complete(wanted(), folder)
     return Path(f"{path}.log").read_text(encoding="utf-8").splitlines(), starts
 

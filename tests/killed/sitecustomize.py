@@ -1,6 +1,6 @@
 """On the path of a Python process, this makes it die by SIGKILL in a chosen stage of a run.
 
-`KILL` says of which processes ("-c", or "ipykernel_launcher"), and names a file. Its lines are
+`KILL` says of which processes ("ipykernel_launcher", or "forked"), and names a file. Its lines are
 such as `score 1 0.05`: 0.05 seconds after the stage is entered
 for the first time. Each process takes the first line that none before it took; the stage in
 which it died goes to the file with `.log` after its name."""
@@ -69,6 +69,13 @@ def _watch(path, stage, call, delay):
     os.replace = replace_and_mark
 
 
-_who, _, _path = os.environ.get("KILL", "").partition(" ")
-if _who and _who in sys.orig_argv and (_line := _take(_path)):
-    _watch(_path, _line[0], int(_line[1]), float(_line[2]))
+def watch_if_told():
+    "Take the first line of the plan, and die by it."
+    path = os.environ["KILL"].partition(" ")[2]
+    if line := _take(path):
+        _watch(path, line[0], int(line[1]), float(line[2]))
+
+
+_who = os.environ.get("KILL", "").partition(" ")[0]
+if _who and _who in sys.orig_argv:
+    watch_if_told()
