@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 _ROOMS = {  # the public names, by the room that has them: it is imported when one is asked for
     "images.arguments": ("option",),
     "images.data": ("load_images",),
+    "images.folders": ("read_folder",),
     "images.forget": (
         "forget_class",
         "forget_classes",
@@ -16,14 +17,23 @@ _ROOMS = {  # the public names, by the room that has them: it is imported when o
         "poison",
         "random_subset",
     ),
+    "images.sources": ("asked_for", "source_of"),
     "networks.models": ("build_model", "find_classifier"),
-    "networks.schedule": ("Schedule",),
+    "networks.foreign": ("load_checkpoint", "network_named"),
+    "networks.schedule": ("Schedule", "schedule_of"),
     "networks.metrics": ("evaluate", "unlearn_score"),
     "networks.train": ("TrainSettings", "train_model"),
     "scores.fisher": ("diag_fisher",),
     "methods.base": ("Method", "Task"),
-    "methods.masking": ("candidates", "select_top", "zero_"),
-    "methods.masks": ("TFIDF", "ActivationMask", "FisherMask", "MaskClassifier", "RandomMask"),
+    "methods.masking": ("candidates", "compare_masks", "select_top", "zero_"),
+    "methods.masks": (
+        "TFIDF",
+        "ActivationMask",
+        "FisherMask",
+        "GivenMask",
+        "MaskClassifier",
+        "RandomMask",
+    ),
     "methods.noise": ("FisherNoise",),
     "methods.influence": ("Influence",),
     "methods.retraining": ("Finetune", "Retrain"),
@@ -31,6 +41,8 @@ _ROOMS = {  # the public names, by the room that has them: it is imported when o
     "methods.unlearn": ("METHODS", "unlearn"),
     "methods.conformance": ("check_method",),
     "audit.readouts": ("agreement", "relearn_time"),
+    "lab.deletion": ("delete",),
+    "lab.deletion_report": ("save_deletion",),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 __all__ = [*_HOME]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'Root', 'Runs', 'Figures', 'main', 'figures_root', 'data', 'keep_', 'restore_', 'unlearn', 'quickstart',
-           'plan_', 'status']
+           'forget', 'plan_', 'status']
 
 # %% ../nbs/8_cli.ipynb #0a62029b
 import inspect, json, os, sys
@@ -23,9 +23,11 @@ import fisher_unlearn
 from .images.atomic import writable_folder
 from .images.data import choose, find_data, load_images
 from .lab.cluster import given_share
+from .lab.deletion_order import forget as carry_out
+from .lab.deletion_order import order_of, order_types, recommended
 from .lab.executors import EXECUTORS
 from .lab.experiments import NEEDS, needed
-from .lab.notebook import PLACES, failures, find_notebook, notebooks
+from .lab.notebook import failures, find_notebook, notebooks
 from .lab.plans import as_done, label, plan
 from .lab.run import run
 from .lab.settings import parameter_names, parameter_types, profiles, resolve
@@ -255,11 +257,10 @@ def _kind(hint: Any) -> type:
     return hint if hint in (bool, int, float) else str
 
 
-def _flags(names: Iterable[str]) -> list[inspect.Parameter]:
-    "An option for each parameter of these names."
-    found, types = [], parameter_types()
-    for name in names:
-        hint, comment = types[name]
+def _flags(types: Mapping[str, tuple[Any, str]]) -> list[inspect.Parameter]:
+    "An option for each parameter, from its type and its comment."
+    found = []
+    for name, (hint, comment) in types.items():
         said = f"{comment[0].upper()}{comment[1:]}{'' if comment.endswith('?') else '.'}"
         note = getitem(Annotated, (_kind(hint) | None, _option(said)))
         kind = inspect.Parameter.KEYWORD_ONLY
@@ -267,8 +268,10 @@ def _flags(names: Iterable[str]) -> list[inspect.Parameter]:
     return found
 
 
-def _with_flags(names: Iterable[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    "A command that takes these parameters of a run as well."
+def _with_flags(
+    types: Mapping[str, tuple[Any, str]],
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    "A command that takes these parameters as well, the first of its own before them."
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)
@@ -277,8 +280,8 @@ def _with_flags(names: Iterable[str]) -> Callable[[Callable[..., None]], Callabl
 
         own = [*inspect.signature(command).parameters.values()][:-1]  # the last collects the others
         own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-        flags = _flags(names)
-        call.__signature__ = inspect.Signature([own[0], *flags, *own[1:]])  # type: ignore[attr-defined]
+        flags = _flags(types)
+        call.__signature__ = inspect.Signature([*own[:1], *flags, *own[1:]])  # type: ignore[attr-defined]
         call.__annotations__ = {p.name: p.annotation for p in (*own, *flags)}
         return call
 
@@ -307,7 +310,7 @@ def _history(record: Mapping[str, Any]) -> str:
 
 
 @app.command()
-@_with_flags(parameter_names())
+@_with_flags(parameter_types())
 def unlearn(
     profile: _PROFILE = "quick",
     more: Annotated[
@@ -334,7 +337,7 @@ def unlearn(
 
 # %% ../nbs/8_cli.ipynb #ed83b412
 @app.command()
-@_with_flags(n for n in declared_names("quickstart") if n not in ("profile", *PLACES))
+@_with_flags({n: t for n, t in parameter_types().items() if n in declared_names("quickstart")})
 def quickstart(
     profile: _PROFILE = "quick",
     runs: Runs = None,
@@ -367,6 +370,21 @@ def quickstart(
         "executed notebook": f"{name}.ipynb",
     }.items():
         print(f"{what + ':':19}{folder / file}")
+
+# %% ../nbs/8_cli.ipynb #161033e4
+@app.command()
+@_with_flags(order_types())
+def forget(**given: Any) -> None:
+    """Make a model of your own forget classes or files, and write the model, the mask and a
+    report into a folder."""
+    with _one_line():
+        order = order_of(**given)
+        if order.recommend:
+            print(recommended(order).round(1).to_string(index=False))
+            return
+        done = carry_out(order, "lines")
+    print(done.accs.round(1).to_string(), done, sep="\n")
+    print(f"Model, mask, record and report: {order.out}")
 
 # %% ../nbs/8_cli.ipynb #5b4991cc
 _MORE = Annotated[
@@ -469,7 +487,7 @@ def _add(name: str) -> None:
 
 
 for _name in notebooks():
-    if _name not in ("quickstart", "unlearn"):
+    if _name not in ("quickstart", "unlearn", "forget_your_own"):  # which have their own
         _add(_name)
 
 # %% ../nbs/8_cli.ipynb #d0688100

@@ -38,7 +38,11 @@ from fisher_unlearn.methods.result import Unlearned
 from fisher_unlearn.methods.unlearn import unlearn
 from fisher_unlearn.networks import step
 from fisher_unlearn.scores import graph
+from fisher_unlearn.images import sources
 from fisher_unlearn.images.data import ImageData, Samples, digest
+from fisher_unlearn.images.folders import FolderImages
+from fisher_unlearn.lab.deletion import Deletion, delete
+from fisher_unlearn.lab.deletion_order import Order
 from fisher_unlearn.networks.schedule import Schedule
 from fisher_unlearn.networks.train import TrainSettings
 
@@ -74,6 +78,12 @@ INNER = {  # parts of networks and loops, called for each batch by their owners
     "Reader",
     "Unlearned",
     "Overlap",
+    "Part",
+    "Asked",
+    "Earlier",
+    "Cost",
+    "Judgement",
+    "Deletion",
     "Snapshot",
     "TrainingRecord",
     "RunRecord",
@@ -132,6 +142,26 @@ def images() -> ImageData:
     return ImageData(
         "tiny", part, part, ("a", "b", "c"), "made here", digest(part.images, part.labels)
     )
+
+
+def source() -> sources.Source:
+    "Those images, as somebody's."
+    return sources.source_of(images())
+
+
+def folder_images() -> Any:
+    "The images of a folder that is not there any more."
+    return FolderImages(images(), ("a/1.png",), Path("photos"))
+
+
+def asked() -> sources.Asked:
+    "A request for one of their classes."
+    return sources.asked_for(source(), classes=[1])
+
+
+def deletion() -> Deletion:
+    "A request that was carried out on a network of nobody."
+    return delete(net(), source(), asked(), method="finetune", fine_tune=None, progress="none")
 
 
 def scores() -> dict[str, Tensor]:
@@ -200,6 +230,15 @@ BY_NAME: dict[str, Callable[[], Any]] = {
     "size": lambda: 4,
     "name": lambda: "name",
     "sets": lambda: {"forget": batches()},
+    "source": source,
+    "asked": asked,
+    "done": deletion,
+    "order": lambda: Order(classes=("1",)),
+    "part": lambda: source().train,
+    "positions": lambda: torch.arange(2),
+    "hashes": lambda: ["0" * 32],
+    "files": lambda: ["a.png"],
+    "optimizer": lambda: torch.optim.SGD(net().parameters(), 0.1),
     "classes": lambda: (1,),
     "which": lambda: 1,
     "indices": lambda: [1, 2],
@@ -282,6 +321,46 @@ OWN: dict[str, dict[str, Callable[[], Any]]] = {  # where a name means something
     "data.titles": {"table": dict},
     "models.Network": {"title": lambda: "Tiny", "build": lambda: net},
     "data.digest": {"tensors": lambda: torch.ones(2)},
+    "forget.class_index": {"names": lambda: ("a", "b"), "whose": lambda: "tiny"},
+    "folders.positions_of": {"found": folder_images},
+    "folders.FolderImages": {"files": lambda: ("a/1.png",)},
+    "sources.imported": {"name": lambda: "math:sqrt"},
+    "sources.source_named": {"data": lambda: "digits", "how": lambda: None},
+    "sources.Source": {
+        "train": lambda: source().train,
+        "test": lambda: None,
+        "classes": lambda: ("a", "b", "c"),
+    },
+    "foreign.network_named": {"name": lambda: "resnet20"},
+    "optimizers.function_named": {"choice": lambda: "sgd", "table": dict},
+    "optimizers.name_of": {"choice": lambda: "sgd"},
+    "optimizers.make_optimizer": {"choice": lambda: "sgd", "lr": lambda: 0.1, "usual": lambda: 0.1},
+    "optimizers.optimizer_state": {"parameters": lambda: dict(net().named_parameters())},
+    "optimizers.put_optimizer_state_": {
+        "parameters": lambda: dict(net().named_parameters()),
+        "state": dict,
+    },
+    "optimizers.set_rate": {"rate": lambda: 0.1},
+    "schedule.schedule_of": {
+        "scheduler": lambda: "ConstantLR",
+        "lr": lambda: 0.1,
+        "options": lambda: 1,
+    },
+    "masking.compare_masks": {
+        name: lambda: {"a": torch.ones(2, dtype=torch.bool)} for name in ("one", "other")
+    },
+    "masks.GivenMask": {},
+    "deletion.delete": {},
+    "deletion.expected_cost": {
+        "images": lambda: (8, 8),
+        "method": masks.FisherMask,
+        "fine_tune": lambda: None,
+    },
+    "deletion.without_earlier": {"earlier": list},
+    "deletion_report.read_requests": {"weights": lambda: Path("w.safetensors")},
+    "deletion_report.free_folder": {},
+    "deletion_report.save_deletion": {"folder": lambda: "new"},
+    "deletion_order.order_of": {"given": lambda: None},
     "forget.ForgetRequest": {
         "train": samples,
         "forget": samples,

@@ -220,7 +220,7 @@ def test_a_killed_run_ends_like_one_never_killed(tmp_path):
     )
     assert set(whole) == set(killed) and all(torch.equal(whole[k], killed[k]) for k in whole)
     assert any(k.startswith("best:") for k in whole) and any(
-        k.startswith("momentum:") for k in whole
+        k.startswith("optimizer:momentum_buffer:") for k in whole
     )
 
 
@@ -388,8 +388,8 @@ def test_a_damaged_file_of_progress_is_said_and_the_training_starts_anew(
     whole = trained()
     good = file.read_bytes()
     tensors, meta = read_tensors(file)
-    less = {n: t for n, t in tensors.items() if not n.startswith("momentum")}
-    half = {n: t.bfloat16() if n.startswith("momentum") else t for n, t in tensors.items()}
+    less = {n: t for n, t in tensors.items() if not n.startswith("optimizer")}
+    half = {n: t.bfloat16() if n.startswith("optimizer") else t for n, t in tensors.items()}
     odd = [
         (less, meta),
         (half, meta),

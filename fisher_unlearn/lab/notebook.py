@@ -111,7 +111,8 @@ def check_parameters(
             check_value(name, namespace[name], _RULES[name])
             if name != "profile" and namespace[name] in ("", []):
                 raise ValueError(f"`{name}` is empty: give it a value, or leave it out.")
-    choose(namespace["profile"], [*profiles(), EXPLICIT], "profile")
+    if "profile" in namespace:
+        choose(namespace["profile"], [*profiles(), EXPLICIT], "profile")
 
 # %% ../../nbs/6_lab/05_notebook.ipynb #98bb2703
 def _remove_old(output: Path) -> None:

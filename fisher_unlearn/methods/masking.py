@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Unit', 'Reach', 'Mask', 'Stretch', 'Pool', 'candidates', 'quota', 'unit_scores', 'select_top', 'random_scores',
            'select_random', 'select_bottom', 'zero_', 'masked_units', 'masked_rows', 'masked_whole', 'mask_by_layer',
-           'draw_mask']
+           'left_out', 'compare_masks', 'draw_mask']
 
 # %% ../../nbs/4_methods/00_masking.ipynb #00ed42a0
 import warnings
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from ..images.arguments import Count, Seed, Share, Whole, checked
 from ..networks.models import find_classifier
@@ -78,33 +79,58 @@ class Pool:
         return Pool(self.unit, shapes, {n: f for n, f in self.followers.items() if n in shapes})
 
 # %% ../../nbs/4_methods/00_masking.ipynb #05a5ad5c
-def _layers(model: nn.Module, spared: str | None, biases: bool) -> dict[str, list[str]]:
+def _maps(module: nn.Module, unit: Unit) -> list[str]:
+    "The names of a module's linear maps, as far as they have units of this kind."
+    if isinstance(module, LAYERS):
+        return ["weight"]
+    if unit != "weight":
+        return []
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag, nn.Bilinear, _ConvTransposeNd)):
+        return ["weight"]
+    if isinstance(module, nn.MultiheadAttention):
+        parts = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+        return [part for part in parts if getattr(module, part, None) is not None]
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        return [name for name in module._parameters if name.startswith("weight")]
+    return []
+
+
+def _layers(model: nn.Module, spared: str | None, unit: Unit, biases: bool) -> dict[str, list[str]]:
     "The layers that may be masked by the first name of their weight, in the order of the modules."
-    names, parameters, left = state_names(model), parameters_by_name(model), []
+    names, parameters, left = state_names(model), parameters_by_name(model), list[str]()
     found: dict[str, list[str]] = {}
     for layer, module in model.named_modules():
-        if not isinstance(module, LAYERS):
-            continue
-        part = maskable(module)
-        first = names[_entry(layer, part)] if part else None
-        if part is None or biases and module.bias is not None and not maskable(module, "bias"):
-            left += (
-                [layer]
-                if any(p.requires_grad for p in module.parameters()) and layer != spared
-                else []
-            )
-        elif first in parameters and parameters[first].requires_grad:
-            found.setdefault(first, []).append(layer)
+        for map_ in _maps(module, unit):
+            part = maskable(module, map_)
+            first = names[_entry(layer, part)] if part else None
+            if part is None or biases and _computed_bias(module):
+                left += [layer] * (_trains(module) and layer != spared)
+            elif first in parameters and parameters[first].requires_grad:
+                found.setdefault(first, []).append(layer)
     if left:
-        warnings.warn(
-            f"the weights of {', '.join(map(repr, left))} are computed by a "
-            "parametrisation, so that none "
-            "of them can be masked by itself: they are left out of the pool. Removing "
-            "the parametrisation "
-            "first, as torch.nn.utils.parametrize.remove_parametrizations does, puts them in.",
-            stacklevel=4,
-        )
+        _warn_of_computed(list(dict.fromkeys(left)))
     return {first: layers for first, layers in found.items() if spared not in layers}
+
+
+def _computed_bias(module: nn.Module) -> bool:
+    "Does a parametrisation compute a layer's bias?"
+    return module.bias is not None and not maskable(module, "bias")
+
+
+def _trains(module: nn.Module) -> bool:
+    "Is any parameter of a module trained?"
+    return any(p.requires_grad for p in module.parameters())
+
+
+def _warn_of_computed(layers: list[str]) -> None:
+    "Say which weights can't be masked."
+    warnings.warn(
+        f"the weights of {', '.join(map(repr, layers))} are computed by a parametrisation, so that "
+        "none of them can be masked by itself: they are left out of the pool. Removing the "
+        "parametrisation first, as torch.nn.utils.parametrize.remove_parametrizations does, puts "
+        "them in.",
+        stacklevel=5,
+    )
 
 # %% ../../nbs/4_methods/00_masking.ipynb #f76bc8ef
 @checked
@@ -119,12 +145,13 @@ def candidates(
     # a batch, to find that norm where torch.fx can't trace the forward pass
     inputs: Tensor | None = None,
 ) -> Pool:
-    """The weights of all convolutions and linear layers that are not frozen, each once, in
-    units; `ValueError` if there are none.
+    """The weights of all linear maps that are not frozen, each once, in units: as kernels and
+    channels those of convolutions and linear layers, as weights also those of embeddings,
+    attention and recurrent layers. `ValueError` if there are none.
 
     What a parametrisation computes is left out, with a warning."""
     spared = None if classifier else find_classifier(model, classifier_name, num_classes)
-    layers = _layers(model, spared, unit == "channel" and reach != "kernels")
+    layers = _layers(model, spared, unit, unit == "channel" and reach != "kernels")
     if not layers:
         raise ValueError(
             "the model has no convolution or linear layer outside its classifier that could be "
@@ -361,30 +388,64 @@ def masked_whole(where: Tensor, dims: Whole) -> int:
 
 @checked
 def mask_by_layer(mask: Mask, model: nn.Module) -> "pd.DataFrame":
-    """One row a convolution or linear layer: its weights, how many are masked, their share in
+    """One row a linear map: its weights, how many are masked, their share in
     percent, and kernels and channels that are masked entirely."""
     import pandas as pd
 
     rows, names, marks = [], state_names(model), by_first_name(model, mask)
     for name, module in model.named_modules():
-        if not isinstance(module, LAYERS):
-            continue
-        part = maskable(module)
-        none = torch.zeros(weight_of(module).shape, dtype=torch.bool)
-        where = marks.get(names[_entry(name, part)], none) if part else none
-        rows.append(
-            (
-                name,
-                where.numel(),
-                int(where.sum()),
-                100 * where.float().mean().item(),
-                masked_whole(where, 2),
-                masked_whole(where, 1),
-            )
-        )
+        for map_ in _maps(module, "weight"):
+            part = maskable(module, map_)
+            none = torch.zeros(_shape(module, map_), dtype=torch.bool)
+            where = marks.get(names[_entry(name, part)], none) if part else none
+            counts = where.numel(), int(where.sum()), 100 * where.float().mean().item()
+            title = name if map_ == "weight" else _entry(name, map_)
+            rows.append((title, *counts, masked_whole(where, 2), masked_whole(where, 1)))
     return pd.DataFrame(
         rows, columns=["layer", "weights", "masked", "share", "kernels", "channels"]
     )
+
+
+def _shape(module: nn.Module, name: str) -> torch.Size:
+    "The shape of a linear map, computed or not."
+    return weight_of(module).shape if name == "weight" else getattr(module, name).shape
+
+# %% ../../nbs/4_methods/00_masking.ipynb #dc0f4566
+@checked
+def left_out(model: nn.Module, pool: Pool) -> list[str]:
+    "Trained parameters of two dimensions or more that no mask of this pool can reach."
+    trained = {n: p for n, p in parameters_by_name(model).items() if p.requires_grad}
+    return [name for name, p in trained.items() if p.dim() > 1 and name not in pool.shapes]
+
+
+@checked
+def compare_masks(
+    one: Mapping[str, Tensor],  # a mask
+    other: Mapping[str, Tensor],  # another of the same network
+) -> "pd.DataFrame":
+    """One row a tensor, and one for all: how many entries each of two masks has, how many both
+    have, and these as a share in percent of those that either has (NaN where neither has any)."""
+    import pandas as pd
+
+    found = {name: _both(name, one, other) for name in dict.fromkeys([*one, *other])}
+    found["all"] = [sum(column) for column in zip(*found.values())] or [0, 0, 0]
+    columns = ["one", "other", "both"]
+    table = pd.DataFrame.from_dict(found, orient="index", columns=columns).astype(int)
+    either = table.one + table.other - table.both
+    return table.assign(overlap=(100 * table.both / either).where(either > 0))
+
+
+def _both(name: str, one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> list[int]:
+    "Entries of a tensor in one mask, in another, and in both; `ValueError` for two shapes."
+    known = [mask[name] for mask in (one, other) if name in mask]
+    if known[0].shape != known[-1].shape:
+        raise ValueError(
+            f"the masks have `{name}` in two shapes, {tuple(known[0].shape)} and "
+            f"{tuple(known[-1].shape)}: they are of two networks."
+        )
+    none = torch.zeros_like(known[0])
+    a, b = (mask.get(name, none).to(known[0].device) for mask in (one, other))
+    return [int(part.sum()) for part in (a, b, a & b)]
 
 # %% ../../nbs/4_methods/00_masking.ipynb #75da70d2
 @checked

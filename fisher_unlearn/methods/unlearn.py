@@ -25,8 +25,8 @@ from ..images.overlap import Overlap, overlap
 from .base import Kept, Method, Task, check_needs
 from .influence import Influence
 from .masking import Mask, masked_whole
-from .masks import TFIDF, ActivationMask, FisherMask, MaskClassifier
-from .masks import RandomMask
+from .masks import TFIDF, ActivationMask, FisherMask, GivenMask
+from .masks import MaskClassifier, RandomMask
 from .noise import FisherNoise
 from .result import Unlearned
 from .retraining import Finetune, Retrain
@@ -144,8 +144,15 @@ def _check_tuning(
         check_extras(model)
 
 # %% ../../nbs/4_methods/07_unlearn.ipynb #ce1b1ffd
-def _chosen(method: str | Method, preset: str | None, options: Mapping[str, Any]) -> Method:
+def _chosen(
+    method: str | Method | None, mask: Mask | None, preset: str | None, options: Mapping[str, Any]
+) -> Method:
     "The method that is meant; `ValueError` if it comes by value, with more beside it."
+    if mask is not None:
+        if method is not None:
+            raise ValueError("`mask` and `method` are both given: a mask needs no method.")
+        method = GivenMask(mask)
+    method = "fisher_mask" if method is None else method
     if isinstance(method, str):
         return method_named(method, preset or "paper", **options)
     beside = ["preset"] if preset is not None else [*options]
@@ -177,8 +184,10 @@ def unlearn(
     # the remain set; None if there is none left, and then there is no fine-tuning
     remain: Loader | None,
     *,
-    # a name in `METHODS`, or a method with its options, such as `FisherMask(ratio=0.04)`
-    method: str | Method = "fisher_mask",
+    # a name in `METHODS`, or a method with its options, such as `FisherMask(ratio=0.04)`; None:
+    # "fisher_mask"
+    method: str | Method | None = None,
+    mask: Mask | None = None,  # to be applied in place of a method, such as `read_mask` reads
     preset: str | None = None,  # of a method by name; None: "paper"
     # such as `settings.replayed(5)`; None: the masked model is the result
     fine_tune: TrainSettings | None = None,
@@ -208,7 +217,7 @@ def unlearn(
     scoring and training, and what `diag_fisher` and `train_model` raise."""
     import pandas as pd
 
-    chosen, sets = _chosen(method, preset, options), dict(evaluate or {})
+    chosen, sets = _chosen(method, mask, preset, options), dict(evaluate or {})
     original, prefix = unwrapped(model)
     changing = copied(original)
     own_memory_(changing)
@@ -231,15 +240,15 @@ def unlearn(
     if check_sets and remain is not None:
         _check_apart(chosen, task, overlap(forget, remain))
     start = time.perf_counter()
-    mask = chosen(changing, task)
-    seconds, what = {"method": time.perf_counter() - start}, _changes(original, changing, mask)
+    masked = chosen(changing, task)
+    seconds, what = {"method": time.perf_counter() - start}, _changes(original, changing, masked)
     tuning = fine_tune and replace(fine_tune, select="last", seed=seed)
     history, spent = _fine_tuned(
-        changing, remain, tuning, sets, checkpoint, progress, chosen.held(mask)
+        changing, remain, tuning, sets, checkpoint, progress, chosen.held(masked)
     )
     left = _answered(original, forget), _answered(changing, forget)
     return Unlearned(
-        changing.eval(), mask, what, pd.DataFrame(steps), history, seconds | spent, chosen, left
+        changing.eval(), masked, what, pd.DataFrame(steps), history, seconds | spent, chosen, left
     )
 
 # %% ../../nbs/4_methods/07_unlearn.ipynb #453ab538

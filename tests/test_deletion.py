@@ -1,0 +1,396 @@
+"""A deletion from a program, a command and a notebook: what is measured, judged, written, refused,
+and found again by the next request."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import papermill
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from typer.testing import CliRunner
+
+from fisher_unlearn.cli import app
+from fisher_unlearn.images.data import load_images
+from fisher_unlearn.images.sources import asked_for, source_of
+from fisher_unlearn.lab.deletion import Margins, delete, expected_cost
+from fisher_unlearn.lab.deletion_order import example, forget, order_of, order_types
+from fisher_unlearn.lab.deletion_report import read_requests, save_deletion
+from fisher_unlearn.lab.notebook import find_notebook
+from fisher_unlearn.methods.masks import FisherMask
+from fisher_unlearn.methods.unlearn import METHODS
+from fisher_unlearn.networks.metrics import accuracy, evaluate
+from fisher_unlearn.networks.models import build_model
+from fisher_unlearn.networks.schedule import Schedule
+from fisher_unlearn.networks.train import TrainSettings, load_weights, train_model
+
+FILES = {
+    "model.safetensors",
+    "mask.safetensors",
+    "record.json",
+    "requests.json",
+    "report.html",
+    "report.md",
+    "where_the_mask_fell.png",
+    "answers_before_and_after.png",
+}
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    "An example: the network, its weights, the images, what to forget."
+    return example(tmp_path_factory.mktemp("example"))
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return source_of(load_images("digits"))
+
+
+@pytest.fixture(scope="module")
+def model(given):
+    made = build_model("resnet20", 10, 1)
+    load_weights(made, given["checkpoint"])
+    return made.eval()
+
+
+@pytest.fixture(scope="module")
+def done(given, tmp_path_factory):
+    "That example, carried out, and its folder."
+    out = tmp_path_factory.mktemp("done") / "result"
+    return forget(order_of(**given, options="ratio=0.05", epochs=1, out=str(out)), "none"), out
+
+
+def test_every_number_is_the_accuracy_of_a_model_on_a_set(done, digits, model):
+    found, _ = done
+    labels, held = digits.train.labels, digits.test
+    sets = {
+        "forget": digits.train.held[labels == 4].batches(),
+        "remain": digits.train.held[labels != 4].batches(),
+        "test_forget": held.held[held.labels == 4].batches(),
+        "test_remain": held.held[held.labels != 4].batches(),
+        "class 7": held.held[held.labels == 7].batches(),
+    }
+    for column, network in (("original", model), ("result", found.result.model)):
+        wanted = evaluate(network, sets)
+        assert {n: found.accs[column][n] for n in sets} == {n: wanted[f"{n}_acc"] for n in sets}
+    assert len(found.accs) == 4 + 10
+    assert list(found.accs) == ["original", "after_method", "result", "control"]
+
+
+def test_the_masked_model_is_what_was_measured_after_the_method(done, digits, model):
+    from fisher_unlearn.methods.masking import zero_
+
+    found, _ = done
+    masked = zero_(build_model("resnet20", 10, 1), {})
+    masked.load_state_dict(model.state_dict())
+    zero_(masked, found.result.mask)
+    forget = digits.train.held[digits.train.labels == 4].batches()
+    assert found.accs.after_method["forget"] == accuracy(masked, forget)
+
+
+def test_the_folder_holds_all_and_the_weights_fit_the_users_class(done):
+    found, out = done
+    assert {p.name for p in out.iterdir()} == FILES
+    again = build_model("resnet20", 10, 1)
+    again.load_state_dict(load_file(out / "model.safetensors"))
+    state = found.result.model.state_dict()
+    assert all(torch.equal(t, state[n]) for n, t in again.state_dict().items())
+    record = json.loads((out / "record.json").read_text(encoding="utf-8"))
+    assert record["asked"]["digest"] == found.digest
+    assert record["positions"] == found.asked.forget.tolist()
+    assert record["accuracies"]["result"]["forget"] == found.accs.result["forget"]
+    assert record["options"]["ratio"] == 0.05 and record["repeat"].startswith(
+        "fisher-unlearn forget"
+    )
+    assert (out.stat().st_mode & 0o777) == 0o755
+
+
+class Texts(HTMLParser):
+    "The text of a page, and how its tags are nested."
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.text, self.pictures = [], "", 0
+
+    def handle_starttag(self, tag, attributes):
+        if tag == "img":
+            self.pictures += dict(attributes)["src"].startswith("data:image/png;base64,")
+        elif tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_report_says_what_was_asked_done_and_measured(done):
+    found, out = done
+    page, text = Texts(), (out / "report.md").read_text(encoding="utf-8")
+    page.feed((out / "report.html").read_text(encoding="utf-8"))
+    assert not page.open and page.pictures == 2
+    for said in (page.text, text):
+        assert found.digest in said and found.what in said and found.result.note in said
+        assert all(line in said for line in (*found.verdict.said, *found.notes))
+        assert "no certified deletion" in said and "a model that was retrained" in said
+        assert f"{found.accs.result['remain']:.1f}" in said
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        f"## {title}"
+        for title in (
+            "What was asked",
+            "What came of it",
+            "What was done",
+            "What it cost",
+            "How to repeat it",
+            "What this is not",
+        )
+    ]
+    for name in re.findall(r"\]\((\w+\.png)\)", text):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_of_the_report_does_it_again(done, tmp_path, monkeypatch):
+    found, out = done
+    words = json.loads((out / "record.json").read_text(encoding="utf-8"))["repeat"].split()[1:]
+    words[words.index(str(out))] = str(tmp_path / "again")
+    ended = CliRunner().invoke(app, words)
+    assert ended.exit_code == 0, ended.output
+    ours, theirs = (load_file(o / "model.safetensors") for o in (out, tmp_path / "again"))
+    assert all(torch.equal(t, theirs[n]) for n, t in ours.items())
+    assert "Deletion of class 4" in ended.output and "about" in ended.output
+
+
+def test_a_second_request_goes_on_from_the_first(done, given, tmp_path):
+    found, out = done
+    named = {**given, "classes": None, "samples": "0,1,2", "epochs": 1, "control": False}
+    weights = str(out / "model.safetensors")
+    after = forget(order_of(**{**named, "checkpoint": weights}, out=str(tmp_path / "b")), "none")
+    assert [e.digest for e in after.earlier] == [found.digest]
+    both = {*after.asked.forget.tolist(), *found.asked.forget.tolist()}
+    assert not both & {*after.asked.remain.tolist()}
+    assert after.accs.original["earlier_1"] == found.accs.result["forget"]
+    chain = read_requests(tmp_path / "b" / "model.safetensors")
+    assert [e.digest for e in chain] == [found.digest, after.digest]
+    assert "Earlier request 1: class 4" in (tmp_path / "b" / "report.md").read_text()
+
+
+def test_weights_that_the_chain_does_not_speak_of_are_refused(done, given, tmp_path):
+    _, out = done
+    (tmp_path / "requests.json").write_bytes((out / "requests.json").read_bytes())
+    (tmp_path / "w.safetensors").write_bytes(Path(given["checkpoint"]).read_bytes())
+    with pytest.raises(ValueError, match="are not the weights"):
+        read_requests(tmp_path / "w.safetensors")
+
+
+@pytest.fixture(scope="module")
+def judged(digits, model):
+    "Deletions that are cheap to carry out, by method."
+    asked = asked_for(digits, classes=[4])
+    return lambda method, **more: delete(
+        model, digits, asked, method=method, fine_tune=None, control=False, progress="none", **more
+    )
+
+
+def test_a_model_that_still_knows_has_not_forgotten(judged):
+    kept = judged("finetune")
+    assert (kept.verdict.forgotten, kept.verdict.kept) == (False, True)
+    gone = judged("mask_classifier")
+    assert gone.verdict.forgotten is True and gone.accs.result["forget"] == 0
+    broken = judged(FisherMask(ratio=0.9))
+    assert broken.verdict.kept is False and "Not kept" in broken.verdict.said[1]
+
+
+def test_a_retrained_model_is_what_a_result_is_compared_with(judged, model):
+    same = judged("finetune", retrained=model)
+    assert same.verdict.forgotten is True and "the retrained model" in same.verdict.said[0]
+    assert same.accs.retrained["forget"] == same.accs.original["forget"]
+
+
+def test_margins_are_kept_and_decide(judged):
+    masked = judged(FisherMask(ratio=0.01))
+    left, lost = masked.accs.result["forget"], masked.accs.original["test_remain"]
+    lost -= masked.accs.result["test_remain"]
+    wide, tight = Margins(left, max(lost, 0.0)), Margins(max(left - 0.1, 0.0), 0.0)
+    assert judged(FisherMask(ratio=0.01), margins=wide).verdict.forgotten is True
+    assert judged(FisherMask(ratio=0.01), margins=wide).verdict.kept is True
+    assert left == 0 or judged(FisherMask(ratio=0.01), margins=tight).verdict.forgotten is False
+
+
+def test_samples_are_compared_with_test_images_or_with_nothing(digits, model):
+    asked = asked_for(digits, samples=[1, 2, 3])
+    ways = {"method": "finetune", "fine_tune": None, "control": False, "progress": "none"}
+    there = delete(model, digits, asked, **ways)
+    assert "on test images" in there.verdict.said[0]
+    images = load_images("digits")
+    alone = source_of(
+        type(images)(
+            images.name, images.train, images.test[[]], images.classes, images.source, images.digest
+        )
+    )
+    nothing = delete(model, alone, asked, **ways)
+    assert nothing.verdict.forgotten is None and "test_remain" not in nothing.accs.index
+
+
+def test_a_model_at_chance_is_pointed_out(digits):
+    torch.manual_seed(0)
+    made = delete(
+        build_model("resnet20", 10, 1, seed=3),
+        digits,
+        asked_for(digits, classes=[4]),
+        method="mask_classifier",
+        fine_tune=None,
+        control=False,
+        progress="none",
+    )
+    assert any("chance is 10.0 %" in note for note in made.notes)
+
+
+def test_a_rate_that_is_too_high_is_pointed_out(digits, model):
+    wild = TrainSettings(Schedule(lr=3.0, epochs=1, drops=()), select="last")
+    made = delete(
+        model,
+        digits,
+        asked_for(digits, classes=[4]),
+        method="finetune",
+        fine_tune=wild,
+        control=False,
+        progress="none",
+    )
+    assert any("rate of 3 is too high" in note for note in made.notes)
+
+
+def test_cost_grows_with_what_is_read(digits, model):
+    batches = digits.train.batches(torch.arange(128), 128)
+    tune = TrainSettings(Schedule(epochs=4, drops=()), select="last")
+    costs = [expected_cost(model, batches, (128, n), FisherMask(), tune) for n in (1280, 12800)]
+    assert costs[1].fine_tune > 5 * costs[0].fine_tune and costs[1].score > 3 * costs[0].score
+    classes = FisherMask.preset("authors_code")
+    dear = expected_cost(model, batches, (128, 1280), classes, tune)
+    assert dear.score > 3 * costs[0].score
+    none = expected_cost(model, batches, (128, 1280), METHODS["finetune"](), None)
+    assert (none.score, none.fine_tune) == (0, 0) and "parameters" in str(none)
+
+
+def test_a_text_classifier_over_tokens_has_a_report_without_pictures_of_samples(tmp_path):
+    "A network of anyone, on a data set of anyone: whole numbers go in."
+    from torch.utils.data import TensorDataset
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.head = nn.EmbeddingBag(20, 8), nn.Linear(8, 3)
+
+        def forward(self, tokens):
+            return self.head(self.words(tokens))
+
+    numbers = torch.Generator().manual_seed(0)
+    labels = torch.arange(90) % 3
+    tokens = torch.randint(0, 6, (90, 5), generator=numbers) + 6 * labels[:, None]
+    torch.manual_seed(0)
+    net = Net()
+    settings = TrainSettings(Schedule(lr=0.5, epochs=6, drops=()), select="last")
+    train_model(net, [(tokens, labels)] * 20, settings, progress="none")
+    source = source_of_pairs(TensorDataset(tokens, labels), labels)
+    made = delete(
+        net,
+        source,
+        asked_for(source, classes=["ham"]),
+        method=FisherMask(ratio=0.2),
+        progress="none",
+    )
+    assert made.accs.original["forget"] > 80
+    out = save_deletion(made, tmp_path / "out")
+    assert {p.name for p in out.iterdir()} == FILES - {"answers_before_and_after.png"}
+    assert "How to repeat it" not in (out / "report.md").read_text()
+
+
+def source_of_pairs(data, labels):
+    from fisher_unlearn.images.sources import Part, Source
+
+    return Source("mails", Part(data, labels), None, ("ham", "spam", "other"))
+
+
+# ---------------------------------------------------------------- what is refused, before any work
+
+WRONG = {
+    "no checkpoint is given": {"checkpoint": None},
+    "there is no checkpoint": {"checkpoint": "none.safetensors"},
+    "is of another network": {"model": "torchvision:resnet18"},
+    "module:function": {"model": "resnet"},
+    "can't be imported": {"model": "no_such_module:net"},
+    "did you mean 'digits'?": {"data": "digit"},
+    "there is no folder": {"data": "./photos"},
+    "unknown class 'cat'": {"classes": "cat"},
+    "nothing is named": {"classes": None},
+    "`classes` and `samples`": {"samples": "1,2"},
+    "has no files": {"classes": None, "files": "a.png"},
+    "did you mean 'fisher_mask'?": {"method": "fisher_mas"},
+    "did you mean 'ratio'?": {"options": "rato=1"},
+    "given as NAME=VALUE": {"options": "ratio"},
+    "`ratio`": {"options": "ratio=2"},
+    "unknown preset": {"preset": "papers"},
+    "`epochs` of the order is -1": {"epochs": -1},
+    "`lr` of the order is 0": {"lr": 0.0},
+    "torch knows no such device": {"device": "gpu"},
+    "did you mean 'checkpoint'?": {"checkpoints": "w"},
+    "exists and is not empty": {"out": "full"},
+    "that needs no method": {"classes": "0,1,2,3,4,5,6,7,8,9"},
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_what_can_not_be_is_refused_in_a_sentence_and_nothing_is_written(
+    message, given, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("kept")
+    monkeypatch.setattr("fisher_unlearn.lab.deletion_order.delete", None)
+    with pytest.raises((ValueError, TypeError, FileNotFoundError)) as refused:
+        forget(order_of(**{**given, **WRONG[message]}), "none")
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["full"]
+    assert [p.name for p in (tmp_path / "full").iterdir()] == ["mine"]
+
+
+def test_a_failure_while_writing_leaves_nothing(done, tmp_path, monkeypatch):
+    found, _ = done
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fisher_unlearn.lab.deletion_report.save_tensors", full)
+    with pytest.raises(OSError):
+        save_deletion(found, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_and_the_notebook_take_what_an_order_has():
+    said = "".join(CliRunner().invoke(app, ["forget", "--help"]).output.split())
+    known = papermill.inspect_notebook(str(find_notebook("forget_your_own")))
+    assert list(known) == list(order_types())
+    for name, (_, comment) in order_types().items():
+        assert f"--{name.replace('_', '-')}" in said and "".join(comment[1:].split()) in said
+        assert known[name]["help"] == comment
+
+
+def test_the_command_ends_in_one_line_for_what_can_not_be(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ended = CliRunner().invoke(app, ["forget", "--data", "./none", "--checkpoint", "x"])
+    assert ended.exit_code == 2 and ended.output == ("fisher-unlearn: there is no folder ./none.\n")
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_without_any_file(tmp_path):
+    papermill.execute_notebook(
+        find_notebook("forget_your_own"),
+        tmp_path / "x.ipynb",
+        {"out": str(tmp_path / "out")},
+        progress_bar=False,
+    )
+    assert {p.name for p in (tmp_path / "out").iterdir()} == FILES

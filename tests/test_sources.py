@@ -1,0 +1,145 @@
+"Whose images they are, and which of them a request means."
+
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from fisher_unlearn.images.data import load_images
+from fisher_unlearn.images.sources import asked_for, digest_of, hashes_of, imported, places_of
+from fisher_unlearn.images.sources import source_named, source_of
+
+MODULE = """
+import torch
+from torch.utils.data import TensorDataset
+
+X, Y = torch.randn(12, 3, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
+
+def both():
+    return TensorDataset(X[:9], Y[:9]), TensorDataset(X[9:], Y[9:]), ("ant", "bee", "cat")
+
+def one():
+    return TensorDataset(X, Y)
+
+def stream():
+    return iter([(X, Y)])
+
+def unlabelled():
+    return TensorDataset(X)
+
+def few_names():
+    return TensorDataset(X, Y), None, ("ant", "bee")
+
+number = 3
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    "A module in the working folder, by a name that no other test has."
+    monkeypatch.chdir(tmp_path)
+    name = f"mine_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(MODULE, encoding="utf-8")
+    return name
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return source_of(load_images("digits"))
+
+
+def test_a_function_gives_data_sets(module):
+    source = source_named(f"{module}:both")
+    assert (len(source.train), len(source.test), source.classes) == (9, 3, ("ant", "bee", "cat"))
+    asked = asked_for(source, classes=["bee"])
+    inputs, labels = next(iter(source.train.batches(asked.forget)))
+    assert labels.tolist() == [1, 1, 1] and inputs.shape == (3, 3, 4, 4)
+    alone = source_named(f"{module}:one")
+    assert alone.test is None and alone.classes == ("0", "1", "2")
+
+
+def test_a_data_set_is_read_in_a_new_order_each_time_where_it_is_trained_on(module):
+    part = source_named(f"{module}:one").train
+    every = torch.arange(12)
+    plain = [labels.tolist() for _, labels in part.batches(every, 12)]
+    loader = part.batches(every, 12, seed=3)
+    first, second = ([labels.tolist() for _, labels in loader] for _ in range(2))
+    again = [labels.tolist() for _, labels in part.batches(every, 12, seed=3)]
+    assert first != second and first == again and sorted(first[0]) == sorted(plain[0])
+
+
+WRONG = {
+    "must be a data set with a length": "stream",
+    "must yield (inputs, labels)": "unlabelled",
+    "has the label 2, but 2 classes": "few_names",
+    "did you mean 'both'?": "bot",
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_functions_that_give_something_else(module, message):
+    with pytest.raises((ValueError, TypeError)) as refused:
+        source_named(f"{module}:{WRONG[message]}")
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_the_path_of_python_is_as_before(module):
+    import sys
+
+    before = list(sys.path)
+    imported(f"{module}:one")
+    with pytest.raises(ValueError, match="can't be imported"):
+        imported("no_such_module_here:f")
+    with pytest.raises(ValueError, match="no function|did you mean|unknown function"):
+        imported(f"{module}:number")
+    assert sys.path == before
+
+
+@pytest.mark.parametrize("name", ["nowhere/photos", "./photos", "/none/photos"])
+def test_a_folder_that_is_not_there(name):
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        source_named(name)
+
+
+def test_a_name_that_is_nothing():
+    with pytest.raises(ValueError, match="did you mean 'digits'?"):
+        source_named("digit")
+
+
+def test_requests_are_named_in_one_way_and_leave_something(digits):
+    labels = digits.train.labels
+    asked = asked_for(digits, classes=["3", 4])
+    assert asked.classes == (3, 4) and set(labels[asked.forget].tolist()) == {3, 4}
+    assert len(asked.forget) + len(asked.remain) == len(labels)
+    assert not {3, 4} & set(labels[asked.remain].tolist())
+    assert asked_for(digits, samples=[5, 2, 5]).forget.tolist() == [2, 5]
+    for given, said in {
+        "nothing is named": {},
+        "`classes` and `samples` are given": {"classes": [1], "samples": [2]},
+        "that needs no method": {"classes": list(range(10))},
+        "class 10 does not exist": {"classes": [10]},
+        "unknown class 'cat'": {"classes": ["cat"]},
+        "sample -1 does not exist": {"samples": [-1]},
+        "has no files": {"files": ["a.png"]},
+    }.items():
+        with pytest.raises(ValueError) as refused:
+            asked_for(digits, **said)
+        assert given in str(refused.value)
+
+
+def test_images_are_found_again_by_their_hashes(digits):
+    asked = asked_for(digits, samples=[7, 100, 3])
+    marks = hashes_of(digits.train, asked.forget)
+    assert places_of(digits.train, marks).tolist() == [3, 7, 100]
+    assert digest_of(marks) == digest_of(marks[::-1]) != digest_of(marks[:2])
+    held = digits.train.held[torch.tensor([100, 50, 3])]
+    moved = source_of(load_images("digits")).train.__class__(held, held.labels)
+    assert places_of(moved, marks).tolist() == [0, 2]
+
+
+def test_a_hash_covers_the_label():
+    x = torch.zeros(2, 3)
+    part = type(source_of(load_images("digits")).train)
+    one, other = hashes_of(
+        part(TensorDataset(x, torch.tensor([0, 1])), torch.tensor([0, 1])), torch.arange(2)
+    )
+    assert one != other
