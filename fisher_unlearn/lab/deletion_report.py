@@ -54,7 +54,8 @@ class _Block:
 
     def as_markdown(self) -> str:
         if self.kind == "table":
-            return self.held.to_markdown(floatfmt=".1f").replace("nan", "")
+            whole = self.held.astype(object)  # so that whole numbers are shown as such
+            return whole.to_markdown(floatfmt=".1f").replace("nan", "")
         if self.kind == "picture":
             return f"![{self.name}]({self.name.replace(' ', '_')}.png)"
         before, after = {"heading": ("## ", ""), "text": ("", ""), "code": ("    ", "")}[self.kind]
