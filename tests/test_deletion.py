@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from fisher_unlearn.cli import app
 from fisher_unlearn.images.data import load_images
 from fisher_unlearn.images.sources import asked_for, source_of
-from fisher_unlearn.lab.deletion import Margins, delete, expected_cost
+from fisher_unlearn.lab.deletion import Margins, delete, expected_cost, tried
 from fisher_unlearn.lab.deletion_order import example, forget, order_of, order_types
 from fisher_unlearn.lab.deletion_report import read_requests, save_deletion
 from fisher_unlearn.lab.notebook import find_notebook
@@ -394,3 +394,18 @@ def test_the_notebook_runs_without_any_file(tmp_path):
         progress_bar=False,
     )
     assert {p.name for p in (tmp_path / "out").iterdir()} == FILES
+
+
+def test_methods_are_tried_on_images_that_nothing_was_fitted_to(digits, model):
+    "A row for each method that can do it, the best of those first that keep the rest."
+    few = type(digits)(digits.name, digits.test, None, digits.classes)
+    ways = {"fine_tune": None, "margins": Margins(kept=5.0)}
+    table = tried(model, few, asked_for(few, classes=[4]), **ways)
+    able = {"finetune", "mask_classifier", "random_mask", "activation_mask", "fisher_mask"}
+    assert set(table.method) == {*able, "fisher_noise"}
+    assert not table.duplicated(["method", "preset"]).any()
+    kept = table[table.keeps]
+    assert table.keeps.tolist() == sorted(table.keeps, reverse=True)
+    assert kept.forget.tolist() == sorted(kept.forget) and "mask_classifier" in set(kept.method)
+    samples = tried(model, few, asked_for(few, samples=[1, 2]), **ways)
+    assert set(samples.method) == (able | {"fisher_noise"}) - {"mask_classifier"}

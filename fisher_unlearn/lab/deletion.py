@@ -361,7 +361,9 @@ def tried(
     classifier: str | None = None,  # as in `delete`
     batch_size: Count = 128,
     seed: Seed = 666,
-) -> "pd.DataFrame":  # best first: method, percent of the forget set and of what stays, seconds
+) -> (
+    "pd.DataFrame"
+):  # best first: method, preset, percent of the forget set and of what stays, seconds, keeps
     "Try all methods that can do what is asked, at small cost."
     import pandas as pd
 
@@ -372,22 +374,23 @@ def tried(
     ways: dict[str, Any] = {"fine_tune": fine_tune, "evaluate": measured, "seed": seed}
     ways |= {"progress": "none", "classes": less.classes or None, "classifier": classifier}
     rows = []
-    for method in _able(less):
+    for method, preset in _able(less).items():
         start = time.perf_counter()
         row = _row(unlearn(model, measured["forget"], remain, method=method, **ways), -1)
-        rows.append((str(method), row["forget"], row["stays"], time.perf_counter() - start))
-    table = pd.DataFrame(rows, columns=["method", "forget", "stays", "seconds"])
+        spent = time.perf_counter() - start
+        rows.append((method.name, preset, row["forget"], row["stays"], spent))
+    table = pd.DataFrame(rows, columns=["method", "preset", "forget", "stays", "seconds"])
     least = _measured(model, measured)["stays"] - (margins or Margins()).kept
     keeps = (table.stays >= least).rename("keeps")
     order = table.assign(keeps=keeps).sort_values(["keeps", "forget"], ascending=[False, True])
     return order.reset_index(drop=True)
 
 # %% ../../nbs/6_lab/12_deletion.ipynb #03db0d5f
-def _able(asked: Asked) -> list[Method]:
-    "The methods that need nothing but both sets, in each setting once."
+def _able(asked: Asked) -> dict[Method, str]:
+    "The methods that need nothing but both sets, in each setting once, and what that is called."
     given = {"remain", "everything"} | ({"classes"} if asked.classes else set())
     kinds = [kind for kind in METHODS.values() if {*kind.needs} <= given]
-    return list(dict.fromkeys(kind.preset(name) for kind in kinds for name in READINGS))
+    return {kind.preset(name): name for kind in kinds for name in reversed(READINGS)}
 
 
 def _held_out(source: Source, asked: Asked, seed: int) -> tuple[Asked, tuple[Part, Tensor]]:
