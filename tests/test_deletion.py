@@ -408,4 +408,4 @@ def test_methods_are_tried_on_images_that_nothing_was_fitted_to(digits, model):
     assert table.keeps.tolist() == sorted(table.keeps, reverse=True)
     assert kept.forget.tolist() == sorted(kept.forget) and "mask_classifier" in set(kept.method)
     samples = tried(model, few, asked_for(few, samples=[1, 2]), **ways)
-    assert set(samples.method) == (able | {"fisher_noise"}) - {"mask_classifier"}
+    assert set(samples.method) == able - {"mask_classifier"}  # the others forget whole classes
