@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from fisher_unlearn.cli import app
 from fisher_unlearn.images.data import load_images
 from fisher_unlearn.images.sources import asked_for, source_of
-from fisher_unlearn.lab.deletion import Margins, delete, expected_cost, tried
+from fisher_unlearn.lab.deletion import Earlier, Margins, delete, expected_cost, tried
 from fisher_unlearn.lab.deletion_order import example, forget, order_of, order_types
 from fisher_unlearn.lab.deletion_report import read_requests, save_deletion
 from fisher_unlearn.lab.notebook import find_notebook
@@ -185,6 +185,44 @@ def test_weights_that_the_chain_does_not_speak_of_are_refused(done, given, tmp_p
     (tmp_path / "w.safetensors").write_bytes(Path(given["checkpoint"]).read_bytes())
     with pytest.raises(ValueError, match="are not the weights"):
         read_requests(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '[{"digest": "0"}]', "3"])
+def test_a_damaged_chain_is_said_to_be_so(given, tmp_path, text):
+    (tmp_path / "requests.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match="is no chain of requests"):
+        read_requests(tmp_path / "w.safetensors")
+
+
+def test_images_that_are_gone_since_are_told(digits, model):
+    first = Earlier("0", ("0" * 32,), "a request of old")
+    asked = asked_for(digits, samples=[1, 2])
+    ways = {"method": "finetune", "fine_tune": None, "control": False, "progress": "none"}
+    made = delete(model, digits, asked, earlier=[first], **ways)
+    assert any("earlier request 1 can't be measured" in note for note in made.notes)
+
+
+def test_a_report_without_a_known_classifier_lacks_a_picture_and_nothing_else(
+    digits, model, tmp_path
+):
+    class Hidden(nn.Module):
+        "torch.fx can't trace it, so that its classifier isn't found."
+
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x):
+            return self.inner(x) if bool(x.isfinite().all()) else x
+
+    asked = asked_for(digits, classes=[4])
+    how = FisherMask(ratio=0.01, classifier_in_pool=True)
+    ways = {"fine_tune": None, "control": False, "progress": "none"}
+    made = delete(Hidden().eval(), digits, asked, method=how, **ways)
+    out = save_deletion(made, tmp_path / "out")
+    assert {p.name for p in out.iterdir()} == FILES - {"where_the_mask_fell.png"}
+    (tmp_path / "empty").mkdir()
+    assert save_deletion(made, tmp_path / "empty").is_dir()
 
 
 @pytest.fixture(scope="module")

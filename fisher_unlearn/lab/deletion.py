@@ -116,11 +116,15 @@ def _lasting(seconds: float) -> str:
 
 def _step_seconds(model: nn.Module, batches: Loader) -> tuple[float, int]:
     "Seconds of a forward and a backward pass of the first batch, and its images."
-    trial = copied(model)
+    trial = copied(model).train()
     inputs, labels = (t.to(device_of(trial)) for t in first_pair(batches))
+    twice = 2 if len(labels) == 1 else 1  # which not every network can be trained on
+    inputs, labels = (torch.cat([t] * twice) for t in (inputs, labels))
     for _ in range(2):  # the first one also prepares
         start = time.perf_counter()
-        F.cross_entropy(read_logits(trial(inputs)), labels).backward()
+        loss = F.cross_entropy(read_logits(trial(inputs)), labels)
+        loss.backward()
+        loss.item()  # waits for the device
         seconds = time.perf_counter() - start
     return seconds, len(labels)
 
@@ -274,6 +278,7 @@ def delete(
     forget, remain = sets.of(source.train, less.forget), sets.to_train_on(seed)
     measured = sets.named(places)
     notes, accs = _first_look(model, measured, source)
+    notes += _gone(places)
     ways: dict[str, Any] = {"fine_tune": fine_tune, "evaluate": measured, "seed": seed}
     ways |= {"progress": progress}
     what: dict[str, Any] = {"classes": less.classes or None, "classifier": classifier}
@@ -332,6 +337,15 @@ def _first_look(
         "classes in the same order?"
     )
     return [note] if found["remain"] < 1.5 * chance else [], {"original": found}
+
+
+def _gone(places: Sequence[Tensor]) -> list[str]:
+    "A note for each earlier request whose images are not there any more."
+    return [
+        f"What is left of earlier request {number} can't be measured: its images are not there."
+        for number, where in enumerate(places, 1)
+        if not len(where)
+    ]
 
 
 def _second_look(done: Unlearned, accs: "pd.DataFrame") -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import yaml
 from torch import nn
 
 from ..images.arguments import Count, NotNegative, Number, Positive, Seed, Share, Whole
@@ -104,8 +105,6 @@ def order_of(**given: Any) -> Order:
 
 def _meant(value: Any, hint: Any) -> Any:
     "A value that may be a list, typed with commas."
-    import yaml
-
     if not isinstance(value, str) or "tuple" not in str(hint):
         return value
     parts = [part.strip() for part in value.split(",") if part.strip()]
@@ -124,8 +123,6 @@ def _tuning(order: Order) -> TrainSettings | None:
 
 def _method(order: Order) -> Method:
     "The method with its options, read from text as YAML has it."
-    import yaml
-
     found: dict[str, Any] = {}
     for text in order.options or ():
         name, sign, value = text.partition("=")

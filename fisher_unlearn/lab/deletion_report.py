@@ -129,15 +129,20 @@ def _png(figure: Any) -> bytes:
 # %% ../../nbs/6_lab/13_deletion_report.ipynb #3ebc1e82
 def _pictures(done: Deletion) -> dict[str, bytes]:
     "The pictures of a report, by name; of inputs that are no images there are none."
-    found = {}
-    if done.result.mask:
-        found["where the mask fell"] = _png(
-            draw_mask(done.result.mask, done.original, done.asked.classes, done.classifier)
-        )
+    found = _mask_picture(done) if done.result.mask else {}
     inputs = next(iter(pairs(done.source.train.batches(done.asked.forget[:1], 1))))[0]
     if inputs.dim() == 4 and inputs.shape[1] in (1, 3):
         found["answers before and after"] = _png(_draw_answers(done))
     return found
+
+
+def _mask_picture(done: Deletion) -> dict[str, bytes]:
+    "Where the mask fell; nothing where the classifier isn't known, whose rows would be drawn."
+    shown = done.result.mask, done.original, done.asked.classes, done.classifier
+    try:
+        return {"where the mask fell": _png(draw_mask(*shown))}
+    except ValueError:
+        return {}
 
 # %% ../../nbs/6_lab/13_deletion_report.ipynb #de36d35f
 def _asked(done: Deletion) -> list[_Block]:
@@ -256,8 +261,14 @@ def read_requests(
     path = Path(weights).parent / "requests.json"
     if not path.is_file():
         return ()
-    chain = json.loads(path.read_text(encoding="utf-8"))
-    found = tuple(Earlier(**{**one, "hashes": tuple(one["hashes"])}) for one in chain)
+    try:
+        chain = json.loads(path.read_text(encoding="utf-8"))
+        found = tuple(Earlier(**{**one, "hashes": tuple(one["hashes"])}) for one in chain)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path} is no chain of requests ({type(error).__name__}): put back the one that came "
+            "with the weights, or take it away if they come from elsewhere."
+        ) from error
     last = _weights_digest(weights)
     if found and found[-1].weights != last:
         raise ValueError(
@@ -295,6 +306,8 @@ def save_deletion(
     try:
         _write(done, part, repeat)
         part.chmod(0o755)
+        if folder.exists():  # an empty one, which not every system replaces
+            folder.rmdir()
         os.replace(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
