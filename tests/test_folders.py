@@ -125,6 +125,26 @@ def test_a_file_is_found_by_any_path_that_leads_to_it(photos, monkeypatch):
         positions_of(found, ["/etc/passwd"])
 
 
+def test_images_may_be_links_and_are_named_as_they_lie(photos, tmp_path):
+    linked = tmp_path / "linked"
+    for file in photos.rglob("*.png"):
+        (place := linked / file.relative_to(photos)).parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(file)
+    found = read_folder(linked)
+    assert found.files == read_folder(photos).files
+    assert positions_of(found, ["cat/2.png", str(linked / "dog" / "1.png")]) == [
+        found.files.index("cat/2.png"),
+        found.files.index("dog/1.png"),
+    ]
+
+
+def test_a_class_of_hidden_files_and_folders_alone_has_no_image(photos):
+    picture(photos / "cow" / ".hidden.png", 1)
+    (photos / "cow" / "folder.png").mkdir()
+    with pytest.raises(ValueError, match="holds no image"):
+        read_folder(photos)
+
+
 @pytest.mark.parametrize(
     "text, names",
     [

@@ -29,6 +29,12 @@ def unlabelled():
 def few_names():
     return TensorDataset(X, Y), None, ("ant", "bee")
 
+def fails():
+    raise RuntimeError("no images\\nhere")
+
+def empty_test():
+    return TensorDataset(X, Y), TensorDataset(X[:0], Y[:0])
+
 number = 3
 """
 
@@ -72,6 +78,8 @@ WRONG = {
     "must yield (inputs, labels)": "unlabelled",
     "has the label 2, but 2 classes": "few_names",
     "did you mean 'both'?": "bot",
+    "can't be had (no images here)": "fails",
+    "the test images are empty": "empty_test",
 }
 
 

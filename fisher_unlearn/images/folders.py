@@ -8,6 +8,7 @@ __all__ = ['ENDINGS', 'HELD_OUT', 'HEADS', 'FolderImages', 'read_folder', 'posit
 # %% ../../nbs/1_images/07_folders.ipynb #52a3d317
 import csv
 import difflib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,13 +40,14 @@ def _classes(folder: Path) -> tuple[str, ...]:
 
 def _files(folder: Path, name: str) -> list[str]:
     "The image files of a class, relative to the folder; `ValueError` if there are none."
-    found = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in ENDINGS)
+    known = (p for p in (folder / name).rglob("*") if p.suffix.lower() in ENDINGS)
+    found = sorted(p for p in known if p.is_file() and p.name[0] != ".")
     if not found:
         raise ValueError(
             f"{folder / name} holds no image (a file that ends in {', '.join(ENDINGS)}): "
             "put images there, or take the folder away."
         )
-    return [p.relative_to(folder).as_posix() for p in found if p.name[0] != "."]
+    return [p.relative_to(folder).as_posix() for p in found]
 
 # %% ../../nbs/1_images/07_folders.ipynb #ac646bfb
 _MODES = {1: "L", 3: "RGB"}
@@ -189,8 +191,9 @@ def positions_of(
 
 def _ways_to(folder: Path, name: str) -> list[str]:
     "What a name may be within a folder: of a file in it, or a path from here or from beside it."
-    whole = folder.resolve()
-    ways = [(start / name).resolve() for start in (whole, Path(), whole.parent)]
+    whole = Path(os.path.abspath(folder))  # links are not followed: files may be links
+    starts = whole, Path(), whole.parent
+    ways = [Path(os.path.abspath(start / name)) for start in starts]
     return [w.relative_to(whole).as_posix() for w in ways if w.is_relative_to(whole)]
 
 # %% ../../nbs/1_images/07_folders.ipynb #ac429b2c

@@ -146,14 +146,25 @@ def source_of(
 # %% ../../nbs/1_images/08_sources.ipynb #6761be7f
 def _made(name: str) -> Source:
     "What a function of someone's returns, as a source."
-    made = imported(name, "the data")()
+    made = _called(name)
     if isinstance(made, (ImageData, FolderImages)):
         return source_of(made)
     train, test, classes = [*(made if isinstance(made, tuple) else (made,)), None, None][:3]
-    parts = _part(train, "training images"), test and _part(test, "test images")
+    held = None if test is None else _part(test, "test images")
+    parts = _part(train, "training images"), held
     count = int(max(part.labels.max() for part in parts if part)) + 1
     named = tuple(map(str, classes or getattr(train, "classes", None) or range(count)))
     return Source(name, *parts, named)
+
+
+def _called(name: str) -> Any:
+    "What a function of someone's returns; `ValueError` in one sentence if it fails."
+    function = imported(name, "the data")
+    try:
+        return function()
+    except Exception as error:  # whatever someone's function says
+        said = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"the data {name!r} can't be had ({said}).") from error
 
 
 @checked
