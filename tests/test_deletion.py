@@ -434,7 +434,7 @@ def test_the_notebook_runs_without_any_file(tmp_path):
     assert {p.name for p in (tmp_path / "out").iterdir()} == FILES
 
 
-def test_methods_are_tried_on_images_that_nothing_was_fitted_to(digits, model):
+def test_methods_are_tried_on_images_that_no_trial_sees(digits, model):
     "A row for each method that can do it, the best of those first that keep the rest."
     few = type(digits)(digits.name, digits.test, None, digits.classes)
     ways = {"fine_tune": None, "margins": Margins(kept=5.0)}

@@ -1,5 +1,7 @@
 "Networks by name, and checkpoints of whoever."
 
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -123,9 +125,12 @@ def test_counts_of_batches_may_be_missing(tmp_path):
     load_checkpoint(net(), tmp_path / "old.pt")
 
 
+TRAP = Path(tempfile.gettempdir()) / f"written_by_a_checkpoint_{os.getpid()}"
+
+
 class Opens:
     def __reduce__(self):
-        return open, ("/tmp/never_written_by_a_checkpoint", "w")
+        return open, (str(TRAP), "w")
 
 
 def other(path):
@@ -155,7 +160,7 @@ def test_files_of_something_else_are_refused_and_change_nothing(tmp_path, messag
         load_checkpoint(model, path)
     assert message in str(refused.value) and "\n" not in str(refused.value)
     assert all(torch.equal(t, model.state_dict()[n]) for n, t in before.items())
-    assert not Path("/tmp/never_written_by_a_checkpoint").exists()
+    assert not TRAP.exists()
 
 
 def test_a_file_that_is_not_there(tmp_path):

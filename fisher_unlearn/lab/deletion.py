@@ -408,7 +408,7 @@ def _able(asked: Asked) -> dict[Method, str]:
 
 
 def _held_out(source: Source, asked: Asked, seed: int) -> tuple[Asked, tuple[Part, Tensor]]:
-    "What is fitted to, and images that nothing is fitted to."
+    "What the trials see, and images that they don't."
     if source.test is not None:
         gone = torch.isin(source.test.labels, torch.tensor(asked.classes, dtype=torch.int64))
         return asked, (source.test, (~gone).nonzero()[:, 0])
