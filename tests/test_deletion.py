@@ -302,16 +302,22 @@ def test_a_rate_that_is_too_high_is_pointed_out(digits, model):
     assert any("rate of 3 is too high" in note for note in made.notes)
 
 
-def test_cost_grows_with_what_is_read(digits, model):
+def test_cost_is_a_trial_times_what_is_read(digits, model, monkeypatch):
+    "A batch takes a tenth of a second, by decree: what a machine takes is its own affair."
     batches = digits.train.batches(torch.arange(128), 128)
     tune = TrainSettings(Schedule(epochs=4, drops=()), select="last")
-    costs = [expected_cost(model, batches, (128, n), FisherMask(), tune) for n in (1280, 12800)]
-    assert costs[1].fine_tune > 5 * costs[0].fine_tune and costs[1].score > 3 * costs[0].score
-    classes = FisherMask.preset("authors_code")
-    dear = expected_cost(model, batches, (128, 1280), classes, tune)
-    assert dear.score > 3 * costs[0].score
-    none = expected_cost(model, batches, (128, 1280), METHODS["finetune"](), None)
-    assert (none.score, none.fine_tune) == (0, 0) and "parameters" in str(none)
+    real = expected_cost(model, batches, (128, 1280), FisherMask(), tune)
+    assert real.score > 0 and real.fine_tune > 0 and "parameters" in str(real)
+    monkeypatch.setattr("fisher_unlearn.lab.deletion._step_seconds", lambda *_: (0.1, 128))
+
+    def cost(method, tuning, times=1):
+        made = expected_cost(model, batches, (128, 1281), method, tuning, times)
+        return pytest.approx(made.score), pytest.approx(made.fine_tune)
+
+    assert cost(FisherMask(), tune) == (1.2, 4.4)  # 1 and 11 batches; four epochs of 11
+    assert cost(FisherMask(), tune, 2) == (1.2, 8.8)
+    assert cost(FisherMask.preset("authors_code"), tune) == (12.0, 4.4)  # ten classes
+    assert cost(METHODS["finetune"](), None) == (0, 0)
 
 
 def test_a_text_classifier_over_tokens_has_a_report_without_pictures_of_samples(tmp_path):
