@@ -3,6 +3,7 @@ and found again by the next request."""
 
 import json
 import re
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from fisher_unlearn.cli import app
 from fisher_unlearn.images.data import load_images
 from fisher_unlearn.images.sources import asked_for, source_of
 from fisher_unlearn.lab.deletion import Earlier, Margins, delete, expected_cost, tried
-from fisher_unlearn.lab.deletion_order import example, forget, order_of, order_types
+from fisher_unlearn.lab.deletion_order import command_of, example, forget, order_of, order_types
 from fisher_unlearn.lab.deletion_report import read_requests, save_deletion
 from fisher_unlearn.lab.notebook import find_notebook
 from fisher_unlearn.methods.masks import FisherMask
@@ -165,6 +166,38 @@ def test_the_command_of_the_report_does_it_again(done, tmp_path, monkeypatch):
     assert "Deletion of class 4" in ended.output and "about" in ended.output
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"files": ("a, b.png", " c.png", "[d].png", "é.png")},
+        {"files": ("[d].png",)},
+        {"classes": ("cat", "dog")},
+        {"samples": (3, 1, 2), "mean": (0.5, -1.25), "std": (1e-3, 2.0)},
+        {"options": ("ratio=0.1", "unit=channel"), "warmup": 0.2, "control": False},
+    ],
+)
+def test_an_order_is_typed_so_that_it_is_read_again(given):
+    words = shlex.split(command_of(order_of(**given)))[2:]
+    read = {}
+    while words:
+        flag = words.pop(0).removeprefix("--")
+        off = flag.startswith("no-")
+        read[flag.removeprefix("no-").replace("-", "_")] = False if off else words.pop(0)
+    numbers = {"warmup": float}
+    meant = {n: numbers.get(n, lambda v: v)(v) for n, v in read.items()}
+    assert order_of(**meant) == order_of(**given)
+
+
+def test_warm_up_is_a_share_of_fine_tuning(given, tmp_path):
+    "A rate that rises in two of ten tenths, so in one of five epochs."
+    order = order_of(**given, out=str(tmp_path / "x"), warmup=0.2, epochs=5, control=False)
+    made = forget(order, "none")
+    assert made.fine_tune.schedule.warmup == 2
+    rates = [made.fine_tune.schedule.rate(step, 10) for step in range(50)]
+    assert rates[:10] == pytest.approx([0.01 * (k + 1) / 10 for k in range(10)])
+    assert rates[10] == pytest.approx(0.01)
+
+
 def test_a_second_request_goes_on_from_the_first(done, given, tmp_path):
     found, out = done
     named = {**given, "classes": None, "samples": "0,1,2", "epochs": 1, "control": False}
@@ -274,32 +307,16 @@ def test_samples_are_compared_with_test_images_or_with_nothing(digits, model):
     assert nothing.verdict.forgotten is None and "test_remain" not in nothing.accs.index
 
 
-def test_a_model_at_chance_is_pointed_out(digits):
-    torch.manual_seed(0)
-    made = delete(
-        build_model("resnet20", 10, 1, seed=3),
-        digits,
-        asked_for(digits, classes=[4]),
-        method="mask_classifier",
-        fine_tune=None,
-        control=False,
-        progress="none",
-    )
-    assert any("chance is 10.0 %" in note for note in made.notes)
-
-
-def test_a_rate_that_is_too_high_is_pointed_out(digits, model):
-    wild = TrainSettings(Schedule(lr=3.0, epochs=1, drops=()), select="last")
-    made = delete(
-        model,
-        digits,
-        asked_for(digits, classes=[4]),
-        method="finetune",
-        fine_tune=wild,
-        control=False,
-        progress="none",
-    )
-    assert any("rate of 3 is too high" in note for note in made.notes)
+@pytest.mark.parametrize(
+    ("lr", "trained", "note"),
+    [(0.01, False, "chance is 10.0 %"), (3.0, True, "rate of 3 is too high")],
+)
+def test_what_makes_numbers_worthless_is_pointed_out(digits, model, lr, trained, note):
+    start = model if trained else build_model("resnet20", 10, 1, seed=5)
+    tune = TrainSettings(Schedule(lr=lr, epochs=1, drops=()), select="last")
+    ways = {"fine_tune": tune, "control": False, "progress": "none"}
+    made = delete(start, digits, asked_for(digits, classes=[4]), method="finetune", **ways)
+    assert any(note in said for said in made.notes)
 
 
 def test_cost_is_a_trial_times_what_is_read(digits, model, monkeypatch):

@@ -1,14 +1,18 @@
 """What a result says, shows and writes."""
 
 import json
+import warnings
+from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 from fisher_unlearn import FisherMask, read_mask, unlearn, zero_
 from fisher_unlearn.networks.metrics import accuracy
-from fisher_unlearn.networks.train import load_weights
+from fisher_unlearn.networks.schedule import Schedule
+from fisher_unlearn.networks.train import TrainSettings, load_weights
 
 X = torch.randn(40, 1, 6, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(40) % 4
@@ -88,3 +92,53 @@ def test_other_files_are_no_mask(result, tmp_path):
     (folder / "mask.safetensors").write_bytes(b"\x80a pickle")
     with pytest.raises(ValueError, match="never opened"):
         read_mask(folder / "mask.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("ratio", "said"),
+    [
+        (0, "changed nothing: its ratio is 0."),
+        (1e-4, "changed nothing: its ratio of 0.0001 makes less than one weight to mask."),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*less than one")
+def test_a_ratio_that_changes_nothing_is_named(ratio, said):
+    assert said in unlearn(net(), LOST, KEPT, method=FisherMask(ratio=ratio)).note
+    assert "changed nothing." in unlearn(net(), LOST, KEPT, method="finetune").note
+
+
+def tuned(lr):
+    settings = TrainSettings(Schedule(lr=lr, epochs=2, drops=()), select="last")
+    sets = {"remain": KEPT, "forget": LOST}
+    return unlearn(net(), LOST, KEPT, method="finetune", fine_tune=settings, evaluate=sets)
+
+
+def test_a_first_epoch_that_loses_much_is_pointed_out(monkeypatch):
+    calm = tuned(1e-4)
+    assert calm.shaken == "" and repr(calm).endswith("%.")
+    history = pd.DataFrame(
+        {"epoch": [0, 1], "remain_acc": [90.0, 84.9], "lr": [float("nan"), 0.25]}
+    )
+    shaken = replace(calm, history=history)
+    assert "from 90.0 to 84.9 %: its rate of 0.25 is too high" in shaken.shaken
+    assert shaken.shaken in repr(shaken) and shaken.shaken in shaken._repr_html_()
+    assert replace(calm, history=history.assign(remain_acc=[90.0, 85.0])).shaken == ""
+    assert replace(calm, history=history.drop(columns="remain_acc")).shaken == ""
+
+
+def test_the_unlearn_score_is_left_out_where_samples_of_remaining_classes_go():
+    "There the retrained model answers the forget set, too."
+    assert "unlearn_score" in tuned(1e-4).history
+    samples, rest = [(X[:8], Y[:8])], [(X[8:], Y[8:])]
+    sets = {"remain": rest, "forget": samples}
+    assert "unlearn_score" not in unlearn(net(), samples, rest, evaluate=sets, ratio=0.1).history
+
+
+def test_what_scoring_takes_is_said_first_where_it_is_much(monkeypatch):
+    head = nn.Linear(4, 60)
+    wide = nn.Sequential(*[*net()][:-1], head)
+    with pytest.warns(UserWarning, match="takes 60 forward and backward passes of each batch"):
+        unlearn(wide, LOST, KEPT, preset="authors_code", ratio=0.3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        unlearn(wide, LOST, KEPT, ratio=0.3)

@@ -85,8 +85,10 @@ def _listed(batch: Mapping[str, Any]) -> str:
 
 # %% ../../nbs/1_images/03_batches.ipynb #7b15015d
 def _labels(labels: Any, count: int, name: str) -> Tensor:
-    "Labels as int64 (count,); `TypeError` or `ValueError` if they are anything but whole numbers."
+    "Labels as int64 (count,), or in columns; `TypeError` or `ValueError` for anything else."
     labels = _tensor(labels, f"labels of `{name}`", (list, tuple))
+    if labels.dim() == 2 and len(labels) == count and labels.shape[1] > 1:
+        return _columns(labels, name)
     if labels.shape == (count, 1):
         labels = labels[:, 0]
     if labels.shape != (count,) or labels.is_complex():
@@ -102,6 +104,17 @@ def _labels(labels: Any, count: int, name: str) -> Tensor:
                 "labels, whole numbers from 0 on."
             )
     return labels if labels.dtype == torch.int64 else labels.to(torch.int64)
+
+
+def _columns(labels: Tensor, name: str) -> Tensor:
+    "Labels of several classes a sample as floats, 0 or 1; `ValueError` for anything between."
+    odd = labels[(labels != 0) & (labels != 1)]
+    if len(odd):
+        raise ValueError(
+            f"`{name}` yields labels of the shape {tuple(labels.shape)} with the value "
+            f"{odd[0].item():g}: a label in columns says 0 or 1 of each class; shares are not read."
+        )
+    return labels.to(torch.get_default_dtype())
 
 # %% ../../nbs/1_images/03_batches.ipynb #afedae9d
 def _tensor(value: Any, what: str, kinds: tuple[type, ...] = ()) -> Tensor:
@@ -125,7 +138,7 @@ def _line(error: Exception) -> str:
 def read_pair(
     batch: Any,  # what a loader yields
     name: str = "batches",  # the argument that the loader came in, for messages
-) -> tuple[Tensor, Tensor]:  # inputs (n, …) as they are, labels int64 (n,)
+) -> tuple[Tensor, Tensor]:  # inputs (n, …) as they are, labels int64 (n,), or 0 or 1 (n, C)
     """Inputs and labels of a batch: of a tuple the first two items, of a mapping by key.
 
     `TypeError` or `ValueError` in one sentence for what is no batch, or not clearly one."""

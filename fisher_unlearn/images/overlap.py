@@ -20,7 +20,7 @@ from .batches import pairs
 from .draws import drawing_apart
 
 # %% ../../nbs/1_images/06_overlap.ipynb #b15f11fa
-def _hash(sample: Tensor, label: int) -> bytes:
+def _hash(sample: Tensor, label: Any) -> bytes:
     "16 bytes for an input and its label."
     said = f"{label} {sample.dtype} {tuple(sample.shape)} "
     found = hashlib.blake2b(said.encode(), digest_size=16)
@@ -33,7 +33,7 @@ def sample_hashes(
     batches: Iterable[Any],  # anyone's loader, or ours
     name: str = "samples",  # of the argument that it came in, for messages
     seed: Seed = 0,  # of what it draws
-) -> Iterator[tuple[bytes, int]]:
+) -> Iterator[tuple[bytes, Any]]:  # a label in columns is a list
     "The hash and the label of each sample of a loader."
     with drawing_apart(seed, batches):
         for inputs, labels in pairs(batches, name):
@@ -49,7 +49,8 @@ class Overlap:
     remain: int  # samples that remain
     shared: int  # of those to forget, how many are among those that remain
     redrawn: bool  # does the forget set come differently at each reading?
-    labels: Counter[int]  # how many of those that remain have each label
+    labels: Counter[int]  # how many of those that remain are of each class
+    gone: frozenset[int]  # the classes of those to forget
 
 
 @checked
@@ -58,11 +59,21 @@ def overlap(
     remain: Iterable[Any],  # the remain set, likewise
 ) -> Overlap:
     "Look for the samples of a forget set in a remain set; both are read whole."
-    first, again = (Counter(h for h, _ in sample_hashes(forget, "forget", seed)) for seed in (0, 1))
-    labels, found = Counter[int](), set[bytes]()
+    gone, first = set[int](), Counter[bytes]()
+    for mark, label in sample_hashes(forget, "forget"):
+        gone.update(_classes(label))
+        first[mark] += 1
+    again = Counter(mark for mark, _ in sample_hashes(forget, "forget", 1))
+    labels, found, count = Counter[int](), set[bytes](), 0
     for mark, label in sample_hashes(remain, "remain"):
-        labels[label] += 1
+        labels.update(_classes(label))
+        count += 1
         if mark in first:
             found.add(mark)
     shared = sum(first[mark] for mark in found)
-    return Overlap(first.total(), labels.total(), shared, first != again, labels)
+    return Overlap(first.total(), count, shared, first != again, labels, frozenset(gone))
+
+
+def _classes(label: Any) -> list[int]:
+    "The class of a sample, or its classes."
+    return [label] if isinstance(label, int) else [c for c, said in enumerate(label) if said]

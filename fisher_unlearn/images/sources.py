@@ -110,6 +110,11 @@ def _part(held: Any, what: str) -> Part:
     labels = [labels for _, labels in pairs(DataLoader(held, 256), what)]
     if not labels:
         raise ValueError(f"the {what} are empty.")
+    if labels[0].dim() == 2:
+        raise ValueError(
+            f"the {what} have several classes each, and a deletion here is of one: call `unlearn` "
+            'with `fine_tune=TrainSettings(loss="binary_cross_entropy", …)`.'
+        )
     return Part(held, torch.cat(labels))
 
 # %% ../../nbs/1_images/08_sources.ipynb #754bdbc5

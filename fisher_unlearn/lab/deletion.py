@@ -110,7 +110,7 @@ class Cost:
 def _lasting(seconds: float) -> str:
     "A time in words."
     if seconds < 100:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.0f} s" if seconds > 1 else "a second"
     return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
 
 
@@ -142,9 +142,7 @@ def expected_cost(
     columns = check_batches(model, forget, "forget")
     seconds, size = _step_seconds(model, forget)
     batches = [math.ceil(count / size) for count in images]
-    backward = getattr(method, "fisher_labels", "true") == "expected"
-    rounds = columns if backward else 1
-    scores = sum(batches) * rounds if hasattr(method, "ratio") or backward else 0
+    scores = sum(batches) * method.passes(columns)
     steps = batches[1] * fine_tune.epochs * times if fine_tune else 0
     count = sum(p.numel() for p in model.parameters())
     return Cost(count, scores * seconds, steps * seconds)
@@ -303,7 +301,7 @@ def delete(
         sets.cost(model, done.method, fine_tune, 1 + control),
         time.perf_counter() - start,
         tuple(earlier),
-        (*notes, *_second_look(done, table)),
+        (*notes, *([done.shaken] if done.shaken else [])),
     )
 
 # %% ../../nbs/6_lab/12_deletion.ipynb #67a6d9b8
@@ -346,19 +344,6 @@ def _gone(places: Sequence[Tensor]) -> list[str]:
         for number, where in enumerate(places, 1)
         if not len(where)
     ]
-
-
-def _second_look(done: Unlearned, accs: "pd.DataFrame") -> list[str]:
-    "Notes on what fine-tuning did."
-    if len(done.history) < 2:
-        return []
-    start, first = (done.history.remain_acc[epoch] for epoch in (0, 1))
-    lost = min(start, accs.original["remain"]) - first
-    note = (
-        f"The first epoch of fine-tuning took the remain set from {start:.1f} to {first:.1f} %: "
-        f"its rate of {done.history.lr[1]:g} is too high for this model, so try a tenth of it."
-    )
-    return [note] if lost > 5 else []
 
 # %% ../../nbs/6_lab/12_deletion.ipynb #690d1207
 ONE_EPOCH = replace(CAREFUL, length=1)

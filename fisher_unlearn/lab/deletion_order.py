@@ -6,6 +6,7 @@
 __all__ = ['Words', 'Order', 'order_types', 'order_of', 'command_of', 'forget', 'recommended', 'example']
 
 # %% ../../nbs/6_lab/14_deletion_order.ipynb #3480df23
+import json
 import shlex
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -60,6 +61,7 @@ class Order:
     std: tuple[Positive, ...] = option((1.0,), "of the pixels in [0, 1], as trained with")
     epochs: Whole = option(5, "epochs of fine-tuning; 0: none")
     lr: Positive = option(CAREFUL.schedule.lr, "initial rate of fine-tuning")
+    warmup: Share = option(0.0, "share of fine-tuning in which the rate rises to that")
     optimizer: str = option("sgd", "of fine-tuning: a name of torch.optim, or module:function")
     momentum: Share = option(CAREFUL.momentum, "of fine-tuning, where the optimizer has it")
     weight_decay: NotNegative = option(CAREFUL.weight_decay, "of fine-tuning")
@@ -107,6 +109,8 @@ def _meant(value: Any, hint: Any) -> Any:
     "A value that may be a list, typed with commas."
     if not isinstance(value, str) or "tuple" not in str(hint):
         return value
+    if value.startswith("["):  # a list as YAML has it, for names with commas
+        return tuple(yaml.safe_load(value))
     parts = [part.strip() for part in value.split(",") if part.strip()]
     return tuple(parts) if hint == Words else tuple(yaml.safe_load(part) for part in parts)
 
@@ -115,7 +119,7 @@ def _tuning(order: Order) -> TrainSettings | None:
     "How the result is fine-tuned."
     if not order.epochs:
         return None
-    schedule = Schedule(lr=order.lr, epochs=10, drops=(5, 7))
+    schedule = Schedule(lr=order.lr, epochs=10, drops=(5, 7), warmup=round(10 * order.warmup))
     names = ("optimizer", "momentum", "weight_decay", "clip", "batch_size", "seed")
     given = {name: getattr(order, name) for name in names}
     return TrainSettings(schedule, select="last", **given).replayed(order.epochs)
@@ -169,9 +173,15 @@ def command_of(order: Order) -> str:
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
         else:
-            shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            words += [f"--{flag}", shown]
+            words += [f"--{flag}", _typed(value) if isinstance(value, tuple) else str(value)]
     return shlex.join(words)
+
+
+def _typed(values: tuple[Any, ...]) -> str:
+    "A list as `_meant` reads it."
+    words = [str(value) for value in values]
+    clear = not any("," in w or w != w.strip() or w.startswith("[") for w in words)
+    return ",".join(words) if clear else json.dumps(words, ensure_ascii=False)
 
 # %% ../../nbs/6_lab/14_deletion_order.ipynb #f4dbeff5
 @checked

@@ -39,16 +39,19 @@ from ..networks.train import tensors_digest
 class _Block:
     "A part of a page."
 
-    kind: str  # "heading", "text", "code", "table" or "picture"
+    kind: str  # "heading", "text", "verdict", "code", "table" or "picture"
     held: Any  # text, a table, or the bytes of a PNG
     name: str = ""  # of a picture
 
     def as_html(self) -> str:
         if self.kind == "table":
-            return self.held.to_html(border=0, na_rep="")
+            return f"<div>{self.held.to_html(border=0, na_rep='')}</div>"
         if self.kind == "picture":
-            data = base64.b64encode(self.held).decode()
-            return f'<img alt="{html.escape(self.name)}" src="data:image/png;base64,{data}">'
+            data, name = base64.b64encode(self.held).decode(), html.escape(self.name)
+            image = f'<img alt="{name}" src="data:image/png;base64,{data}">'
+            return f"<figure>{image}<figcaption>{name.capitalize()}</figcaption></figure>"
+        if self.kind == "verdict":
+            return f"<p><b>{html.escape(self.held)}</b></p>"
         tag = {"heading": "h2", "text": "p", "code": "pre"}[self.kind]
         return f"<{tag}>{html.escape(self.held)}</{tag}>"
 
@@ -58,12 +61,14 @@ class _Block:
             return whole.to_markdown(floatfmt=".1f").replace("nan", "")
         if self.kind == "picture":
             return f"![{self.name}]({self.name.replace(' ', '_')}.png)"
-        before, after = {"heading": ("## ", ""), "text": ("", ""), "code": ("    ", "")}[self.kind]
+        around = {"heading": ("## ", ""), "verdict": ("**", "**"), "code": ("    ", "")}
+        before, after = around.get(self.kind, ("", ""))
         return f"{before}{self.held}{after}"
 
 # %% ../../nbs/6_lab/13_deletion_report.ipynb #60e0760a
 _STYLE = (
     "body{font:16px/1.5 sans-serif;max-width:56em;margin:2em auto;padding:0 1em}"
+    "p{overflow-wrap:anywhere}div{overflow-x:auto}figure{margin:1em 0}"
     "td,th{padding:.15em .8em;text-align:right}th:first-child{text-align:left}"
     "img{max-width:100%}pre{background:#f4f4f4;padding:.6em;white-space:pre-wrap}"
 )
@@ -72,7 +77,8 @@ _STYLE = (
 def _as_page(title: str, blocks: Sequence[_Block]) -> str:
     "A page as HTML, with its pictures in it."
     body = "\n".join(block.as_html() for block in blocks)
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
+    view = '<meta name="viewport" content="width=device-width">'
+    head = f'<meta charset="utf-8">{view}<title>{html.escape(title)}</title><style>{_STYLE}</style>'
     page = f"<body>\n<h1>{html.escape(title)}</h1>\n{body}\n</body>"
     return f"<!DOCTYPE html>\n<html>{head}{page}</html>\n"
 
@@ -155,14 +161,23 @@ def _asked(done: Deletion) -> list[_Block]:
     ]
 
 
+_EXPLAINED = (
+    "Accuracies in percent. A row is a set of images: those to forget and those that remain, test "
+    "images of the same classes (test_forget) and of the others (test_remain), and each class. A "
+    "column is a model: the original, the same after the method alone, the result after "
+    "fine-tuning, and a control, the original that was only fine-tuned."
+)
+
+
 def _came(done: Deletion, pictures: dict[str, bytes]) -> list[_Block]:
     "What came of it."
     name = "answers before and after"
     shown = [_Block("picture", pictures[name], name)] if name in pictures else []
     return [
         _Block("heading", "What came of it"),
-        *(_Block("text", line) for line in (*done.verdict.said, *done.notes)),
-        _Block("text", "Accuracies in percent, by set and model:"),
+        *(_Block("verdict", line) for line in done.verdict.said),
+        *(_Block("text", line) for line in done.notes),
+        _Block("text", _EXPLAINED),
         _Block("table", done.accs.round(1)),
         *shown,
     ]
@@ -171,7 +186,7 @@ def _came(done: Deletion, pictures: dict[str, bytes]) -> list[_Block]:
 def _did(done: Deletion, pictures: dict[str, bytes]) -> list[_Block]:
     "What was done."
     name, mask = "where the mask fell", done.result.mask
-    tables = [_Block("table", mask_by_layer(mask, done.original).set_index("layer"))] * bool(mask)
+    tables = [_Block("table", _by_layer(done))] * bool(mask)
     shown = [_Block("picture", pictures[name], name)] if name in pictures else []
     tune = f"Fine-tuned by {done.fine_tune}." if done.fine_tune else "Not fine-tuned."
     outside = ", ".join(_outside(done))
@@ -182,6 +197,12 @@ def _did(done: Deletion, pictures: dict[str, bytes]) -> list[_Block]:
         *shown,
         *tables,
     ]
+
+
+def _by_layer(done: Deletion) -> Any:
+    "Where the mask fell, a row a layer of which some is masked."
+    found = mask_by_layer(done.result.mask, done.original)
+    return found[found.masked > 0].round({"share": 2}).set_index("layer").rename_axis(None)
 
 
 def _outside(done: Deletion) -> list[str]:

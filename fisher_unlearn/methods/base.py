@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..images.arguments import Count, Seed, Whole, check_fields, checked, option
-from ..images.batches import pairs
+from ..images.batches import first_pair, pairs
 from ..images.data import choose
 from .masking import Mask
 from ..networks.metrics import Loader
@@ -70,8 +70,11 @@ class Task:
 
 # %% ../../nbs/4_methods/01_base.ipynb #509e0116
 def _labels(batches: Loader) -> tuple[int, ...]:
-    "The labels that occur in batches."
-    return tuple(torch.cat([labels for _, labels in pairs(batches, "forget")]).unique().tolist())
+    "The classes that occur in batches."
+    labels = torch.cat([labels for _, labels in pairs(batches, "forget")])
+    if labels.dim() == 2:
+        return tuple(labels.amax(0).nonzero()[:, 0].tolist())
+    return tuple(labels.unique().tolist())
 
 # %% ../../nbs/4_methods/01_base.ipynb #64cf4a07
 READINGS = ("paper", "authors_code")  # the paper's text, and its authors' code
@@ -86,7 +89,7 @@ class Method(ABC):
     title: ClassVar[str]  # as in tables
     presets: ClassVar[Mapping[str, "Method"]] = {}  # by name; {}: both readings are the defaults
     # what it can't do without, and why: "remain", "reference", "build", "classes" (requests for
-    # whole classes) or "everything" (no limit to the remain set)
+    # whole classes), "one_class" (of each sample) or "everything" (no limit to the remain set)
     needs: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self):
@@ -99,6 +102,10 @@ class Method(ABC):
     def held(self, mask: Mask) -> Mask:
         "What of its mask stays zero in fine-tuning."
         return {}
+
+    def passes(self, classes: int) -> int:
+        "Forward and backward passes that it takes of each batch of both sets, about."
+        return 0
 
     def dump(self) -> dict[str, Any]:
         "What decides what it does, for keys: all options, apart from quiet ones at their default."
@@ -126,6 +133,9 @@ def check_needs(method: Method, task: Task) -> None:
     for what, why in method.needs.items():
         if what in _GIVEN and getattr(task, what) is None:
             raise ValueError(f"`{method.name}` needs {_GIVEN[what]}: {why}.")
+    if "one_class" in method.needs and first_pair(task.forget, "forget")[1].dim() == 2:
+        why = method.needs["one_class"]
+        raise ValueError(f"`{method.name}` needs samples of one class each: {why}.")
 
 # %% ../../nbs/4_methods/01_base.ipynb #86f9bc60
 @dataclass(frozen=True)
@@ -134,6 +144,9 @@ class FisherOptions(Method):
 
     fisher_labels: Labels = option("true", "labels under which the Fisher information is taken")
     fisher_per: Per = option("sample", "squares per sample, or of means over batches of 128")
+
+    def passes(self, classes: int) -> int:
+        return classes if self.fisher_labels == "expected" else 1
 
     def fisher(
         self,

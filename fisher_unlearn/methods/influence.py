@@ -165,6 +165,7 @@ class Influence(Method):
     needs = {
         "reference": "its Hessian is that of the whole training set",
         "everything": "needs the Hessian of the whole training set",
+        "one_class": "its Hessian is that of cross-entropy",
     }
     lissa_epochs: Count = option(30, "passes of LiSSA over the training set")
     lissa_damping: Share = option(0.01, "damping of LiSSA, from 0 to below 1")

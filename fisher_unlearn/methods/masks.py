@@ -41,6 +41,9 @@ class ScoredMask(Method):
     def score(self, model: nn.Module, task: Task, pool: Pool) -> Scores:
         "{parameter name: tensor of its shape, or of that of its units}."
 
+    def passes(self, classes: int) -> int:
+        return 1
+
     def rule(self, scores: Scores, pool: Pool) -> Mask:
         "What is chosen by the scores: the top, over all layers."
         return select_top(scores, self.ratio, pool)
@@ -77,6 +80,9 @@ class RandomMask(ScoredMask):
     "Zero units drawn by lot (RandomMask; paper, 'Baselines')."
 
     name, title = "random_mask", "RandomMask"
+
+    def passes(self, classes: int) -> int:
+        return 0
 
     def score(self, model: nn.Module, task: Task, pool: Pool) -> Scores:
         return random_scores(pool, task.seed)
@@ -140,7 +146,7 @@ class TFIDF(ChannelMask):
     "Zero the filters at one end of the TF-IDF scores (Wang et al. 2022; paper, 'Baselines')."
 
     name, title = "tfidf", "TF-IDF"
-    needs = {"reference": "it compares classes", "classes": "it compares classes"}
+    needs = dict.fromkeys(("reference", "classes", "one_class"), "it compares classes")
     tfidf_direction: Direction = option("highest", "which end of the scores is masked")
     tfidf_gate: bool = option(
         False, "are layers spared of which the ratio makes less than one filter?"

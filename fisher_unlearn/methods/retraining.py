@@ -21,6 +21,7 @@ from .masking import Mask
 from ..networks.logits import logits_of
 from ..networks.metrics import Loader
 from ..networks.models import device_of, eval_mode
+from ..networks.optimizers import binary_cross_entropy
 from ..networks.parameters import extras_of, put_state_, tensors_of, unwrapped
 
 # %% ../../nbs/4_methods/05_retraining.ipynb #2ccc13d0
@@ -86,5 +87,7 @@ def _knows(model: nn.Module, remain: Loader) -> bool:
     device = device_of(model)
     with eval_mode(model):
         logits = logits_of(model, inputs.to(device)).double()
-    guess = torch.tensor(logits.shape[1]).log()
-    return bool(F.cross_entropy(logits, labels.to(device)) < 0.5 * guess)
+    several = labels.dim() == 2
+    loss_of = binary_cross_entropy if several else F.cross_entropy
+    guess = torch.tensor(2 if several else logits.shape[1]).log()
+    return bool(loss_of(logits, labels.to(device)) < 0.5 * guess)

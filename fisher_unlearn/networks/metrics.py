@@ -58,54 +58,60 @@ def count_correct(
     model: nn.Module,
     batches: Loader,  # normalised (inputs, labels)
 ) -> Tensor:  # float64 (2, C): correctly classified images, and all images, of each class
-    """Correct and all images by class, in evaluation mode.
+    """Correct and all images by class, in evaluation mode. Of labels in columns, each column is an
+    answer, which is yes where its logit is above 0.
 
     `ValueError` for labels that the model has no class for, `FloatingPointError` for outputs
     that are not numbers."""
     device, counts = device_of(model), None
-    broken = torch.zeros((), dtype=torch.int64, device=device)
+    broken, images = torch.zeros((), dtype=torch.int64, device=device), 0
     with untouched(model, "eval"):
         for inputs, labels in pairs(batches):
             labels, logits = labels.to(device), logits_of(model, inputs.to(device))
             if counts is None:
                 counts = torch.zeros(2, logits.shape[1] + 1, dtype=torch.float64, device=device)
-            column = torch.where(
-                (labels >= 0) & (labels < logits.shape[1]), labels, logits.shape[1]
-            )
-            counts.index_add_(
-                1, column, torch.stack([logits.argmax(1) == labels, labels == labels]).double()
-            )
+            _add_counts(counts, logits, labels)
             broken = broken + count_broken(logits)  # it may be made in inference mode
-    return _checked_counts(counts, broken)
+            images += len(labels)
+    return _checked_counts(counts, broken, images)
+
+
+def _add_counts(counts: Tensor, logits: Tensor, labels: Tensor) -> None:
+    "Add a batch's correct and all answers; those of labels that no class has in the last column."
+    if labels.dim() == 2:
+        check_labels(labels, logits.shape[1], several=True)
+        right = (logits > 0) == (labels > 0)
+        counts[:, :-1] += torch.stack([right, torch.ones_like(right)]).sum(1)
+        return
+    column = torch.where((labels >= 0) & (labels < logits.shape[1]), labels, logits.shape[1])
+    counts.index_add_(
+        1, column, torch.stack([logits.argmax(1) == labels, labels == labels]).double()
+    )
 
 # %% ../../nbs/2_networks/06_metrics.ipynb #a11cf60e
-def _checked_counts(counts: Tensor | None, broken: Tensor) -> Tensor:
+def _checked_counts(counts: Tensor | None, broken: Tensor, images: int) -> Tensor:
     """The counts of the model's classes on the CPU; an error unless there are images, all of
     them with a class and an answer."""
     if counts is None:
         raise ValueError("there are no images to evaluate.")
     together = torch.cat([counts.flatten(), broken.view(1)]).cpu()  # asked of the device at once
-    return _refuse_stray(together[:-1].view(counts.shape), together[-1])
+    return _refuse_stray(together[:-1].view(counts.shape), together[-1], images)
 
 
-def _refuse_stray(counts: Tensor, broken: Tensor) -> Tensor:
+def _refuse_stray(counts: Tensor, broken: Tensor, images: int) -> Tensor:
     """Counts without the last column, which is of labels that no class has; errors as in
     `_checked_counts`."""
-    *known, stray = counts[1].tolist()
-    images = int(sum(known) + stray)
-    if not images:
-        raise ValueError("there are no images to evaluate.")
     refuse_broken(broken, images)
-    if stray:
+    if stray := int(counts[1, -1]):
         raise ValueError(
-            f"{int(stray)} labels are outside the model's classes 0 to {len(known) - 1}."
+            f"{stray} labels are outside the model's classes 0 to {counts.shape[1] - 2}."
         )
     return counts[:, :-1]
 
 # %% ../../nbs/2_networks/06_metrics.ipynb #d08370d8
 @checked
 def accuracy(model: nn.Module, batches: Loader) -> float:
-    "Top-1 accuracy in percent, in evaluation mode; errors as in `count_correct`."
+    "Top-1 accuracy in percent, or the share of right columns; errors as in `count_correct`."
     correct, total = count_correct(model, batches).sum(1)
     return 100 * float(correct / total)
 

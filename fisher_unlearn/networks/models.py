@@ -366,8 +366,9 @@ def _answer(model: nn.Module, inputs: Tensor, name: str) -> Tensor:
 def check_batch(
     model: nn.Module,
     inputs: Any,  # tensor or array (n, …)
-    labels: Any,  # whole numbers (n,)
+    labels: Any,  # whole numbers (n,), or 0 or 1 (n, C)
     name: str = "batches",  # of the argument that they came in, for the message
+    several: bool = False,  # may a sample have several classes?
 ) -> int:  # the number of classes of the model
     """Check that a model and one batch fit each other; `TypeError` or `ValueError` in one
     sentence if not."""
@@ -379,18 +380,38 @@ def check_batch(
             "the model returns one column of logits: cross-entropy needs one for each class, "
             "so two for a yes or a no."
         )
-    check_labels(labels, logits.shape[1], name)
+    check_labels(labels, logits.shape[1], name, several)
     if bool(((logits >= 0) & (logits <= 1)).all()):
         warn_of_probabilities(_answer(model, inputs[:64], name), stacklevel=3)
     return logits.shape[1]
 
 # %% ../../nbs/2_networks/03_models.ipynb #8cb0b392
-def check_labels(labels: Tensor, num_classes: int, name: str = "batches") -> None:
-    "Raise `ValueError` unless all labels are classes of the model."
-    if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+def check_labels(
+    labels: Tensor, num_classes: int, name: str = "batches", several: bool = False
+) -> None:
+    "Raise `ValueError` unless all labels are classes of the model; `several` may be of one sample."
+    if labels.dim() == 2:
+        _check_columns(labels, num_classes, name, several)
+    elif len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
         raise ValueError(
             f"`{name}` has labels from {labels.min()} to {labels.max()}, but the model "
             f"has {num_classes} classes."
+        )
+
+
+def _check_columns(labels: Tensor, num_classes: int, name: str, several: bool) -> None:
+    "Raise `ValueError` unless labels in columns are meant, with one for each class."
+    if not several:
+        raise ValueError(
+            f"`{name}` has labels of the shape {tuple(labels.shape)}, several classes a sample, "
+            "which cross-entropy does not take: give a loss that does, as "
+            '`TrainSettings(loss="binary_cross_entropy", …)`, or one class each, '
+            "`labels.argmax(1)`."
+        )
+    if labels.shape[1] != num_classes:
+        raise ValueError(
+            f"`{name}` has labels of {labels.shape[1]} columns, but the model has {num_classes} "
+            "classes."
         )
 
 
@@ -401,6 +422,7 @@ def check_batches(
     name: str,  # the name of the argument that they came in, for the message
     # what the model is known to take, from checks before; this one is added
     known: dict[Any, int] | None = None,
+    several: bool = False,  # may a sample have several classes?
 ) -> int:  # the number of classes of the model
     """Check that batches are repeatable and fit the model; `TypeError` or `ValueError` in one
     sentence otherwise."""
@@ -408,7 +430,8 @@ def check_batches(
     inputs, labels = first_pair(batches, name)
     kind, known = (inputs.shape[1:], inputs.dtype), {} if known is None else known
     if kind not in known:
-        known[kind] = check_batch(model, inputs, labels, name)
+        known[kind] = check_batch(model, inputs, labels, name, several)
     _check_inputs(inputs, name)
-    check_labels(batches.labels if isinstance(batches, Batches) else labels, known[kind], name)
+    all_labels = batches.labels if isinstance(batches, Batches) else labels
+    check_labels(all_labels, known[kind], name, several)
     return known[kind]

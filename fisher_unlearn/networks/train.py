@@ -36,7 +36,7 @@ from .guard import untouched
 from .logits import read_logits
 from .metrics import Loader, accuracy, evaluate
 from .models import check_batches, check_labels, device_of
-from .optimizers import LOSSES, OPTIMIZERS, Loss, function_named
+from .optimizers import LOSSES, OPTIMIZERS, Loss, check_loss, function_named
 from .optimizers import make_optimizer, name_of, optimizer_state
 from .optimizers import put_optimizer_state_, set_rate
 from .parameters import by_first_name, extras_of, own_memory_
@@ -78,7 +78,9 @@ class TrainSettings:
     # a function makes one of the parameters, with rates of its own, which the schedule scales
     optimizer: str | Callable = option("sgd", "of torch, such as adamw, or module:function")
     # a function of logits and labels, the mean over a batch
-    loss: str | Callable = option("cross_entropy", "what is minimised: this, or module:function")
+    loss: str | Callable = option(
+        "cross_entropy", "what is minimised: this, binary_cross_entropy or module:function"
+    )
     clip: Positive | None = option(None, "largest norm of a step's gradients; None: any")
     seed: Seed = 666  # of the order of images, and of any randomness in the network
 
@@ -86,6 +88,11 @@ class TrainSettings:
         check_fields(self, " of the training settings")
         function_named(self.optimizer, OPTIMIZERS, "optimizer")
         function_named(self.loss, LOSSES, "loss")
+
+    @property
+    def several(self) -> bool:
+        "May a sample have several classes? Cross-entropy knows one."
+        return self.loss != "cross_entropy"
 
     @property
     def epochs(self) -> int:
@@ -216,7 +223,7 @@ def epoch_batches(
         return
     for inputs, labels in pairs(batches, "samples"):
         if labels.device.type == "cpu":
-            check_labels(labels, classes, "samples")
+            check_labels(labels, classes, "samples", several=True)
         yield inputs, labels
 
 # %% ../../nbs/2_networks/09_train.ipynb #0ef36456
@@ -602,9 +609,11 @@ def train_model(
             'select "last" or "validation".'
         )
     batches, validation = _split(samples, settings, device_of(model))
-    classes = check_batches(model, batches, "samples", known := dict[Any, int]())
+    several = settings.several
+    classes = check_batches(model, batches, "samples", known := dict[Any, int](), several)
     for name, part in sets.items():
-        check_batches(model, part, f"evaluate[{name!r}]", known)
+        check_batches(model, part, f"evaluate[{name!r}]", known, several)
+    check_loss(model, batches, settings.loss)
     held = _checked_zeros(model, zeros or {})
     if checkpoint:
         writable_folder(Path(checkpoint).parent)

@@ -135,7 +135,7 @@ def activation_scores(
     find_convolutions(model)
     sets = {name: b for name, b in (("forget", forget), ("remain", remain)) if b is not None}
     for name, batches in sets.items():
-        check_batches(model, batches, name)
+        check_batches(model, batches, name, several=True)
     readers = find_readers(model, first_pair(forget, "forget")[0])
     cut = {n: rebatch(b, 128) if per == "batch" else b for n, b in sets.items()}
     means = {n: mean_activations(model, b, readers, per) for n, b in cut.items()}

@@ -9,6 +9,7 @@ __all__ = ['Labels', 'Per', 'Reduction', 'naive_diag_fisher', 'rank_batches', 's
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from functools import partial
+from itertools import product
 from typing import Any, Literal
 
 import torch
@@ -44,7 +45,7 @@ def naive_diag_fisher(
         raise ValueError(
             "the loops know no random labels: draw them first, and pass them as true ones."
         )
-    check_batches(model, batches, "batches")
+    check_batches(model, batches, "batches", several=True)
     model = copy.deepcopy(model).double().eval()
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     total, terms = {n: torch.zeros_like(p) for n, p in parameters.items()}, 0
@@ -77,21 +78,39 @@ def _naive_mean_grads(
 ) -> Iterator[tuple[Any, list[Tensor]]]:
     """For each label in question: its weight (1, or its mean probability over a group of images)
     and the mean gradient of −log p over the group."""
-    probability = torch.stack(
-        [model(inputs[i : i + 1])[0].detach().softmax(0) for i in group]
-    ).mean(0)
-    for y in [None] if labels == "true" else range(len(probability)):
+    answers = torch.stack([model(inputs[i : i + 1])[0].detach() for i in group])
+    for weight, chosen in _naive_labels(answers, targets[group], labels):
         grads = [torch.zeros_like(p) for p in parameters.values()]
-        for i in group:
-            loss = -torch.log_softmax(model(inputs[i : i + 1])[0], 0)[
-                targets[i] if y is None else y
-            ]
+        for i, y in zip(group, chosen):
+            loss = _naive_loss(model(inputs[i : i + 1])[0], y)
             for mean, g in zip(
                 grads, torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
             ):
                 if g is not None:
                     mean += g / len(group)
-        yield (1 if y is None else probability[y]), grads
+        yield weight, grads
+
+
+def _naive_labels(
+    answers: Tensor, targets: Tensor, labels: Labels
+) -> Iterator[tuple[Any, list[Tensor]]]:
+    "The labels of a group in question, each with its weight."
+    if labels == "true":
+        yield 1, list(targets)
+    elif targets.dim() == 1:
+        for y, weight in enumerate(answers.softmax(1).mean(0)):
+            yield weight, [torch.tensor(y)] * len(targets)
+    else:
+        for said in product((0.0, 1.0), repeat=targets.shape[1]):
+            yes_or_no = torch.tensor(said)
+            yield (-_naive_loss(answers[0], yes_or_no)).exp(), [yes_or_no]
+
+
+def _naive_loss(logits: Tensor, y: Tensor) -> Tensor:
+    "−log p of a class, or of a yes or no to each."
+    if y.dim() == 0:
+        return -torch.log_softmax(logits, 0)[y]
+    return -torch.where(y > 0, logits, -logits).sigmoid().log().sum()
 
 # %% ../../nbs/3_scores/04_fisher.ipynb #22e01092
 def _slope(probability: Tensor, labels: Tensor) -> Tensor:
@@ -115,6 +134,20 @@ def _factors(probability: Tensor) -> list[Tensor]:
         )
     return factors
 
+# %% ../../nbs/3_scores/04_fisher.ipynb #0acf2466
+def _directions_of_columns(
+    logits: Tensor, targets: Tensor, labels: Labels, generator: torch.Generator
+) -> list[Tensor]:
+    "The same where each column says yes or no by itself: z's Fisher information is diagonal."
+    yes, no = logits.sigmoid(), (-logits).sigmoid()  # exact at both ends
+    if labels == "expected":
+        spread = (yes * no).sqrt()
+        return [spread * column for column in torch.eye(logits.shape[1]).to(spread)]
+    drawn = (
+        torch.bernoulli(yes.float().cpu(), generator=generator) if labels == "sampled" else targets
+    )
+    return [torch.where(drawn.to(yes.device) > 0, -no, yes)]
+
 # %% ../../nbs/3_scores/04_fisher.ipynb #23515333
 def _drawn(probability: Tensor, generator: torch.Generator) -> Tensor:
     """One label for each image, drawn from the model (on the CPU, so that it is the same on
@@ -128,6 +161,8 @@ def _directions(
     logits: Tensor, targets: Tensor, labels: Labels, generator: torch.Generator
 ) -> list[Tensor]:
     "The directions (n, C) whose squares make up one batch's Fisher information per sample."
+    if targets.dim() == 2:
+        return _directions_of_columns(_in_single(logits), targets, labels, generator)
     probability = _in_single(logits).softmax(1)
     if labels == "expected":
         return _factors(probability)
@@ -143,29 +178,33 @@ def _add_batch(
     generator: torch.Generator,
 ) -> None:
     "Add Σ_y p̄(y) (mean of g(xᵢ, y) over the batch)², or the square for one label of each image."
-    probability, n = _in_single(logits.detach()).softmax(1), len(logits)
-    if labels == "expected":
-        terms = [
-            (probability[:, c].mean(), torch.full_like(targets, c))
-            for c in range(probability.shape[1])
-        ]
-    else:
-        terms = [
-            (
-                probability.new_ones(()),
-                targets if labels == "true" else _drawn(probability, generator),
-            )
-        ]
-    for weight, chosen in terms:
+    for weight, slope in _mean_slopes(_in_single(logits.detach()), targets, labels, generator):
         slopes = torch.autograd.grad(
             logits,
             list(parameters.values()),
-            (_slope(probability, chosen) / n).to(logits.dtype),
+            (slope / len(logits)).to(logits.dtype),
             retain_graph=True,
             allow_unused=True,
         )
         for name, g in zip(parameters, slopes):
             total[name] += 0 if g is None else weight * _in_single(g).square()
+
+
+def _mean_slopes(
+    logits: Tensor, targets: Tensor, labels: Labels, generator: torch.Generator
+) -> Iterator[tuple[Tensor | int, Tensor]]:
+    "For each label in question, its weight, and ∂(−log p)/∂z of all images under it."
+    if labels != "expected":
+        yield 1, _directions(logits, targets, labels, generator)[0]
+        return
+    if targets.dim() == 2:
+        raise ValueError(
+            'labels="expected" with per="batch" weighs classes by their mean probability, which '
+            "takes one class a sample: score these per sample."
+        )
+    probability = logits.softmax(1)
+    for c in range(probability.shape[1]):
+        yield probability[:, c].mean(), _slope(probability, torch.full_like(targets, c))
 
 
 def _in_single(tensor: Tensor) -> Tensor:
@@ -235,7 +274,8 @@ def diag_fisher(
     Factors: "sum" has none, so that per="sample" gives Σᵢ g(xᵢ, yᵢ)² and per="batch" Σ_b (1/n_b
     Σᵢ g(xᵢ, yᵢ))²; "mean" divides by the number
     of images or batches; "expected" weights each label's square by p(y|xᵢ), per batch by the
-    batch's mean p. The paper's definition ('Masking
+    batch's mean p. Where labels come in columns, each says yes or no to a class, by the sigmoid
+    of its logit. The paper's definition ('Masking
     with Fisher Information') is labels="true", per="sample"; its authors' code is
     labels="expected", per="batch", reduction="mean" on
     `rebatch(batches, 128)`. Under `torch.distributed` all ranks take part. Raises `ValueError`
@@ -244,7 +284,7 @@ def diag_fisher(
     naming the layer if a value is not finite."""
     device = device_of(model)
     with scoring(model) as before:
-        classes = check_batches(model, batches, "batches")
+        classes = check_batches(model, batches, "batches", several=True)
         _check_parameters(model)
         squares, terms = GradientSquares(model, before), torch.zeros((), dtype=torch.float64)
         if per == "batch":
@@ -320,7 +360,7 @@ def _length(batches: Loader) -> int | None:
 # %% ../../nbs/3_scores/04_fisher.ipynb #1eb2d670
 def _check_batch(inputs: Tensor, targets: Tensor, classes: int, number: int) -> None:
     "Refuse labels that don't exist and inputs that are not finite."
-    check_labels(targets, classes, "batches")
+    check_labels(targets, classes, "batches", several=True)
     if not inputs.isfinite().all():
         raise ValueError(
             f"batch {number} of `batches` has inputs that are NaN or infinite: look "
