@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import warnings
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +96,8 @@ def calls(request, model):
         ),
     )
     for name in METHODS:
-        fewer = {"lissa_epochs": 1} if name == "influence" else {}
+        own = {f.name for f in fields(METHODS[name])}
+        fewer = {n: 1 for n in ("lissa_epochs", "own_epochs", "sfron_steps") if n in own}
         yield (
             name,
             lambda name=name, fewer=fewer: unlearn(
@@ -106,6 +108,7 @@ def calls(request, model):
                 fine_tune=TUNE,
                 reference=[*forget, *remain],
                 build=build,
+                held_out=forget,
                 progress="none",
                 **fewer,
             ),

@@ -36,7 +36,7 @@ from fisher_unlearn.lab import settings as lab_settings
 from fisher_unlearn.methods import base, masking, masks, noise
 from fisher_unlearn.methods.result import Unlearned
 from fisher_unlearn.methods.unlearn import unlearn
-from fisher_unlearn.networks import step
+from fisher_unlearn.networks import objective, step
 from fisher_unlearn.scores import graph
 from fisher_unlearn.images import sources
 from fisher_unlearn.images.data import ImageData, Samples, digest
@@ -73,6 +73,10 @@ INNER = {  # parts of networks and loops, called for each batch by their owners
     "place_of",
     "joined",
     "Joined",
+    "laid_out",
+    "cross_entropy",
+    "check_fresh",
+    "Step",
     "Stretch",
     "Pool",
     "Reader",
@@ -319,6 +323,24 @@ OWN: dict[str, dict[str, Callable[[], Any]]] = {  # where a name means something
         "read": lambda: lambda root, download: None,
     },
     "data.titles": {"table": dict},
+    "objective.Objective": {"steps": lambda: lambda epoch: [], "total": lambda: 3},
+    "objective.check_teacher": {
+        "teacher": lambda: objective.Teacher(net()),
+        "student": net,
+    },
+    "objective.divergence": {
+        "teacher": lambda: torch.zeros(4, 3),
+        "student": lambda: torch.zeros(4, 3),
+    },
+    "objective.minimise": {"objective": lambda: objective.Objective(lambda epoch: [], 1, 0.1)},
+    "dampening.dampen_": {"ratios": scores},
+    "labels.endless": {"of": lambda: "remain"},
+    "labels.repelling_noise": {"label": lambda: 1},
+    "teachers.without_class": {"logits": lambda: torch.randn(12, 3)},
+    "layers.last_modules": {"k": lambda: 1},
+    "kick.length_of": {"step": scores},
+    "retraining.check_fresh": {"fresh": net},
+    "optimizers.check_loss": {"choice": lambda: nn.functional.cross_entropy},
     "models.Network": {"title": lambda: "Tiny", "build": lambda: net},
     "data.digest": {"tensors": lambda: torch.ones(2)},
     "forget.class_index": {"names": lambda: ("a", "b"), "whose": lambda: "tiny"},
@@ -715,11 +737,11 @@ ACCEPTED: list[tuple[str, str, str]] = [
         r"\[",
     ),  # labels aren't read, none is a number
     (
-        r"(train\.trainable_batches|draws\.samples_digest)",
+        r"(train\.(trainable|count)_batches|draws\.samples_digest)",
         "batches",
         r"\[",
     ),  # they are checked before, by `check_batches`
-    (r"base\.Task", "forget|remain|reference", r"\["),  # `unlearn` has checked them
+    (r"base\.Task", "forget|remain|reference|held_out", r"\["),  # `unlearn` has checked them
     (
         r"fisher\.(rebatch|rank_batches)",
         "batches",

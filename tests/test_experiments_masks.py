@@ -1,6 +1,7 @@
 """What the mask removes, as a notebook on a short schedule: its table, its judgements and its
 answers are what its records say."""
 
+import json
 import re
 
 import papermill
@@ -11,6 +12,7 @@ from fisher_unlearn.lab.experiments import MASKS_TO_TUNE, sweep
 from fisher_unlearn.lab.settings import RunSettings, run_key, unusual_options
 from fisher_unlearn.lab.notebook import find_notebook
 from fisher_unlearn.lab.report import read_kept
+from fisher_unlearn.methods.unlearn import METHODS
 
 pytestmark = pytest.mark.slow
 
@@ -40,6 +42,39 @@ def kept(tmp_path_factory):
 @pytest.fixture(scope="module")
 def choice(tmp_path_factory):
     return executed("recommended", tmp_path_factory.mktemp("choice"))
+
+
+@pytest.fixture(scope="module")
+def rivals(tmp_path_factory):
+    return executed("rivals", tmp_path_factory.mktemp("rivals"))
+
+
+def test_every_method_and_preset_has_its_row_as_its_record_has_it(rivals):
+    table, records, text = rivals
+    able = [kind for kind in METHODS.values() if "held_out" not in kind.needs]
+    wanted = {(k.name, p) for k in able for p in k.presets or ["paper"]}
+    settings = [r["settings"] for r in records]
+    dumped = {(s["method"], json.dumps(s["options"], sort_keys=True)) for s in settings}
+    assert {m for m, _ in wanted} == {m for m, _ in dumped}
+    whole = [s for s in settings if s["request"] == "class"]
+    assert len(whole) >= len({(m, str(METHODS[m].preset(p).dump())) for m, p in wanted})
+    assert not {"unsir", "mask_classifier", "tfidf"} & {
+        s["method"] for s in settings if s["request"] == "random"
+    }
+    by_key = {r["key"]: r for r in records}
+    for row in table.itertuples():
+        record = by_key[row.key]
+        first, last = record["history"][0], record["history"][-1]
+        assert row.forget_acc_last == last["forget_acc"]
+        assert row.method == "retrain" or row.remain_acc_before == first["remain_acc"]
+        moved = sum(r["distance"] ** 2 for r in record["changed"]) ** 0.5
+        assert row.moved == pytest.approx(moved)
+        assert row.seconds == record["seconds"]["method"] + record["seconds"]["fine_tune"]
+    marked = {line.split("|")[2].strip() for line in text.splitlines() if "×" in line}
+    idle = {row.name for row in table[table["changed nothing"]].itertuples(index=False)}
+    assert marked == idle and not {"Finetune", "Retrain"} & marked
+    names = [line.split("|")[2].strip() for line in text.splitlines() if line.startswith("| class")]
+    assert names == sorted(names, key=str.lower)  # by nothing but the name
 
 
 def start(record):

@@ -155,6 +155,7 @@ EXECUTED = {
     "proposition1": "experiments_facts",
     "quickstart": "notebooks",
     "recommended": "experiments_masks",
+    "rivals": "experiments_masks",
     "table1": "experiments_tables",
     "table2": "experiments_tables",
     "table3": "experiments_tasks",

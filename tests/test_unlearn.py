@@ -662,7 +662,8 @@ def test_fine_tuning_replays_the_schedule_from_the_masked_model(original, loader
     assert np.allclose(result.history.unlearn_score, scores)
 
 
-CASES = [(m, p) for m, kind in METHODS.items() for p in kind.presets or ["paper"]]
+PAPERS = [*METHODS][:9]  # the paper's; the rivals have tests of their own
+CASES = [(m, p) for m in PAPERS for p in METHODS[m].presets or ["paper"]]
 
 
 @pytest.mark.parametrize(
@@ -881,7 +882,7 @@ def test_presets_are_what_they_say():
         },
     }
     for preset, methods in said.items():
-        assert set(methods) == {m for m, kind in METHODS.items() if kind.presets}
+        assert set(methods) == {m for m in PAPERS if METHODS[m].presets}
         for method, options in methods.items():
             found = vars(METHODS[method].presets[preset])
             assert {name: found[name] for name in options} == options
@@ -1052,7 +1053,7 @@ class Choosing(nn.Module):
 
 
 @pytest.mark.parametrize("preset", READINGS)
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("retrain", "finetune")])
+@pytest.mark.parametrize("method", [m for m in PAPERS if m not in ("retrain", "finetune")])
 def test_a_network_that_cannot_be_traced_is_served_through_hooks(method, preset):
     torch.manual_seed(0)
     model, x, y = Choosing(), torch.randn(12, 1, 9, 9), torch.arange(12) % 3

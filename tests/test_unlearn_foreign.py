@@ -380,7 +380,8 @@ def changed(name, value):
         "tfidf_direction": "lowest",
         "remain_weight": 3.0,
     }
-    other = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v / 2}
+    words |= {"salun_freeze": "gradients", "kick_where": "along", "kick_length": 2.0}
+    other = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v / 2 or 0.5}
     return words[name] if name in words else other[type(value)](value)
 
 

@@ -21,7 +21,7 @@ from ..images.arguments import Count, NotNegative, Seed, check_fields, checked
 from ..images.arguments import option
 from ..images.batches import first_pair
 from ..images.sources import Asked, Part, Source, digest_of, hashes_of, places_of
-from ..methods.base import READINGS, Method
+from ..methods.base import READINGS, Method, Trained
 from ..methods.result import Unlearned
 from ..methods.retraining import Finetune
 from ..methods.unlearn import METHODS, unlearn
@@ -386,9 +386,10 @@ def tried(
 
 # %% ../../nbs/6_lab/12_deletion.ipynb #03db0d5f
 def _able(asked: Asked) -> dict[Method, str]:
-    "The methods that need nothing but both sets, in each setting once, and what that is called."
-    given = {"remain", "everything"} | ({"classes"} if asked.classes else set())
-    kinds = [kind for kind in METHODS.values() if {*kind.needs} <= given]
+    """The methods that need nothing but both sets and train in no way of their own, in each
+    setting once, and what that is called."""
+    given = {"remain", "everything", "one_class"} | ({"classes"} if asked.classes else set())
+    kinds = [k for k in METHODS.values() if {*k.needs} <= given and not issubclass(k, Trained)]
     return {kind.preset(name): name for kind in kinds for name in reversed(READINGS)}
 
 

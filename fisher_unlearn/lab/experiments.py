@@ -201,6 +201,25 @@ def _recommended(profile: str) -> list[Axis]:
     return [_first(profile), _product(_axis("select", "last"), [*chosen, *judged])]
 
 # %% ../../nbs/6_lab/03_experiments.ipynb #d83dd16c
+def _bench() -> Axis:
+    "Every method in every preset, in the order of their names; those that an experiment can serve."
+    able = [kind for _, kind in sorted(METHODS.items()) if "held_out" not in kind.needs]
+    return [
+        {"method": kind.name, "preset": preset}
+        for kind in able
+        for preset in kind.presets or READINGS[:1]
+    ]
+
+
+def _rivals(profile: str) -> list[Axis]:
+    sizes = dict(profiles()[profile]["tasks"]["rivals"])
+    classes, count = sizes.pop("classes"), sizes.pop("count")
+    some = [case for case in _bench() if "classes" not in METHODS[case["method"]].needs]
+    whole = _product(_axis("classes", *classes), _bench())
+    drawn = _product([{"request": "random", "count": count}], some)
+    return [_first(profile), [sizes], [*whole, *drawn]]
+
+
 NEEDS: dict[str, Need] = {
     "table1": _table1,
     "table3": _table3,
@@ -214,6 +233,7 @@ NEEDS: dict[str, Need] = {
     "what_the_mask_removes": _what_the_mask_removes,
     "table2": _table2,
     "costs": _table1,
+    "rivals": _rivals,
 }
 # many or long runs, which a profile may shorten further
 _SMALL = ("table3", "table4", "figure1", "figure2", "figure3", "figure4", "recommended")
@@ -221,7 +241,8 @@ _SMALL = ("table3", "table4", "figure1", "figure2", "figure3", "figure4", "recom
 # %% ../../nbs/6_lab/03_experiments.ipynb #25aecb76
 @checked
 def needed(
-    # "table1" to "table5", "figure1" to "figure4", "costs", "what_the_mask_removes", "recommended"
+    # "table1" to "table5", "figure1" to "figure4", "costs", "what_the_mask_removes",
+    # "recommended", "rivals"
     experiment: str,
     profile: str = "quick",
     seeds: Iterable[Seed] | None = None,  # one or more; None: the profile's

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Unit', 'Reach', 'Mask', 'Stretch', 'Pool', 'candidates', 'quota', 'unit_scores', 'select_top', 'random_scores',
-           'select_random', 'select_bottom', 'zero_', 'masked_units', 'masked_rows', 'masked_whole', 'mask_by_layer',
-           'left_out', 'compare_masks', 'draw_mask']
+           'select_random', 'select_bottom', 'select_above', 'select_in_each', 'every_parameter', 'zero_',
+           'masked_units', 'masked_rows', 'masked_whole', 'mask_by_layer', 'left_out', 'compare_masks', 'draw_mask']
 
 # %% ../../nbs/4_methods/00_masking.ipynb #00ed42a0
 import warnings
@@ -345,6 +345,40 @@ def select_bottom(
     kept = int((1 - _decimal(ratio)) * len(flat))
     threshold = flat.topk(kept).values.min() if kept else flat.new_tensor(torch.inf)
     return _mask(~(flat > threshold) & _through(gate, ratio, pool, flat.device), pool)
+
+# %% ../../nbs/4_methods/00_masking.ipynb #42b50b97
+@checked
+def select_above(
+    scores: Mapping[str, Tensor],  # as in `select_top`
+    threshold: float,
+    pool: Pool,
+    equal: bool = False,  # are scores that equal it chosen too?
+) -> Mask:
+    "The units with scores above a threshold."
+    flat = unit_scores(scores, pool)
+    return _mask(flat >= threshold if equal else flat > threshold, pool)
+
+
+@checked
+def select_in_each(
+    scores: Mapping[str, Tensor],  # as in `select_top`
+    ratio: Share,  # of the units of each parameter, in [0, 1)
+    pool: Pool,
+) -> Mask:
+    "The ⌊R·n⌋ units with the lowest scores of each parameter by itself."
+    found: Mask = {}
+    for name in pool.shapes:
+        layer = pool.among({name: None})
+        lowest = {name: -scores[name]}
+        found |= select_top(lowest, ratio, layer) if quota(ratio, len(layer)) else {}
+    return found
+
+
+@checked
+def every_parameter(model: nn.Module) -> Pool:
+    "All entries of all trained parameters, each by itself."
+    trained = {n: p.shape for n, p in parameters_by_name(model).items() if p.requires_grad}
+    return Pool("weight", trained, {})
 
 # %% ../../nbs/4_methods/00_masking.ipynb #13cc4b2d
 @checked

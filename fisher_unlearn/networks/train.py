@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Progress', 'TrainSettings', 'Joined', 'joined', 'trainable_batches', 'epoch_seed', 'epoch_batches', 'train_epoch',
-           'tensors_digest', 'save_tensors', 'read_tensors', 'save_weights', 'load_weights', 'train_model',
-           'check_extras', 'shows_bar']
+           'laid_out', 'tensors_digest', 'save_tensors', 'read_tensors', 'save_weights', 'load_weights', 'train_model',
+           'lay_out_', 'check_extras', 'count_batches', 'shows_bar']
 
 # %% ../../nbs/2_networks/09_train.ipynb #16361c62
 import copy, hashlib, json, math, sys, time
@@ -253,7 +253,7 @@ def train_epoch(
             epoch_batches(batches, torch.Generator().manual_seed(seed), classes),
             start=epoch * steps,
         ):
-            inputs, labels = _laid_out(inputs.to(device), settings.layout), labels.to(device)
+            inputs, labels = laid_out(inputs.to(device), settings.layout), labels.to(device)
             set_rate(optimizer, settings.schedule.rate(step, steps))
             loss = _step(forward, optimizer, inputs, labels, loss_of, settings.clip)
             total += loss * len(labels)
@@ -280,7 +280,7 @@ def _step(
     return loss.detach()
 
 
-def _laid_out(tensor: Tensor, layout: str) -> Tensor:
+def laid_out(tensor: Tensor, layout: str) -> Tensor:
     "Images in a memory layout; inputs of other dimensions as they are."
     return tensor.contiguous(memory_format=_LAYOUTS[layout]) if tensor.dim() == 4 else tensor
 
@@ -620,10 +620,10 @@ def train_model(
         check_extras(model)
     own_memory_(model)
     batches = trainable_batches(model, batches)
-    _lay_out(model, settings.layout)
+    lay_out_(model, settings.layout)
     with _held(model, held):
         place = Path(checkpoint) if checkpoint else None
-        steps = _count(batches)
+        steps = count_batches(batches)
         return _train(
             _Job(model, batches, classes, steps, settings, sets, validation, place, progress, held)
         )
@@ -669,7 +669,8 @@ def _held(model: nn.Module, held: Mapping[str, Tensor]) -> Iterator[None]:
             hook.remove()
 
 # %% ../../nbs/2_networks/09_train.ipynb #7ef2121f
-def _lay_out(model: nn.Module, layout: str) -> None:
+@checked
+def lay_out_(model: nn.Module, layout: str) -> None:
     "Put weights of four dimensions into a memory layout; what was one memory stays one."
     made: dict[Any, Tensor] = {}
     for p in model.parameters():
@@ -794,11 +795,12 @@ def _way(model: nn.Module, batches: Loader, settings: TrainSettings, steps: int)
         return ways[0]
     inputs, labels = first_pair(batches)
     return choose_way(
-        model, _laid_out(inputs.to(device), settings.layout), labels.to(device), ways, steps
+        model, laid_out(inputs.to(device), settings.layout), labels.to(device), ways, steps
     )
 
 
-def _count(batches: Loader) -> int:
+@checked
+def count_batches(batches: Loader) -> int:
     "The number of batches; some loaders only know it by reading themselves once."
     try:
         return len(batches)  # type: ignore[arg-type]
