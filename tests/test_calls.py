@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 import fisher_unlearn
 from fisher_unlearn.images.arguments import annotations_of
+from fisher_unlearn.audit import answers
 from fisher_unlearn.lab import paper, report
 from fisher_unlearn.lab import settings as lab_settings
 from fisher_unlearn.methods import base, masking, masks, noise
@@ -88,6 +89,11 @@ INNER = {  # parts of networks and loops, called for each batch by their owners
     "Cost",
     "Judgement",
     "Deletion",
+    "Answers",
+    "Membership",
+    "Floor",
+    "Comeback",
+    "Card",
     "Snapshot",
     "TrainingRecord",
     "RunRecord",
@@ -300,6 +306,13 @@ BY_NAME: dict[str, Callable[[], Any]] = {
     "numbers": lambda: paper.paper_numbers(1),
 }
 
+
+def said() -> answers.Answers:
+    "What a model says about forty images."
+    labels = torch.arange(40) % 2
+    return answers.Answers(torch.randn(40, 3).double().log_softmax(1), labels)
+
+
 OWN: dict[str, dict[str, Callable[[], Any]]] = {  # where a name means something else
     "data.check_images": {"images": lambda: samples().images},
     "data.pad_or_resize": {"images": lambda: samples().images},
@@ -323,6 +336,37 @@ OWN: dict[str, dict[str, Callable[[], Any]]] = {  # where a name means something
         "read": lambda: lambda root, download: None,
     },
     "data.titles": {"table": dict},
+    "answers.balanced": {"sets": lambda: [said(), said()]},
+    "membership.membership": {"seen": said, "unseen": said},
+    "membership.area": {"members": lambda: torch.ones(3), "others": lambda: torch.zeros(3)},
+    "membership.rate_at": {"members": lambda: torch.ones(3), "others": lambda: torch.zeros(3)},
+    "membership.rmia": {
+        "target": lambda: torch.rand(3),
+        "references": lambda: torch.rand(2, 3),
+        "population": lambda: torch.rand(4),
+        "beside": lambda: torch.rand(2, 4),
+    },
+    "membership.ulira": {
+        "unlearned": lambda: torch.randn(4, 3),
+        "retrained": lambda: torch.randn(4, 3),
+    },
+    "membership.klom": {
+        "unlearned": lambda: torch.randn(64, 3),
+        "retrained": lambda: torch.randn(64, 3),
+    },
+    "features.linear_probe": {
+        "train": lambda: (torch.randn(12, 3), torch.arange(12) % 3),
+        "test": lambda: (torch.randn(12, 3), torch.arange(12) % 3),
+        "classes": lambda: (1,),
+    },
+    "floor.largest_difference": {"values": lambda: [1.0, 2.0]},
+    "floor.equivalence": {"differences": lambda: [0.1, 0.2, 0.3], "margin": lambda: 1.0},
+    "floor.holm": {"chances": lambda: {"a": 0.1}},
+    "floor.bootstrap": {"values": lambda: [[1.0, 2.0]]},
+    "report_card.tow": {
+        "accs": lambda: {"forget": 1.0},
+        "reference": lambda: {"forget": 1.0},
+    },
     "objective.Objective": {"steps": lambda: lambda epoch: [], "total": lambda: 3},
     "objective.check_teacher": {
         "teacher": lambda: objective.Teacher(net()),

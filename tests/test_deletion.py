@@ -145,6 +145,7 @@ def test_the_report_says_what_was_asked_done_and_measured(done):
         for title in (
             "What was asked",
             "What came of it",
+            "Is it gone?",
             "What was done",
             "What it cost",
             "How to repeat it",

@@ -17,11 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..audit.report_card import Card, audit
 from ..images.arguments import Count, NotNegative, Seed, check_fields, checked
 from ..images.arguments import option
 from ..images.batches import first_pair
 from ..images.sources import Asked, Part, Source, digest_of, hashes_of, places_of
 from ..methods.base import READINGS, Method, Trained
+from ..methods.kick import Kick
 from ..methods.result import Unlearned
 from ..methods.retraining import Finetune
 from ..methods.unlearn import METHODS, unlearn
@@ -232,6 +234,7 @@ class Deletion:
     cost: Cost  # as it was expected
     seconds: float  # as it was
     earlier: tuple[Earlier, ...]
+    card: Card  # what the audit says
     notes: tuple[str, ...] = field(default=())  # what a reader should know beside the numbers
 
     @property
@@ -301,6 +304,7 @@ def delete(
         sets.cost(model, done.method, fine_tune, 1 + control),
         time.perf_counter() - start,
         tuple(earlier),
+        _audited(done.model, model, measured, retrained, less, classifier),
         (*notes, *([done.shaken] if done.shaken else [])),
     )
 
@@ -335,6 +339,22 @@ def _first_look(
         "classes in the same order?"
     )
     return [note] if found["remain"] < 1.5 * chance else [], {"original": found}
+
+
+def _audited(
+    model: nn.Module,
+    original: nn.Module,
+    sets: Mapping[str, Loader],
+    retrained: nn.Module | None,
+    asked: Asked,
+    classifier: str | None,
+) -> Card:
+    "The audit of a result, beside the original and a retrained model where there is one."
+    tests = {kind: sets[f"test_{kind}"] for kind in ("forget", "remain") if f"test_{kind}" in sets}
+    others = [] if retrained is None else [retrained]
+    given: dict[str, Any] = {"forget": sets["forget"], "remain": sets["remain"], "tests": tests}
+    given |= {"retrained": others, "classes": asked.classes, "classifier": classifier}
+    return audit(model, original=original, **given)
 
 
 def _gone(places: Sequence[Tensor]) -> list[str]:
@@ -386,10 +406,11 @@ def tried(
 
 # %% ../../nbs/6_lab/12_deletion.ipynb #03db0d5f
 def _able(asked: Asked) -> dict[Method, str]:
-    """The methods that need nothing but both sets and train in no way of their own, in each
-    setting once, and what that is called."""
+    """The methods that need nothing but both sets, and no training of their own, in each setting
+    once, and what that is called."""
     given = {"remain", "everything", "one_class"} | ({"classes"} if asked.classes else set())
-    kinds = [k for k in METHODS.values() if {*k.needs} <= given and not issubclass(k, Trained)]
+    others = (Trained, Kick)  # what takes long, and what is a control
+    kinds = [k for k in METHODS.values() if {*k.needs} <= given and not issubclass(k, others)]
     return {kind.preset(name): name for kind in kinds for name in reversed(READINGS)}
 
 

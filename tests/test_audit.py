@@ -1,0 +1,409 @@
+"""Readouts where the answer is known, each beside a slow definition."""
+
+import copy
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+from torch import nn
+
+from fisher_unlearn import unlearn
+from fisher_unlearn.audit.answers import Answers, answers_of, balanced
+from fisher_unlearn.audit.comeback import comeback
+from fisher_unlearn.audit.features import features_of, linear_probe
+from fisher_unlearn.audit.floor import Floor, bootstrap, equivalence, holm, largest_difference
+from fisher_unlearn.audit.membership import area, klom, membership, rate_at, rmia, ulira
+from fisher_unlearn.audit.report_card import audit, tow
+from fisher_unlearn.networks.metrics import accuracy
+from fisher_unlearn.networks.schedule import Schedule
+from fisher_unlearn.networks.train import TrainSettings, train_model
+
+G = torch.Generator().manual_seed(0)
+CENTRES = 3 * torch.randn(4, 1, 6, 6, generator=G)
+NOTHING = settings(max_examples=60, derandomize=True, database=None, deadline=None)
+
+
+def points(count, seed):
+    "Images of four classes, each around its centre."
+    y = torch.arange(count) % 4
+    noise = torch.randn(count, 1, 6, 6, generator=torch.Generator().manual_seed(seed))
+    return CENTRES[y] + 2 * noise, y
+
+
+X, Y = points(160, 1)
+TX, TY = points(160, 2)
+TRAIN = TrainSettings(Schedule(lr=0.05, epochs=15, drops=(10,)), batch_size=32, select="last")
+
+
+def net(seed):
+    torch.manual_seed(seed)
+    first = [nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten()]
+    return nn.Sequential(*first, nn.Linear(128, 4))
+
+
+def cut(x, y, where, size=32):
+    x, y = x[where], y[where]
+    return list(zip(x.split(size), y.split(size)))
+
+
+FORGET, REMAIN, ALL = cut(X, Y, Y == 0), cut(X, Y, Y > 0), cut(X, Y, Y >= 0)
+TESTS = {"forget": cut(TX, TY, TY == 0), "remain": cut(TX, TY, TY > 0)}
+
+
+@pytest.fixture(scope="module")
+def models():
+    "w*, one whose row was deleted, and three that never saw class 0."
+    w_star, *others = (net(seed) for seed in range(4))
+    train_model(w_star, ALL, TRAIN, progress="none")
+    for other in others:
+        train_model(other, REMAIN, TRAIN, progress="none")
+    row = unlearn(w_star, FORGET, REMAIN, method="mask_classifier", progress="none").model
+    with torch.no_grad():
+        row[-1].bias[0] = -50.0  # below all others, as a row of zeros is in a larger network
+    return w_star, row, others
+
+
+def said(*logits, labels=None):
+    logits = torch.tensor(logits, dtype=torch.float64)
+    labels = torch.zeros(len(logits), dtype=torch.int64) if labels is None else labels
+    return Answers(logits.log_softmax(1), labels)
+
+
+def test_answers_are_those_of_the_model(models):
+    w_star = models[0]
+    found = answers_of(w_star, ALL)
+    with torch.no_grad():
+        p = w_star.eval()(X).double().softmax(1)
+    own = p[torch.arange(160), Y]
+    assert torch.allclose(found.losses, -own.log())
+    assert torch.allclose(found.margins, (own / (1 - own)).log(), rtol=1e-6)
+    assert found.accuracy == pytest.approx(accuracy(w_star, ALL))
+    for row, label, others in zip(p, Y, found.others):
+        rest = row.index_fill(0, label, 0)
+        wanted = (rest / rest.sum()).log().index_fill(0, label, 0)
+        assert torch.allclose(others, wanted)
+
+
+def test_margins_keep_their_digits_where_a_model_is_sure():
+    margin = said([800.0, 0.0, -3.0]).margins.item()
+    assert margin == pytest.approx(800 - math.log(1 + math.exp(-3)), rel=1e-12)
+
+
+def test_a_draw_has_as_many_of_each_class_from_every_set():
+    one = Answers(torch.zeros(9, 3), torch.tensor([0, 0, 0, 0, 1, 1, 2, 2, 2]))
+    two = Answers(torch.zeros(7, 3), torch.tensor([0, 1, 1, 1, 1, 1, 3 % 3]))
+    a, b = balanced([one, two], seed=3)
+    assert a.labels.bincount().tolist() == b.labels.bincount().tolist() == [2, 2]
+
+
+scores = st.lists(st.integers(-4, 4), min_size=1, max_size=12)
+
+
+@NOTHING
+@given(scores, scores)
+def test_the_area_is_that_of_all_pairs_and_of_sklearn(a, b):
+    pairs = [(x > y) + 0.5 * (x == y) for x in a for y in b]
+    found = area(torch.tensor(a), torch.tensor(b))
+    assert found == pytest.approx(sum(pairs) / len(pairs))
+    assert found == pytest.approx(roc_auc_score([1] * len(a) + [0] * len(b), [*a, *b]))
+
+
+@NOTHING
+@given(scores, scores, st.sampled_from([0.0, 0.01, 0.1, 0.25, 0.5]))
+def test_the_rate_is_that_of_the_best_allowed_cut(a, b, false):
+    cuts = [
+        sum(x > c for x in a) / len(a)
+        for c in [-9, *a, *b]
+        if sum(y > c for y in b) <= false * len(b) + 1e-9
+    ]
+    assert rate_at(torch.tensor(a), torch.tensor(b), false) == pytest.approx(max(cuts))
+
+
+def test_membership_tells_what_is_told_apart_and_nothing_else():
+    draw = lambda seed: torch.randn(300, 5, generator=torch.Generator().manual_seed(seed)).double()
+    labels = torch.zeros(300, dtype=torch.int64)
+    make = lambda logits: Answers(logits.log_softmax(1), labels)
+    same = membership(make(draw(1)), make(draw(2)))
+    assert all(0.4 < m.area < 0.6 and 0.42 < m.accuracy < 0.58 for m in same.values())
+    sure = draw(1)
+    sure[:, 0] += 4
+    told = membership(make(sure), make(draw(2)))
+    assert told["loss"].area > 0.95 and told["loss"].true_positives > 0.5
+    assert 0.4 < told["others"].area < 0.6  # only the label's logit differs
+
+
+def test_a_deleted_row_hides_from_the_loss_and_not_from_the_other_classes():
+    leaning = torch.randn(300, 5, generator=torch.Generator().manual_seed(1)).double()
+    plain = torch.randn(300, 5, generator=torch.Generator().manual_seed(2)).double()
+    leaning[:, 3] += 2
+    for logits in (leaning, plain):
+        logits[:, 0] = -1e6
+    labels = torch.zeros(300, dtype=torch.int64)
+    found = membership(*(Answers(z.log_softmax(1), labels) for z in (leaning, plain)))
+    assert found["others"].area > 0.85 and found["others"].images == 300
+
+
+def test_too_few_images_are_refused():
+    few = Answers(torch.zeros(5, 3), torch.zeros(5, dtype=torch.int64))
+    with pytest.raises(ValueError, match="membership needs 10"):
+        membership(few, few)
+
+
+def test_rmia_is_its_definition():
+    draw = torch.Generator().manual_seed(0)
+    target, references = torch.rand(6, generator=draw), torch.rand(3, 6, generator=draw)
+    population, beside = torch.rand(11, generator=draw), torch.rand(3, 11, generator=draw)
+    found = rmia(target, references, population, beside, gamma=1.5, offset=0.3)
+    for k in range(6):
+        count = 0
+        for z in range(11):
+            px = (1.3 * float(references[:, k].mean()) + 0.7) / 2
+            pz = (1.3 * float(beside[:, z].mean()) + 0.7) / 2
+            count += (float(target[k]) / px) / (float(population[z]) / pz) >= 1.5
+        assert found[k] == pytest.approx(count / 11)
+    for wrong in (references[:1], torch.rand(9, 6)):
+        with pytest.raises(ValueError, match="RMIA takes 2 to 8"):
+            rmia(target, wrong, population, beside)
+
+
+def test_ulira_judges_each_model_by_fits_that_it_is_left_out_of():
+    unlearned = torch.randn(5, 7, generator=torch.Generator().manual_seed(1)).double() + 1
+    retrained = torch.randn(6, 7, generator=torch.Generator().manual_seed(2)).double()
+    inside, outside = [], []
+
+    def ratio(value, own, other):
+        return stats.norm.logpdf(value, own.mean(), own.std(ddof=1)) - stats.norm.logpdf(
+            value, other.mean(), other.std(ddof=1)
+        )
+
+    for k, x in itertools.product(range(5), range(7)):
+        own = np.delete(unlearned[:, x].numpy(), k)
+        inside.append(ratio(float(unlearned[k, x]), own, retrained[:, x].numpy()))
+    for k, x in itertools.product(range(6), range(7)):
+        own = np.delete(retrained[:, x].numpy(), k)
+        outside.append(-ratio(float(retrained[k, x]), own, unlearned[:, x].numpy()))
+    found = ulira(unlearned, retrained)
+    assert found.area == pytest.approx(area(torch.tensor(inside), torch.tensor(outside)))
+    right = sum(v > 0 for v in inside) + sum(v <= 0 for v in outside)
+    assert found.accuracy == pytest.approx(right / (5 * 7 + 6 * 7))
+    with pytest.raises(ValueError, match="which takes four"):
+        ulira(unlearned[:3], retrained)
+
+
+def test_ulira_and_klom_know_equal_from_shifted():
+    draw = lambda k, shift, seed: (
+        shift + torch.randn(k, 200, generator=torch.Generator().manual_seed(seed))
+    )
+    assert (
+        0.4
+        < ulira(draw(8, 0, 1), draw(8, 0, 2)).area
+        < 0.6
+        < ulira(draw(8, 2, 1), draw(8, 0, 2)).area
+    )
+    same = klom(draw(64, 0, 1), draw(64, 0, 2)).mean()
+    assert same < 0.5 * klom(draw(64, 1, 1), draw(64, 0, 2)).mean()
+    with pytest.raises(ValueError, match="below 64"):
+        klom(draw(63, 0, 1), draw(64, 0, 2))
+
+
+def test_klom_is_the_divergence_of_histograms():
+    one, two = torch.randn(70), torch.randn(70) + 1
+    edges = np.linspace(min(one.min(), two.min()), max(one.max(), two.max()), 21)
+    p, q = (np.histogram(v.numpy(), edges)[0] + 0.5 for v in (one, two))
+    p, q = p / p.sum(), q / q.sum()
+    wanted = float((p * np.log(p / q)).sum())
+    assert klom(one[:, None], two[:, None])[0] == pytest.approx(wanted, rel=0.05)
+
+
+def test_features_are_what_the_classifier_gets(models):
+    w_star = models[0]
+    features, labels = features_of(w_star, ALL)
+    with torch.no_grad():
+        assert torch.allclose(features, w_star.eval()[:-1](X), atol=1e-6)
+    assert torch.equal(labels, Y)
+
+
+def test_a_probe_reads_what_is_there_and_no_more():
+    draw = torch.Generator().manual_seed(0)
+    y, noise = torch.arange(400) % 4, torch.randn(400, 6, generator=draw)
+    there = noise.clone()
+    there[:, 2] += 4.0 * (y == 1)
+    half = torch.arange(400) < 200
+    parts = lambda f: ((f[half], y[half]), (f[~half], y[~half]))
+    assert linear_probe(*parts(there), [1]) > 90
+    assert 40 < linear_probe(*parts(noise), [1]) < 60
+    with pytest.raises(ValueError, match="images of the classes"):
+        linear_probe((noise, y), (noise[y == 1], y[y == 1]), [1])
+
+
+def test_a_deleted_row_leaves_the_probe_where_it_was(models):
+    w_star, row, _ = models
+    tests = cut(TX, TY, TY >= 0)
+    probes = [linear_probe(features_of(m, ALL), features_of(m, tests), [0]) for m in (w_star, row)]
+    assert probes[0] == probes[1] > 80 and accuracy(row, FORGET) == 0
+
+
+def test_a_comeback_counts_steps_and_leaves_the_model(models):
+    w_star, row, others = models
+    before = copy.deepcopy(row.state_dict())
+    known = comeback(w_star, w_star, ALL, FORGET, TRAIN)
+    assert known.epochs == 0 and len(known.curve) == 1
+    zeroed = unlearn(w_star, FORGET, REMAIN, method="mask_classifier", progress="none").model
+    back = comeback(zeroed, w_star, ALL, FORGET, TRAIN, cap=5)
+    fresh = comeback(others[0], w_star, ALL, FORGET, TRAIN, cap=5)
+    assert back.epochs is not None and back.epochs <= (fresh.epochs or 6)
+    assert all(torch.equal(t, before[n]) for n, t in row.state_dict().items())
+    target = 0.95 * accuracy(w_star, FORGET)
+    curve = back.curve
+    assert back.target == target and (curve.forget_acc.iloc[:-1] < target).all()
+    steps = len(ALL)
+    asked = {math.ceil(steps * p) / steps for p in (0.125, 0.25, 0.5)}
+    assert {*curve.epoch} <= {0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0} and asked
+
+
+def test_a_comeback_is_plain_training(models):
+    "All parameters, one epoch: what a loop of torch makes of a copy."
+    w_star, row, _ = models
+    plain = copy.deepcopy(row)
+    sgd = torch.optim.SGD(plain.parameters(), 0.05, 0.9, weight_decay=1e-4)
+    accs = [accuracy(plain, FORGET)]
+    for number, (x, y) in enumerate(ALL, 1):
+        plain.train()
+        sgd.zero_grad()
+        nn.functional.cross_entropy(plain(x), y).backward()
+        sgd.step()
+        if number in (1, 2, 3, 5):
+            accs.append(accuracy(plain, FORGET))
+    found = comeback(row, w_star, ALL, FORGET, TRAIN, "all", cap=1)
+    assert found.curve.forget_acc.tolist() == accs[: len(found.curve)]
+
+
+def test_the_remain_set_alone_does_not_teach_what_it_lacks(models):
+    w_star, row, others = models
+    found = comeback(others[0], w_star, REMAIN, FORGET, TRAIN, "all", cap=2)
+    assert found.epochs is None and found.note == "more than 2 epochs"
+
+
+def test_positions_are_marks_and_a_readout_that_tells_nothing_has_none():
+    floor = Floor((0.2, 0.3, 0.25))
+    assert floor.position(0.25, 0.75) == pytest.approx(1)
+    assert floor.position(0.75, 0.75) == 0 and floor.position(0.5, 0.75) == pytest.approx(0.5)
+    assert floor.position(0.9, 0.27) is None  # w* lies among them
+    assert Floor((0.2,)).position(0.4, 0.9) is None
+
+
+def test_equivalence_is_two_tests_of_scipy_and_says_nothing_below_three():
+    values, margin = [0.1, -0.2, 0.05, 0.3, -0.1], 0.5
+    below = stats.ttest_1samp(values, -margin, alternative="greater").pvalue
+    above = stats.ttest_1samp(values, margin, alternative="less").pvalue
+    assert equivalence(values, margin) == pytest.approx(max(below, above))
+    assert equivalence(values[:2], margin) is None
+    assert equivalence([0.25] * 4, 0.5) == 0 and equivalence([0.75] * 4, 0.5) == 1
+    assert largest_difference([1.0, 4.0, 2.5]) == 3
+    with pytest.raises(ValueError, match="two reference models"):
+        largest_difference([1.0])
+
+
+def test_equivalence_errs_as_rarely_as_it_says():
+    rng = np.random.default_rng(1)
+    wrong = [equivalence(list(1.0 + rng.normal(0, 1, 6)), 1.0) < 0.05 for _ in range(2000)]
+    assert 0.03 < np.mean(wrong) < 0.07
+
+
+@NOTHING
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
+def test_holm_is_step_down(values):
+    found = holm({str(k): p for k, p in enumerate(values)})
+    order = sorted(range(len(values)), key=lambda k: values[k])
+    least = 0.0
+    for place, k in enumerate(order):
+        least = max(least, min(1.0, (len(values) - place) * values[k]))
+        assert found[str(k)] == pytest.approx(least)
+
+
+def test_the_bootstrap_covers_the_mean_and_widens_with_what_seeds_share():
+    rng, hits = np.random.default_rng(0), 0
+    for trial in range(120):
+        table = rng.normal(0, 1, (8, 1)) + rng.normal(0, 0.5, (8, 5))
+        low, high = bootstrap(table.tolist(), draws=400, seed=trial)
+        hits += low <= 0 <= high
+    assert 0.8 < hits / 120 <= 1
+    shared = rng.normal(0, 3, (4, 1)) + rng.normal(0, 0.1, (4, 6))
+    alike = bootstrap(shared.reshape(1, -1).tolist())
+    low, high = bootstrap(shared.tolist())
+    assert high - low > alike[1] - alike[0]
+
+
+def test_tow_is_one_for_retraining_and_less_for_all_else():
+    accs = {"forget": 10.0, "remain": 90.0, "test": 80.0}
+    assert tow(accs, accs) == 1
+    assert tow({**accs, "forget": 60.0}, accs) == pytest.approx(0.5)
+    assert tow({"forget": 0.0, "remain": 80.0, "test": 60.0}, accs) == pytest.approx(
+        0.9 * 0.9 * 0.8
+    )
+
+
+def test_a_card_has_every_number_beside_w_star_and_the_floor(models):
+    w_star, row, others = models
+    before = [copy.deepcopy(m.state_dict()) for m in (w_star, row, *others)]
+    given = {"original": w_star, "forget": FORGET, "remain": REMAIN, "tests": TESTS}
+    card = audit(row, **given, retrained=others, classes=[0], relearn=TRAIN, cap=1)
+    after = [m.state_dict() for m in (w_star, row, *others)]
+    assert all(torch.equal(a[n], t) for a, b in zip(after, before) for n, t in b.items())
+    table = card.table
+    assert table.model["accuracy, forget"] == accuracy(row, FORGET) == 0
+    assert table.w_star["accuracy, test_remain"] == pytest.approx(accuracy(w_star, TESTS["remain"]))
+    retrained = [accuracy(m, REMAIN) for m in others]
+    assert table.low["accuracy, remain"] == pytest.approx(min(retrained))
+    assert table.position["accuracy, forget"] == 1
+    assert table.model["linear probe"] == table.w_star["linear probe"]
+    assert {c for c in table.index if "comes back" in c} and card.missing == ()
+    pairs = [
+        100
+        * (
+            answers_of(a, FORGET).log_probabilities.argmax(1)
+            == answers_of(b, FORGET).log_probabilities.argmax(1)
+        )
+        .double()
+        .mean()
+        .item()
+        for a, b in itertools.permutations(others, 2)
+    ]
+    assert table.low["agreement, forget"] == pytest.approx(min(pairs))
+    assert table.middle["agreement, forget"] == pytest.approx(sum(pairs) / 6)
+    assert isinstance(card.table, pd.DataFrame) and "<table" in card._repr_html_()
+    figure = card.draw()
+    assert len(figure.axes) == 1
+
+
+def test_a_retrained_model_stands_at_one_and_w_star_at_nought(models):
+    w_star, _, others = models
+    given = {"original": w_star, "forget": FORGET, "remain": REMAIN, "tests": TESTS}
+    ways = {"retrained": others[1:], "classes": [0]}
+    as_w_star, as_new = (audit(m, **given, **ways).table.position for m in (w_star, others[0]))
+    assert (as_w_star.dropna() == 0).all() and len(as_w_star.dropna()) > 3
+    assert as_new["accuracy, forget"] == 1 and as_new["divergence, forget"] > 0.5
+
+
+def test_a_card_says_what_it_lacks(models):
+    w_star, row, others = models
+    bare = audit(row, original=w_star, forget=FORGET, remain=REMAIN)
+    assert [line.split(",")[0].split(" there")[0] for line in bare.missing] == [
+        "Without a retrained model",
+        "Without test images of the same classes",
+        "The linear probe needs whole classes",
+        "How soon it comes back was not asked: `relearn` says how w* was trained.",
+    ]
+    assert bare.table[["low", "position"]].isna().all(axis=None)
+    one = audit(row, original=w_star, forget=FORGET, remain=REMAIN, retrained=others[:1])
+    assert any("no more than their values" in line for line in one.missing)
+    assert one.table.loc["ToW", "w_star"] < 0.2 < one.table.loc["ToW", "model"]
+    with pytest.raises(ValueError, match="the model can't take the inputs of `remain`"):
+        audit(row, original=w_star, forget=FORGET, remain=[(torch.zeros(3, 2), torch.zeros(3))])
