@@ -11,6 +11,7 @@ import pytest
 from fisher_unlearn.lab.experiments import MASKS_TO_TUNE, sweep
 from fisher_unlearn.lab.settings import RunSettings, run_key, unusual_options
 from fisher_unlearn.lab.notebook import find_notebook
+from fisher_unlearn.lab.paper import row_label
 from fisher_unlearn.lab.report import read_kept
 from fisher_unlearn.methods.unlearn import METHODS
 
@@ -75,6 +76,43 @@ def test_every_method_and_preset_has_its_row_as_its_record_has_it(rivals):
     assert marked == idle and not {"Finetune", "Retrain"} & marked
     names = [line.split("|")[2].strip() for line in text.splitlines() if line.startswith("| class")]
     assert names == sorted(names, key=str.lower)  # by nothing but the name
+
+
+def test_the_kick_is_judged_by_its_rule(tmp_path_factory):
+    points, records, text = executed("the_kick", tmp_path_factory.mktemp("kick"))
+    by_key = {r["key"]: r for r in records}
+    assert {*points.key} == {*by_key} and {*points.request} == {"a class", "samples"}
+    for row in points.itertuples():
+        history = by_key[row.key]["history"]
+        assert row.loss == history[1]["train_loss"] and row.left == history[-1]["forget_acc"]
+    for _, group in points.groupby("request"):
+        drawn = group[group.kind == "kick, all"].sort_values("loss")
+        assert (drawn.curve.diff().dropna() <= 1e-9).all()  # it never rises
+        assert drawn.curve.mean() == pytest.approx(drawn.left.mean())  # as least squares have it
+        others = group[group.kind != "kick, all"]
+        near = int(((others.left - others.curve).abs() <= 10).sum())
+        assert f"{near} of {len(others)} other points within ten points" in text
+    kicks = points[(points.kind == "kick, all") & (points.request == "a class")]
+    mask = by_key[points[points.label == "FisherMask (paper)"].key.iloc[0]]
+    length = sum(r["distance"] ** 2 for r in mask["changed"]) ** 0.5
+    assert kicks.moved.tolist() == pytest.approx([s * length for s in kicks.scale], rel=1e-4)
+
+
+def test_the_audit_puts_each_method_beside_the_floor(tmp_path_factory):
+    table, records, text = executed("audit", tmp_path_factory.mktemp("audit"))
+    retrained = [r for r in records if r["settings"]["method"] == "retrain"]
+    assert {r["settings"]["seed"] for r in retrained} == {666, 777}
+    ends = [r["history"][-1]["forget_acc"] for r in retrained]
+    rows = table[table.readout == "accuracy, test_forget"].set_index("method")
+    assert rows.low.unique() == pytest.approx([min(ends)])
+    assert rows.high.unique() == pytest.approx([max(ends)])
+    for r in records:
+        if r["settings"]["method"] != "retrain":
+            name = row_label(RunSettings.of(**r["settings"]))
+            assert rows.model[name] == pytest.approx(r["history"][-1]["forget_acc"])
+            assert rows.w_star[name] == pytest.approx(rows.w_star.iloc[0])
+            assert f"**{name}** stands outside of them in" in text
+    assert "2 retrained models for each w*" in text
 
 
 def start(record):

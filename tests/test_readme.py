@@ -12,6 +12,7 @@ from fisher_unlearn.lab.paper import paper_numbers
 from fisher_unlearn.lab.report import read_kept
 
 FIGURES = Path(fisher_unlearn.__file__).parent.parent / "figures"
+README_TEXT = FIGURES.parent / "README.md"
 BOTH = ("paper", "authors_code")
 
 
@@ -287,3 +288,39 @@ def test_what_was_not_run_has_no_result():
         "figure2",
         "figure3",
     }
+
+
+def test_claims_are_no_stronger_than_their_records():
+    "What a reader can count in the records: who leaves as much, what is off, what tells nothing."
+    text = README_TEXT.read_text(encoding="utf-8")
+    ends = outcomes(read_kept(FIGURES / "paper_bfloat16/table1.parquet"))
+    mask = ends[ends.label == "FisherMask (paper)"].set_index("seed").forget_acc_best
+    others = ends[~ends.label.isin(["FisherMask (paper)", "Finetune"])]
+    for row in others.itertuples():
+        if row.forget_acc_best >= mask[row.seed]:
+            assert f"{row.label} {row.forget_acc_best:.1f} under seed {row.seed}" in text
+    assert (others.forget_acc_best >= others.seed.map(mask)).any()  # TF-IDF under one seed
+    near = text.split("**Within a point of the paper**")[1].split("But so")[0]
+    off = text.split("**Further off**")[1].split("We think")[0]
+    one = pd.read_csv(FIGURES / "paper_bfloat16/table1.csv").query(
+        "window == 'fine_tuning' and setting == 'ResNet20/CIFAR10'"
+    )
+    for phase in ("before_ft", "after_ft"):
+        rows = one[(one.phase == phase) & one.metric.isin(["remain_acc", "forget_acc"])]
+        for method, group in rows.groupby("method"):
+            both = group.dropna(subset=["mean", "paper_mean"])
+            if len(both) == 2:
+                gap = (both["mean"].round(1) - both.paper_mean.round(1)).abs().max()
+                assert method in (near if gap <= 1 else off), (method, phase)
+
+
+def test_times_of_re_learning_are_not_said_to_tell_what_they_do_not():
+    text = README_TEXT.read_text(encoding="utf-8")
+    again = pd.read_csv(FIGURES / "cpu/figure2.csv")
+    assert again[again.scope == "classifier"].epochs.isna().all()  # an aim that nobody reaches
+    judged = pd.read_csv(FIGURES / "cpu/recommended.csv").query("data == 'all'")
+    all_of = lambda name: judged[judged["name"] == name]["re-learned, all"].tolist()
+    assert {*all_of("Retrain")} & {*all_of("FisherMask (paper)")}  # so it tells nothing
+    for name in ("Retrain", "FisherMask (paper)"):
+        assert ", ".join(f"{v:.0f}" for v in all_of(name)) in text
+    assert "tells retraining from all the rest" not in text and "it tells nothing" not in text

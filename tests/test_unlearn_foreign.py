@@ -381,6 +381,7 @@ def changed(name, value):
         "remain_weight": 3.0,
     }
     words |= {"salun_freeze": "gradients", "kick_where": "along", "kick_length": 2.0}
+    words |= {"kick_seed": 3}
     other = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v / 2 or 0.5}
     return words[name] if name in words else other[type(value)](value)
 

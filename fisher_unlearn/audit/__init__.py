@@ -1,6 +1,9 @@
 """Is it gone, and what did it cost? `from fisher_unlearn.audit import audit`."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .report_card import audit
 
 __all__ = ["audit"]
 

@@ -220,6 +220,34 @@ def _rivals(profile: str) -> list[Axis]:
     return [_first(profile), [sizes], [*whole, *drawn]]
 
 
+def _audit(profile: str) -> list[Axis]:
+    return [_first(profile), cast(*_CLASS)]
+
+
+def _floor(profile: str) -> list[Axis]:
+    return [_first(profile), cast("retrain")[:1]]
+
+
+def _kicks(profile: str) -> Axis:
+    "Kicks of graded lengths in several directions; along the mask there is but one."
+    sizes = profiles()[profile]["tasks"]["kick"]
+    lengths = _axis("kick_scale", *sizes["scales"])
+    drawn = _product(_axis("kick_where", "all", "units"), _axis("kick_seed", *sizes["seeds"]))
+    ways = [*drawn, {"kick_where": "along"}]
+    return _product(_axis("method", "kick"), lengths, ways)
+
+
+def _the_kick(profile: str) -> list[Axis]:
+    masks = cast("finetune", "random_mask", "activation_mask", "fisher_mask")
+    rivals = _axis("method", "ssd", "msg", "ct")
+    return [_first(profile), [*masks, *rivals, *_kicks(profile)]]
+
+
+def _the_kick_of_samples(profile: str) -> list[Axis]:
+    drawn = {"request": "random", "count": profiles()[profile]["tasks"]["rivals"]["count"]}
+    return [_first(profile), [drawn], [*cast("finetune", "fisher_mask"), *_kicks(profile)]]
+
+
 NEEDS: dict[str, Need] = {
     "table1": _table1,
     "table3": _table3,
@@ -234,6 +262,10 @@ NEEDS: dict[str, Need] = {
     "table2": _table2,
     "costs": _table1,
     "rivals": _rivals,
+    "audit": _audit,
+    "floor": _floor,
+    "the_kick": _the_kick,
+    "the_kick_of_samples": _the_kick_of_samples,
 }
 # many or long runs, which a profile may shorten further
 _SMALL = ("table3", "table4", "figure1", "figure2", "figure3", "figure4", "recommended")
@@ -242,7 +274,7 @@ _SMALL = ("table3", "table4", "figure1", "figure2", "figure3", "figure4", "recom
 @checked
 def needed(
     # "table1" to "table5", "figure1" to "figure4", "costs", "what_the_mask_removes",
-    # "recommended", "rivals"
+    # "recommended", "rivals", "audit", "floor", "the_kick", "the_kick_of_samples"
     experiment: str,
     profile: str = "quick",
     seeds: Iterable[Seed] | None = None,  # one or more; None: the profile's

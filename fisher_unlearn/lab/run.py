@@ -42,9 +42,9 @@ def images_of(settings: RunSettings, root: str | Path | None = None) -> ImageDat
     "The images of a run, at a size that its network takes."
     images = load_images(settings.data.dataset, root)
     if settings.data.subset:
-        images = images.subset(settings.data.subset, settings.seed)
+        images = images.subset(settings.data.subset, settings.draws_by)
     if settings.data.held_out is not None:
-        images = images.held_out(settings.data.held_out, settings.seed)
+        images = images.held_out(settings.data.held_out, settings.draws_by)
     if images.train.size >= (smallest := min_size(settings.network)):
         return images
     print(
@@ -58,8 +58,9 @@ def images_of(settings: RunSettings, root: str | Path | None = None) -> ImageDat
 @checked
 def request_of(settings: RunSettings, images: ImageData) -> ForgetRequest:
     "What a run is to forget, and what of the rest it may use."
-    found, limit = settings.request.drawn(images, settings.seed), settings.request.remain_limit
-    return found if limit is None else found.limit_remain(limit, settings.seed)
+    seed, limit = settings.draws_by, settings.request.remain_limit
+    found = settings.request.drawn(images, seed)
+    return found if limit is None else found.limit_remain(limit, seed)
 
 # %% ../../nbs/6_lab/02_run.ipynb #e0d90c1c
 def _check_device(settings: RunSettings, training: bool = False) -> None:
@@ -206,7 +207,7 @@ def images_digest(
     else:
         return None
     drawn = (settings.data.subset, settings.data.held_out)
-    seed = settings.seed if any(drawn) else 0
+    seed = settings.draws_by if any(drawn) else 0
     return _digest_of(settings.data.dataset, data_root(root), stamp, *drawn, seed)
 
 
@@ -233,7 +234,8 @@ def check_same_images(
     for record in records:
         asked, name = record["settings"], record["data"]["name"]
         drawn = (asked.get("subset"), asked.get("held_out"))
-        other = first.setdefault((name, *drawn, asked["seed"] if any(drawn) else None), record)
+        seed = asked["seed"] if asked.get("data_seed") is None else asked["data_seed"]
+        other = first.setdefault((name, *drawn, seed if any(drawn) else None), record)
         ours, theirs = (r["data"]["digest"] for r in (record, other))
         if ours != theirs:
             raise ValueError(

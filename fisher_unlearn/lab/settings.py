@@ -117,6 +117,10 @@ class DataSettings(_Settings):
     held_out: Count | None = _value(
         None, "of these, images to draw that take the place of the test images"
     )
+    # so that networks of several seeds see the same images
+    data_seed: Seed | None = _value(
+        None, "seed of images and requests that are drawn; without a value: the run's"
+    )
 
     @property
     def images(self) -> int:
@@ -361,6 +365,14 @@ class RunSettings(_Settings):
         return self
 
     @property
+    def draws_by(self) -> int:
+        "The seed by which images and requests are drawn; the run's, where nothing is drawn."
+        data, request = self.data, self.request
+        whole = data.subset is None and data.held_out is None and request.remain_limit is None
+        nothing = whole and request.kind in ("class", "samples")
+        return self.seed if data.data_seed is None or nothing else data.data_seed
+
+    @property
     def retrains(self) -> bool:
         "Is it a training from scratch, to which w* and fine-tuning are nothing?"
         return isinstance(self.method, Retrain)
@@ -598,7 +610,8 @@ def _training_values(settings: RunSettings) -> dict[str, Any]:
         "recipe": RECIPE,
     }
     held_out = {} if data.held_out is None else {"held_out": data.held_out}
-    return values | held_out | ({"data": request.asked} if request.changes_data else {})
+    drawn = {} if settings.draws_by == settings.seed else {"data_seed": settings.draws_by}
+    return values | held_out | drawn | ({"data": request.asked} if request.changes_data else {})
 
 
 @checked
@@ -645,7 +658,8 @@ def training_settings(settings: RunSettings) -> dict[str, Any]:
     "The settings that can change w*, by their flat names."
     request, flat = settings.request, settings.flat
     asked = ["request", *request.own()] if request.changes_data else []
-    own = {n: flat[n] for n in (*_OF_TRAINING, *asked)}
+    apart = ["data_seed"] * (settings.draws_by != settings.seed)
+    own = {n: flat[n] for n in (*_OF_TRAINING, *apart, *asked)}
     return own | {"device": settings.machine.trains_on}
 
 

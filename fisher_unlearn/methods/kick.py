@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..images.arguments import Positive, checked, option
+from ..images.arguments import Positive, Seed, checked, option
 from .base import Scores, Task
 from .masking import Mask, zero_
 from .masks import FisherMask
@@ -44,10 +44,12 @@ class Kick(FisherMask):
     kick_where: Where = option("all", "which weights are moved: the mask's units, all, or along it")
     kick_scale: Positive = option(1.0, "length, in lengths of what the mask removes")
     kick_length: Positive | None = option(None, "length itself, in place of that")
+    kick_seed: Seed | None = option(None, "seed of the direction; without a value: the run's")
 
     def act(self, model: nn.Module, task: Task, scores: Scores, mask: Mask) -> None:
         removed = _removed(model, mask)
-        way = self.way(model, removed, mask, task.seed)
+        seed = task.seed if self.kick_seed is None else self.kick_seed
+        way = self.way(model, removed, mask, seed)
         size = self.kick_length or self.kick_scale * length_of(removed)
         _move(model, way, size / length_of(way) if size else 0.0)
 
