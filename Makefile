@@ -5,7 +5,7 @@ PYTHON  ?= $(shell command -v python3.11 || command -v python3)
 BIN     := .venv/bin
 READY   := .venv/.installed
 DATASET ?= digits
-WHAT    ?= fisher convolutions training precision overhead
+WHAT    ?= fisher convolutions training precision overhead methods
 PROFILE ?= $(if $(filter digits,$(DATASET)),quick,cpu)
 # The digits of a result depend on the instructions that it is summed with; what is to come out again asks for those that newer processors have, too.
 PORTABLE := $(shell grep -qw avx2 /proc/cpuinfo 2>/dev/null && echo ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2)

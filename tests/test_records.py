@@ -1425,3 +1425,32 @@ def test_keys_of_kept_results_are_those_of_their_settings():
             assert record["key"] == (
                 run_key(chosen) if "request" in record else training_key(chosen)
             ), (file, record["key"])
+
+
+def test_networks_of_several_seeds_can_be_shown_the_same_images(tmp_path):
+    "`data_seed` decides what is drawn, and is in a key only where it makes a difference."
+    one = quick(subset=200, seed=1, data_seed=7)
+    other = quick(subset=200, seed=2, data_seed=7)
+    assert images_of(one).digest == images_of(other).digest
+    assert images_of(one).digest == images_of(quick(subset=200, seed=7)).digest
+    assert images_of(quick(subset=200, seed=1)).digest != images_of(one).digest
+    assert len({training_key(s) for s in (one, other, quick(subset=200, seed=1))}) == 3
+    assert training_key(quick(subset=200, seed=7, data_seed=7)) == training_key(
+        quick(subset=200, seed=7)
+    )
+    whole = quick(seed=1, data_seed=7)
+    assert run_key(whole) == run_key(quick(seed=1))  # where nothing is drawn
+    drawn = [
+        request_of(s, images_of(s)).digest
+        for s in (
+            quick(request="random", count=9, seed=1, data_seed=7),
+            quick(request="random", count=9, seed=2, data_seed=7),
+            quick(request="random", count=9, seed=1),
+        )
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+    random = quick(request="random", count=9, seed=1, data_seed=7)
+    assert training_key(random) == training_key(quick(seed=1))  # whose images are all of them
+    assert run_key(random) != run_key(quick(request="random", count=9, seed=1))
+    with pytest.raises(ValueError, match="`data_seed` is -1"):
+        quick(data_seed=-1)

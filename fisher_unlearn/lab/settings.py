@@ -610,8 +610,14 @@ def _training_values(settings: RunSettings) -> dict[str, Any]:
         "recipe": RECIPE,
     }
     held_out = {} if data.held_out is None else {"held_out": data.held_out}
-    drawn = {} if settings.draws_by == settings.seed else {"data_seed": settings.draws_by}
-    return values | held_out | drawn | ({"data": request.asked} if request.changes_data else {})
+    drawn = data.subset is not None or data.held_out is not None or request.changes_data
+    apart = _data_seed(settings) if drawn else {}
+    return values | held_out | apart | ({"data": request.asked} if request.changes_data else {})
+
+
+def _data_seed(settings: RunSettings) -> dict[str, int]:
+    "The seed of what is drawn, where it is another than the run's."
+    return {} if settings.draws_by == settings.seed else {"data_seed": settings.draws_by}
 
 
 @checked
@@ -633,6 +639,7 @@ def run_key(settings: RunSettings) -> str:
             "options": settings.method.dump(),
         }
         | _rare_values(settings)
+        | _data_seed(settings)
     )
 
 
