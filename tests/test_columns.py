@@ -156,6 +156,7 @@ def test_each_method_serves_columns_or_says_why_not(name):
     train_model(model, batches(), TRAIN, progress="none")
     gone = Y[:, 0] > 0
     sets = {"forget": batches(gone), "remain": batches(~gone), "reference": batches()}
+    sets["held_out"] = batches(gone)
     ways = {"method": name, "classes": (0,), "build": lambda: net(1), "progress": "none"}
     if "one_class" in METHODS[name].needs:
         with pytest.raises(ValueError, match=f"`{name}` needs samples of one class each"):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fisher_unlearn import unlearn
-from fisher_unlearn.methods.base import Task
+from fisher_unlearn.methods.base import Method, Task
 from fisher_unlearn.methods.conformance import check_method
 from fisher_unlearn.methods.dampening import LFSSD, SSD
 from fisher_unlearn.methods.kick import Kick, length_of
@@ -524,6 +524,24 @@ def test_batchnorm_of_a_teacher_and_of_still_layers_does_not_move():
         ended = unlearn(model, LOST, KEPT, method=method, progress="none").model
         still = torch.equal(ended[1].running_mean, model[1].running_mean)
         assert still == isinstance(method, CFk)
+
+
+@pytest.mark.parametrize("name", [n for n in NEW if METHODS[n].objective is not Method.objective])
+def test_a_batch_of_one_is_joined_where_the_network_needs_it(name):
+    "BatchNorm can't be trained on one image of one pixel; a set that is such a batch is refused."
+    parts = lambda: [nn.Conv2d(1, 3, 6), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3, 3)]
+    build = lambda: nn.Sequential(*parts()).double()
+    model, kind = build(), METHODS[name]
+    few = {n: v for n, v in FEW.items() if n in {f.name for f in fields(kind)}}
+    lost = [(X[Y == 0][:7], Y[Y == 0][:7]), (X[Y == 0][7:], Y[Y == 0][7:])]
+    kept = [*KEPT[:2], (X[Y == 1][:3], Y[Y == 1][:3]), (X[Y == 1][7:], Y[Y == 1][7:])]
+    assert len(lost[-1][1]) == len(kept[-1][1]) == 1
+    ways = {"build": build, "held_out": LOST, "reference": ALL}
+    ways |= {"check_sets": False, "progress": "none"}
+    result = unlearn(model, lost, kept, method=name, **few, **ways)
+    assert all(p.isfinite().all() for p in result.model.parameters())
+    with pytest.raises(ValueError, match="begins with a batch of a single image"):
+        unlearn(model, lost[1:], kept, method=name, **few, **ways)
 
 
 WRONG = {

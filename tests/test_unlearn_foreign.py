@@ -383,12 +383,13 @@ def changed(name, value):
     words |= {"salun_freeze": "gradients", "kick_where": "along", "kick_length": 2.0}
     words |= {"kick_seed": 3}
     other = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v / 2 or 0.5}
+    words["fisher_per"] = "sample" if value == "batch" else "batch"
     return words[name] if name in words else other[type(value)](value)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_option_of_a_method_changes_its_key(method):
-    masks = ("random_mask", "fisher_mask")  # whose reach is that of channels
+    masks = ("random_mask", "fisher_mask", "kick")  # whose reach is that of channels
     usual = METHODS[method](**({"unit": "channel"} if method in masks else {}))
     for field in fields(usual):
         if field.name != "unit" or method in masks:  # of channel methods there is but one

@@ -278,6 +278,7 @@ def unlearn(
         held_out,
     )
     check_needs(chosen, task)
+    ready = _ready(chosen, changing, task)
     _check_tuning(changing, remain, fine_tune, checkpoint)
     whole = True
     if check_sets and remain is not None:
@@ -285,7 +286,7 @@ def unlearn(
         whole = not any(found.labels[c] for c in classes or found.gone)
     _warn_of_cost(chosen, task)
     start = time.perf_counter()
-    masked = _changed(chosen, changing, task)
+    masked = _changed(chosen, changing, task, ready)
     seconds, what = {"method": time.perf_counter() - start}, _changes(original, changing, masked)
     tuning = fine_tune and replace(fine_tune, select="last", seed=seed)
     history, spent = _fine_tuned(
@@ -299,10 +300,20 @@ def unlearn(
     )
 
 # %% ../../nbs/4_methods/13_unlearn.ipynb #453ab538
-def _changed(method: Method, model: nn.Module, task: Task) -> Mask:
+def _ready(method: Method, model: nn.Module, task: Task) -> Task:
+    """The task with batches that the model can be trained on, for a method that trains;
+    `ValueError` if there are none."""
+    if type(method).objective is Method.objective:
+        return task
+    forget = trainable_batches(model, task.forget, "forget")
+    remain = None if task.remain is None else trainable_batches(model, task.remain, "remain")
+    return replace(task, forget=forget, remain=remain)
+
+
+def _changed(method: Method, model: nn.Module, task: Task, ready: Task) -> Mask:
     "Let a method change a model, and train it if the method does; what was chosen."
     mask, seen = method(model, task), list[dict[str, Tensor]]()
-    objective = method.objective(task, mask)
+    objective = method.objective(ready, mask)
     if objective is None:
         return mask
     keep = lambda trained: seen.append({n: t.clone() for n, t in tensors_of(trained).items()})

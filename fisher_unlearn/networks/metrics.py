@@ -102,9 +102,10 @@ def _refuse_stray(counts: Tensor, broken: Tensor, images: int) -> Tensor:
     """Counts without the last column, which is of labels that no class has; errors as in
     `_checked_counts`."""
     refuse_broken(broken, images)
-    if stray := int(counts[1, -1]):
+    *known, stray = counts[1].tolist()
+    if stray:
         raise ValueError(
-            f"{stray} labels are outside the model's classes 0 to {counts.shape[1] - 2}."
+            f"{int(stray)} labels are outside the model's classes 0 to {len(known) - 1}."
         )
     return counts[:, :-1]
 
