@@ -230,6 +230,18 @@ def test_features_are_what_the_classifier_gets(models):
     assert torch.equal(labels, Y)
 
 
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: torch.compile(m, backend="eager")])
+def test_wrappers_are_seen_through(models, wrap):
+    w_star, row, _ = models
+    wrapped = wrap(copy.deepcopy(row))
+    wrapped(X)
+    assert torch.equal(features_of(wrapped, ALL)[0], features_of(row, ALL)[0])
+    tests = {"tests": TESTS, "classes": [0], "relearn": TRAIN, "cap": 1}
+    given = {"original": w_star, "forget": FORGET, "remain": REMAIN, **tests}
+    ours, plain = (audit(m, **given).table.model for m in (wrapped, row))
+    assert ours.equals(plain)
+
+
 def test_a_probe_reads_what_is_there_and_no_more():
     draw = torch.Generator().manual_seed(0)
     y, noise = torch.arange(400) % 4, torch.randn(400, 6, generator=draw)

@@ -479,16 +479,22 @@ def test_a_kick_is_as_long_as_what_the_mask_removes_and_goes_where_it_is_told():
 
 
 def test_directions_of_a_kick_are_even_and_decided_by_the_seed():
-    steps = []
+    kick, task = Kick(ratio=0.1, kick_length=1.0), Task(LOST, KEPT, num_classes=3)
+    start = torch.cat([p.detach().flatten() for p in net().parameters()])
+    scores = kick.score(net(), task, kick.pool(net(), task))
+    mask, steps = kick.rule(scores, kick.pool(net(), task)), []
     for seed in range(300):
-        moved = done(Kick(ratio=0.1, kick_length=1.0), seed=seed).model.state_dict()
-        step = torch.cat([(moved[n] - t).flatten() for n, t in net().state_dict().items()])
-        assert float(step.norm()) == pytest.approx(1.0)
-        steps.append(step)
+        model = net()
+        kick.act(model, replace(task, seed=seed), scores, mask)
+        steps.append(torch.cat([p.detach().flatten() for p in model.parameters()]) - start)
     steps = torch.stack(steps)
-    size = steps.shape[1]
+    assert torch.allclose(steps.norm(dim=1), torch.ones(300).double())
     assert steps.mean(0).norm() < 3 * (1 / 300) ** 0.5
-    assert (steps.square().mean(0) * size).mean() == pytest.approx(1.0, 0.01)
+    assert (steps.square().mean(0) * steps.shape[1]).mean() == pytest.approx(1.0, 0.01)
+    again = net()
+    kick.act(again, replace(task, seed=7), scores, mask)
+    moved = torch.cat([p.detach().flatten() for p in again.parameters()]) - start
+    assert torch.equal(moved, steps[7]) and not torch.equal(steps[7], steps[8])
     assert length_of({"a": steps[0]}) == pytest.approx(1.0)
 
 

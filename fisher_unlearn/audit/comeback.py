@@ -20,7 +20,7 @@ from ..networks.logits import read_logits
 from ..networks.metrics import Loader, accuracy
 from ..networks.models import check_batches, device_of, find_classifier
 from ..networks.optimizers import make_optimizer, set_rate
-from ..networks.parameters import copied, own_memory_
+from ..networks.parameters import copied, own_memory_, unwrapped
 from ..networks.train import TrainSettings, count_batches, epoch_batches
 from ..networks.train import epoch_seed, laid_out, lay_out_
 
@@ -90,7 +90,8 @@ def comeback(
     `ValueError` or `TypeError` for what doesn't fit, before any training."""
     import pandas as pd
 
-    settings = settings or TrainSettings()
+    settings, (model, prefix) = settings or TrainSettings(), unwrapped(model)
+    classifier = classifier and classifier.removeprefix(prefix)
     classes = check_batches(model, train, "train")
     check_batches(model, forget, "forget")
     target = SHARE * accuracy(original, forget)

@@ -7,6 +7,8 @@ __all__ = ['features_of', 'linear_probe']
 
 # %% ../../nbs/5_audit/03_features.ipynb #5aba2e46
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from ..networks.guard import untouched
 from ..networks.logits import logits_of
 from ..networks.metrics import Loader
 from ..networks.models import check_batches, device_of, find_classifier
+from ..networks.parameters import unwrapped
 
 # %% ../../nbs/5_audit/03_features.ipynb #61fb677d
 @checked
@@ -27,20 +30,27 @@ def features_of(
     classifier: str | None = None,  # its name, where it can't be found
 ) -> tuple[Tensor, Tensor]:  # float32 (n, d) and labels int64 (n,), on the CPU
     "What the classifier is given for each image, in evaluation mode."
-    classes = check_batches(model, batches, "batches")
-    layer = model.get_submodule(find_classifier(model, classifier, classes))
+    classes, (inner, prefix) = check_batches(model, batches, "batches"), unwrapped(model)
+    name = classifier and classifier.removeprefix(prefix)
+    layer = inner.get_submodule(find_classifier(inner, name, classes))
     seen, features, labels = list[Tensor](), list[Tensor](), list[Tensor]()
     hook = layer.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs[:1]))
     try:
-        with untouched(model, "eval"):
+        with untouched(inner, "eval"), _plainly(inner):
             for inputs, targets in pairs(batches):
                 seen.clear()
-                logits_of(model, inputs.to(device_of(model)))
+                logits_of(inner, inputs.to(device_of(inner)))
                 features.append(seen[-1][: len(targets)].flatten(1).float().cpu())
                 labels.append(targets.cpu())
     finally:
         hook.remove()
     return torch.cat(features), torch.cat(labels)
+
+
+def _plainly(model: nn.Module) -> AbstractContextManager[Any]:
+    "Meanwhile, what was compiled is run as it was written, so that a layer is seen."
+    compiled = any(m._compiled_call_impl is not None for m in model.modules())
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 # %% ../../nbs/5_audit/03_features.ipynb #a45016cf
 @checked
