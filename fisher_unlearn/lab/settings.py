@@ -408,9 +408,7 @@ def _unmet(settings: RunSettings) -> str | None:
     if "classes" in needs and request.kind != "class":
         return f"`{name}` forgets classes: it has no meaning for the request {request.kind!r}."
     if "held_out" in needs:
-        return (
-            f"`{name}` {needs['held_out']}, and a run has no such images: call `unlearn` with them."
-        )
+        return f"`{name}` needs held-out images, and a run has none: call `unlearn` with them."
     if request.remain_limit is None:
         return None
     if "everything" in needs:
