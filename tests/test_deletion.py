@@ -22,6 +22,7 @@ from fisher_unlearn.lab.deletion_order import command_of, example, forget, order
 from fisher_unlearn.lab.deletion_report import read_requests, save_deletion
 from fisher_unlearn.lab.notebook import find_notebook
 from fisher_unlearn.methods.masks import FisherMask
+from fisher_unlearn.methods.retraining import Finetune
 from fisher_unlearn.methods.unlearn import METHODS
 from fisher_unlearn.networks.metrics import accuracy, evaluate
 from fisher_unlearn.networks.models import build_model
@@ -318,6 +319,25 @@ def test_what_makes_numbers_worthless_is_pointed_out(digits, model, lr, trained,
     ways = {"fine_tune": tune, "control": False, "progress": "none"}
     made = delete(start, digits, asked_for(digits, classes=[4]), method="finetune", **ways)
     assert any(note in said for said in made.notes)
+
+
+def test_a_class_that_fell_is_named_though_the_mean_stays(digits, model):
+    "A verdict on the mean can hide it: here one class is given up for nothing."
+
+    class Breaks(Finetune):
+        def __call__(self, model, task):
+            with torch.no_grad():
+                model.classifier.bias[7] = -50.0
+            return {}
+
+    wide = Margins(kept=30.0)
+    asked = asked_for(digits, classes=[4])
+    ways = {"method": Breaks(), "fine_tune": None, "control": False, "margins": wide}
+    made = delete(model, digits, asked, **ways, progress="none")
+    assert made.verdict.kept
+    (note,) = [n for n in made.notes if "fell from" in n]
+    assert note.startswith("Class 7 fell from") and "to 0.0 %" in note
+    assert not any("Class 4" in n for n in made.notes)
 
 
 def test_cost_is_a_trial_times_what_is_read(digits, model, monkeypatch):

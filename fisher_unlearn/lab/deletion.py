@@ -305,7 +305,7 @@ def delete(
         time.perf_counter() - start,
         tuple(earlier),
         _audited(done.model, model, measured, retrained, less, classifier),
-        (*notes, *([done.shaken] if done.shaken else [])),
+        (*notes, *([done.shaken] if done.shaken else []), *_fallen(table, source, less, given)),
     )
 
 # %% ../../nbs/6_lab/12_deletion.ipynb #67a6d9b8
@@ -355,6 +355,17 @@ def _audited(
     given: dict[str, Any] = {"forget": sets["forget"], "remain": sets["remain"], "tests": tests}
     given |= {"retrained": others, "classes": asked.classes, "classifier": classifier}
     return audit(model, original=original, **given)
+
+
+def _fallen(accs: "pd.DataFrame", source: Source, asked: Asked, margins: Margins) -> list[str]:
+    "A note for each class that should stay and lost more than the margin, which a mean can hide."
+    stay = [f"class {n}" for c, n in enumerate(source.classes) if c not in asked.classes]
+    lost = (accs.original - accs.result).reindex(stay).dropna()
+    return [
+        f"{name.capitalize()} fell from {accs.original[name]:.1f} to {accs.result[name]:.1f} %, "
+        f"more than the margin of {margins.kept:g}."
+        for name in lost[lost > margins.kept].index
+    ]
 
 
 def _gone(places: Sequence[Tensor]) -> list[str]:
