@@ -16,7 +16,6 @@ import torch
 from timing import arguments, in_turn, keep, processes, ratios
 from training import CLASSES, images
 
-from fisher_unlearn.methods import teachers
 from fisher_unlearn.methods.base import Task, Trained
 from fisher_unlearn.methods.unlearn import METHODS
 from fisher_unlearn.networks.models import build_model
@@ -68,7 +67,7 @@ def epoch(
     if way == OURS:
         return lambda: minimise(model, method.objective(task, mask))
     vars(task)["teacher"] = Noted(task.original)
-    teachers.Teacher = Noted
+    vars(task)["novice"] = Noted(build())
     objective = method.objective(task, mask)
     prepared = list(objective.steps(0))
     usual = {"momentum": objective.momentum, "weight_decay": objective.weight_decay}

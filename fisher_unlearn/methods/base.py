@@ -20,6 +20,7 @@ from ..images.arguments import Count, NotNegative, Positive, Seed, Share, Whole
 from ..images.arguments import check_fields, checked, option
 from ..images.batches import first_pair, pairs
 from ..images.data import choose
+from ..images.draws import seeded_draws
 from .masking import Mask
 from ..networks.logits import read_logits
 from ..networks.metrics import Loader
@@ -66,6 +67,13 @@ class Task:
         "The trained model, to be asked."
         assert self.original is not None  # as `unlearn` gives it
         return Teacher(self.original)
+
+    @cached_property
+    def novice(self) -> Teacher:
+        "A freshly initialised network, to be asked: it knows nothing."
+        assert self.build is not None  # as `needs` says
+        with seeded_draws(self.seed):
+            return Teacher(self.build())
 
     def pass_over(
         self,

@@ -7,7 +7,7 @@ __all__ = ['SCRUB', 'RewoundSCRUB', 'BadTeacher', 'without_class', 'DELETE']
 
 # %% ../../nbs/4_methods/09_teachers.ipynb #777c67a5
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -17,12 +17,11 @@ from torch import Tensor, nn
 
 from ..images.arguments import Count, NotNegative, Positive, Share, Whole
 from ..images.arguments import checked, option
-from ..images.draws import seeded_draws
 from .base import Task, Trained
 from .masking import Mask
 from ..networks.logits import read_logits
 from ..networks.metrics import accuracy
-from ..networks.objective import Objective, Step, Teacher, divergence
+from ..networks.objective import Step, divergence
 from ..networks.parameters import extras_of, put_state_
 from ..networks.train import count_batches, epoch_seed
 
@@ -103,18 +102,6 @@ class BadTeacher(Trained):
     bad_temperature: Positive = option(1.0, "T: of all softmaxes")
 
     def steps(self, task: Task, mask: Mask, epoch: int) -> Iterator[Step]:
-        raise NotImplementedError("its steps need the second teacher, which `objective` makes")
-
-    def objective(self, task: Task, mask: Mask) -> Objective | None:
-        assert task.build is not None  # as `needs` says
-        with seeded_draws(task.seed):
-            knows_nothing = Teacher(task.build())
-        plain = super().objective(task, mask)
-        assert plain is not None
-        steps = partial(self.mixed, task, knows_nothing)
-        return replace(plain, steps=steps, teachers=(task.teacher, knows_nothing))
-
-    def mixed(self, task: Task, knows_nothing: Teacher, epoch: int) -> Iterator[Step]:
         "Each batch: a part of a batch that remains, and as large a part of the forget set."
         assert task.remain is not None  # as `needs` says
         count = count_batches(task.remain)
@@ -125,9 +112,12 @@ class BadTeacher(Trained):
             some = torch.rand(len(inputs), generator=drawn) < self.bad_share
             kept = inputs[some.to(inputs.device)]
             said = [task.teacher(kept)] if len(kept) else []
-            said += [knows_nothing(away)] if len(away) else []
+            said += [task.novice(away)] if len(away) else []
             if len(kept) + len(away) > 1:
                 yield Step(partial(self.follow, torch.cat(said), torch.cat([kept, away])))
+
+    def around(self, task: Task, mask: Mask) -> dict[str, Any]:
+        return {"teachers": (task.teacher, task.novice)}
 
     def follow(self, said: Tensor, inputs: Tensor, model: nn.Module) -> Tensor:
         "KL(teacher ‖ student), the mean over the batch."
