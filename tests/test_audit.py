@@ -297,6 +297,22 @@ def test_a_comeback_is_plain_training(models):
     assert found.curve.forget_acc.tolist() == accs[: len(found.curve)]
 
 
+def test_a_classifier_that_learns_alone_leaves_the_statistics_still(models):
+    "What a linear layer makes of features that never move."
+    w_star, row, others = models
+    plain = copy.deepcopy(others[0]).eval()
+    sgd = torch.optim.SGD(plain[-1].parameters(), 0.05, 0.9, weight_decay=1e-4)
+    accs = [accuracy(plain, FORGET)]
+    for number, (x, y) in enumerate(ALL * 2, 1):
+        sgd.zero_grad()
+        nn.functional.cross_entropy(plain(x), y).backward()
+        sgd.step()
+        if number in (1, 2, 3, 5, 10):
+            accs.append(accuracy(plain, FORGET))
+    found = comeback(others[0], w_star, ALL, FORGET, TRAIN, cap=2)
+    assert found.curve.forget_acc.tolist() == accs[: len(found.curve)] and len(found.curve) > 3
+
+
 def test_the_remain_set_alone_does_not_teach_what_it_lacks(models):
     w_star, row, others = models
     found = comeback(others[0], w_star, REMAIN, FORGET, TRAIN, "all", cap=2)
