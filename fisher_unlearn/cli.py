@@ -190,8 +190,9 @@ def restore_(
 _PROFILE = Annotated[
     str,
     typer.Option(
-        help="quick (minutes on two cores), cpu (hours on two cores), paper (a GPU) or "
-        "paper_bfloat16 (that in bfloat16, from a kept w*)."
+        help="quick (minutes on two cores), cpu (hours on two cores), interpolating (10,000 images "
+        "learned by heart, many hours on two cores), paper (a GPU) or paper_bfloat16 (that in "
+        "bfloat16, from a kept w*)."
     ),
 ]
 

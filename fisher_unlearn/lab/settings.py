@@ -754,7 +754,7 @@ def profiles() -> dict[str, dict[str, Any]]:
 # %% ../../nbs/6_lab/00_settings.ipynb #f0c7ad53
 @checked
 def resolve(
-    # "quick", "cpu", "paper" or "paper_bfloat16"; "explicit" has no values of its own
+    # a file of `profiles/`, such as "quick"; "explicit" has no values of its own
     profile: str = "quick",
     **parameters: Any,  # names in `parameter_names()`; None means the profile's value
 ) -> RunSettings:
