@@ -496,6 +496,8 @@ OWN: dict[str, dict[str, Callable[[], Any]]] = {  # where a name means something
     "notebook.find_notebook": {"name": lambda: "table1"},
     "plans.label": {},
     "plans.plan": {"settings": lambda: [settings()]},
+    "cards.cards_of": {"settings": lambda: [settings()], "floor": lambda: [settings()]},
+    "store.card_name": {"beside": lambda: ["0" * 16]},
     "plans.as_done": {"settings": lambda: [settings()]},
     "executors.complete": {"settings": lambda: [settings()]},
     "report.keep": {"table": history, "text": lambda: "text", "stem": lambda: "x"},

@@ -108,7 +108,8 @@ def test_the_audit_puts_each_method_beside_the_floor(tmp_path_factory):
     assert rows.high.unique() == pytest.approx([max(ends)])
     for r in records:
         if r["settings"]["method"] != "retrain":
-            name = row_label(RunSettings.of(**r["settings"]))
+            tuned = "" if r["settings"]["fine_tune_epochs"] else ", not fine-tuned"
+            name = row_label(RunSettings.of(**r["settings"])) + tuned
             assert rows.model[name] == pytest.approx(r["history"][-1]["forget_acc"])
             assert rows.w_star[name] == pytest.approx(rows.w_star.iloc[0])
             assert f"**{name}** stands outside of them in" in text

@@ -221,7 +221,8 @@ def _rivals(profile: str) -> list[Axis]:
 
 
 def _audit(profile: str) -> list[Axis]:
-    return [_first(profile), cast(*_CLASS)]
+    bare = {"method": "mask_classifier", "fine_tune_epochs": 0}  # the row deleted, and no more
+    return [_first(profile), [*cast(*_CLASS), bare]]
 
 
 def _floor(profile: str) -> list[Axis]:

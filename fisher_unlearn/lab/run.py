@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['READOUTS', 'images_of', 'request_of', 'model_of', 'train_original', 'images_digest', 'check_same_images',
-           'other_images', 'run', 'write_failure', 'readout', 'with_readouts']
+           'other_images', 'run', 'write_failure', 'readout', 'where_read', 'with_readouts']
 
 # %% ../../nbs/6_lab/02_run.ipynb #ba5cf420
 import math
@@ -24,7 +24,8 @@ from ..images.data import DATASETS, ImageData, Samples, choose, data_root, diges
 from ..images.data import load_images
 from ..images.forget import ForgetRequest
 from .settings import RunSettings, run_key, training_key, training_settings
-from .store import KeptScores, checked_key, fetch_run, kept_files, load_run
+from .store import KeptScores, checked_key, fetch_run, is_readout, kept_files
+from .store import load_run
 from .store import read_record, runs_root, tidy, write_record
 from ..methods.masking import masked_rows
 from ..methods.result import Unlearned
@@ -460,7 +461,7 @@ def readout(
     path = runs_root(runs) / record["key"] / f"{name}.json"
     if (found := read_record(path)) is not None:
         return found
-    here = _where_read(settings)
+    here = where_read(settings)
     images = images_of(here, root)
     retrained = (
         _retrained(here, images, runs, root, progress) if kind == "agreement" else None
@@ -485,7 +486,8 @@ def readout(
         )
 
 # %% ../../nbs/6_lab/02_run.ipynb #76561047
-def _where_read(settings: RunSettings) -> RunSettings:
+@checked
+def where_read(settings: RunSettings) -> RunSettings:
     "The settings of a run with a device that is at hand, and the same w*."
     if settings.machine.device == "cpu" or torch.cuda.is_available():
         return settings
@@ -501,7 +503,7 @@ def with_readouts(
 ]:  # the record, and under `readouts` by name what was read out of its run, if anything was
     "A record with its readouts."
     folder = runs_root(runs) / checked_key(record["key"])
-    files = sorted(path for path in folder.glob("*.json") if path.stem.startswith(READOUTS))
+    files = sorted(path for path in folder.glob("*.json") if is_readout(path.stem))
     found = {path.stem: said for path in files if (said := read_record(path)) is not None}
     return record | {"readouts": found} if found else record
 
