@@ -116,6 +116,38 @@ def test_the_audit_puts_each_method_beside_the_floor(tmp_path_factory):
     assert "2 retrained models for each w*" in text
 
 
+def test_every_class_is_masked_by_itself_and_counted_by_the_rule(tmp_path_factory):
+    table, records, text = executed("every_class", tmp_path_factory.mktemp("every"))
+    assert {*table["class"]} == {0, 1} and {*table[table.tuned]["class"]} == {0}
+    by_case = {
+        (
+            r["settings"]["classes"][0],
+            r["settings"]["method"],
+            r["settings"]["preset"],
+            r["settings"]["options"].get("classifier_in_pool"),
+            bool(r["settings"]["fine_tune_epochs"]),
+        ): r
+        for r in records
+    }
+    assert len(by_case) == len(records) == len(table) == 21
+    masked = table[~table.tuned].set_index(["what", "class"]).forget
+    gone, both = 0, 0
+    for c in (0, 1):
+        inside, outside = (
+            by_case[c, "fisher_mask", "paper", pool, False]["history"][0]["forget_acc"]
+            for pool in (True, False)
+        )
+        w_star = by_case[c, "finetune", "paper", None, False]["history"][0]["forget_acc"]
+        assert masked["as in the text, with the classifier", c] == inside
+        assert masked["as in the text, without it", c] == outside and masked["w*", c] == w_star
+        gone += inside < 5
+        both += inside < 5 and abs(outside - w_star) <= 10
+    assert f"In {gone} of 2 pairs of class and seed the class is gone" in text
+    assert f", in {both} both." in text
+    row = table[table.what == "the row zeroed"]
+    assert row["masked in the row"].nunique() == 1 and (row[~row.tuned].forget == 0).all()
+
+
 def start(record):
     return record["history"][0]["remain_acc"], record["history"][0]["forget_acc"]
 

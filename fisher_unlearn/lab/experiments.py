@@ -244,6 +244,16 @@ def _the_kick(profile: str) -> list[Axis]:
     return [_first(profile), [*masks, *rivals, *_kicks(profile)]]
 
 
+def _every_class(profile: str) -> list[Axis]:
+    sizes = profiles()[profile]["tasks"]["every_class"]
+    pools = _axis("classifier_in_pool", False, True)
+    masks = _product([_TEXT, _CODE], pools)
+    ways = [*cast("finetune", "mask_classifier"), *_axis("method", "kick"), *masks]
+    alone = _product(_axis("classes", *sizes["classes"]), _axis("fine_tune_epochs", 0))
+    tuned = _axis("classes", *sizes["tuned"])
+    return [_first(profile), [*_product(alone, ways), *_product(tuned, ways)]]
+
+
 def _the_kick_of_samples(profile: str) -> list[Axis]:
     drawn = {"request": "random", "count": profiles()[profile]["tasks"]["rivals"]["count"]}
     return [_first(profile), [drawn], [*cast("finetune", "fisher_mask"), *_kicks(profile)]]
@@ -264,6 +274,7 @@ NEEDS: dict[str, Need] = {
     "costs": _table1,
     "rivals": _rivals,
     "audit": _audit,
+    "every_class": _every_class,
     "floor": _floor,
     "the_kick": _the_kick,
     "the_kick_of_samples": _the_kick_of_samples,
@@ -275,7 +286,7 @@ _SMALL = ("table3", "table4", "figure1", "figure2", "figure3", "figure4", "recom
 @checked
 def needed(
     # "table1" to "table5", "figure1" to "figure4", "costs", "what_the_mask_removes",
-    # "recommended", "rivals", "audit", "floor", "the_kick", "the_kick_of_samples"
+    # "recommended", "rivals", "audit", "every_class", "floor", "the_kick", "the_kick_of_samples"
     experiment: str,
     profile: str = "quick",
     seeds: Iterable[Seed] | None = None,  # one or more; None: the profile's
