@@ -86,5 +86,5 @@ lint: $(READY)
 readme: $(READY)
 	@$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --stdout nbs/index.ipynb \
 	    --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_input_tags=hide_input \
-	  | sed 's#](\.\./#](#g; s#^    *$$##' | cat -s | awk '/^```/ {open = !open; if (open && $$0 == "```") $$0 = "```python"} 1' \
+	  | sed 's#](\([0-9a-z_/]*\.ipynb\))#](nbs/\1)#g; s#](\.\./#](#g; s#^    *$$##' | cat -s | awk '/^```/ {open = !open; if (open && $$0 == "```") $$0 = "```python"} 1' \
 	  > README.md.part && [ -s README.md.part ] && mv README.md.part README.md
