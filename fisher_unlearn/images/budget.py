@@ -62,7 +62,7 @@ class Budget:
         "`OutOfTime` unless a piece of work that takes so long, NaN if nobody knows, would end."
         if self.left and not seconds > self.left:
             return
-        takes = "" if math.isnan(seconds) else f"{what} takes {spoken(seconds)}, and "
+        takes = f"{what} takes {spoken(seconds)}, and " if seconds > 0 else ""
         raise OutOfTime(f"{takes}{spoken(self.left)} of the budget are left.")
 
     def check_epoch(self, measured: Sequence[float]) -> None:

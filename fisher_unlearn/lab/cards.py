@@ -16,6 +16,7 @@ from torch import nn
 from ..audit.report_card import Auditor, Card
 from ..images.arguments import Count, checked
 from ..images.atomic import locked
+from ..images.budget import Budget, budget_of
 from .run import images_of, model_of, request_of, run, train_original, where_read
 from .settings import RunSettings, run_key
 from .store import card_name, load_run, read_record, runs_root, write_record
@@ -82,14 +83,15 @@ def cards_of(
     root: str | Path | None = None,  # folder of data sets
     on: str | None = "inline",  # "none": read only; else the missing ones are made here
     cap: Count = 2,  # epochs in which the class may come back
+    budget: str | Budget | None = None,  # as in `complete`: when it is over, they are read only
 ) -> Iterator[tuple[RunSettings, Card]]:  # those that are there
     "The cards of runs, read or made."
-    beside = [run_key(other) for other in floor]
+    beside, limit = [run_key(other) for other in floor], budget_of(budget)
     auditor = cache(lambda: _auditor(settings[0], floor, runs, root, cap))
     for chosen in settings:
         path = runs_root(runs) / run_key(chosen) / f"{card_name(beside, cap)}.json"
         record = read_record(path)
-        if record is None and on != "none":
+        if record is None and on != "none" and (limit is None or limit.left):
             model = _network(chosen, runs, root)
             with locked(path.parent), repeatable(chosen.machine.threads):
                 record = read_record(path) or write_record(

@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from ..images.arguments import Positive, checked
+from ..images.budget import Budget
 from ..images.data import data_root
 from .notebook import declared, execute, find_notebook, in_notebook, parameters
 from .plans import attempt, label, seen
@@ -71,7 +72,7 @@ def training_parameters(settings: RunSettings) -> dict[str, Any]:
     return {name: value for name, value in parameters(settings).items() if name in known}
 
 
-def _train(settings: RunSettings, runs: Path, root: Path) -> None:
+def _train(settings: RunSettings, runs: Path, root: Path, budget: Budget | None) -> None:
     "Train w* in a notebook of its own."
     folder = runs / f"train-{training_key(settings)}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,13 +82,18 @@ def _train(settings: RunSettings, runs: Path, root: Path) -> None:
             folder / "train.ipynb",
             training_parameters(settings) | {"runs": str(runs), "root": str(root)},
             echo=False,
+            budget=budget,
         )
 
 
-def _unlearn(settings: RunSettings, runs: Path, root: Path, trained: None) -> None:
+def _unlearn(
+    settings: RunSettings, runs: Path, root: Path, budget: Budget | None, trained: None
+) -> None:
     """Do a run in a notebook of its own, after w* was trained; wait for another process that
     does it."""
-    in_notebook(settings, runs, root, wait=True)
+    if budget:
+        budget.check(math.nan, label(settings))  # before a kernel is started
+    in_notebook(settings, runs, root, wait=True, budget=budget)
 
 # %% ../../nbs/6_lab/06_cluster.ipynb #d7f8dfaf
 @contextmanager
@@ -134,6 +140,7 @@ def on_ray(
     todo: list[RunSettings],
     runs: str | Path | None = None,  # folder of runs, the same on all nodes
     root: str | Path | None = None,  # folder of data sets, the same on all nodes
+    budget: Budget | None = None,  # of all nodes together, whose clocks have to agree
 ) -> None:
     """Do runs on a Ray cluster, each w* once and before the runs that start from it. Raises as
     `complete` does, and `ValueError` for a run that no node has room for."""
@@ -149,12 +156,13 @@ def on_ray(
                 and not (folder / (key := f"train-{training_key(s)}") / "record.json").exists()
                 and key not in started
             ):
-                started[key] = training.options(**rooms[_place(s)]).remote(s, folder, data)
+                started[key] = training.options(**rooms[_place(s)]).remote(s, folder, data, budget)
         refs = {
             unlearning.options(**rooms[_place(s)]).remote(
                 s,
                 folder,
                 data,
+                budget,
                 started.get(f"train-{training_key(s)}") if not s.retrains else None,
             ): s
             for s in todo

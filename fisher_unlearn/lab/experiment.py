@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..images.arguments import Seed, checked
 from ..images.atomic import writable_folder
+from ..images.budget import Budget, OutOfTime, budget_of
 from .executors import at_hand, complete
 from .experiments import needed
 from .notebook import declared_names
@@ -44,10 +45,11 @@ class Experiment:
         root: Place = None,  # folder of data sets
         figures: Place = None,  # folder of results; None: `$FISHER_UNLEARN_FIGURES`, else `figures`
         on: str | None = None,  # who does the missing runs, as in `complete`
+        budget: str | Budget | None = None,  # from now on, as in `complete`
         **given: Any,  # parameters in place of the profile's
     ):
         self.name, self.profile, self.root, self.on = name, profile, root, on
-        self.runs = runs_root(runs)
+        self.runs, self.budget = runs_root(runs), budget_of(budget)
         results = figures or os.environ.get("FISHER_UNLEARN_FIGURES") or "figures"
         self.folder = Path(results) / profile
         self.settings = as_done(needed(name, profile, seeds, **given), self.runs, root)
@@ -57,9 +59,10 @@ class Experiment:
         cls,
         name: str,
         namespace: Mapping[str, Any],  # `globals()` of its notebook
+        budget: str | Budget | None = None,  # which is none of them
     ) -> "Experiment":
         "What the parameters of its notebook ask for."
-        return cls(name, **{n: namespace[n] for n in declared_names(name)})
+        return cls(name, budget=budget, **{n: namespace[n] for n in declared_names(name)})
 
     def plan(self) -> "pd.DataFrame":
         "The runs and trainings, their states, and how long the missing ones may take."
@@ -67,8 +70,14 @@ class Experiment:
 
     @cached_property
     def records(self) -> list[Record]:
-        "The records, after the missing runs are done; `ValueError` if there is none."
-        found = complete(self.settings, self.runs, self.root, self.on)
+        """The records, after the missing runs are done; `ValueError` if there is none, and
+        `OutOfTime` if that is for want of time."""
+        found = complete(self.settings, self.runs, self.root, self.on, self.budget)
+        if self.budget and self.on != "none" and not any(found):
+            raise OutOfTime(
+                f"none of the {len(found)} runs that this is made from is done yet: the same "
+                "command goes on from where it stopped."
+            )
         return at_hand(found)
 
     @cached_property

@@ -17,6 +17,7 @@ from typing import Any
 import fisher_unlearn
 from ..images.arguments import Seed, check_value, checked
 from ..images.atomic import is_held, locked, write_whole
+from ..images.budget import Budget, OutOfTime, passed_on
 from ..images.data import choose
 from .plans import label
 from .run import write_failure
@@ -162,7 +163,8 @@ class _Stopped(Exception):
 class _Watch:
     "The kernel of a notebook, and whether it is to stop."
 
-    def __init__(self) -> None:
+    def __init__(self, told: Mapping[str, str]) -> None:
+        self.told = told  # more of the environment
         self.kernels: list[Any] = []  # `AsyncKernelManager`s of jupyter_client
         self.stopped = False
         self.over = threading.Event()
@@ -171,12 +173,15 @@ class _Watch:
         "A class of kernel managers whose instances are known here."
         from jupyter_client.manager import AsyncKernelManager
 
-        known = self.kernels
+        known, told = self.kernels, self.told
 
         class Manager(AsyncKernelManager):
             def __init__(self, *args: Any, **more: Any) -> None:
                 super().__init__(*args, **more)
                 known.append(self)
+
+            def start_kernel(self, **more: Any) -> Any:
+                return super().start_kernel(**{"env": {**os.environ, **told}} | more)
 
         return Manager
 
@@ -283,7 +288,13 @@ def _meant(error: Exception, notebook: Path, watch: _Watch) -> Exception:
 
 # %% ../../nbs/6_lab/05_notebook.ipynb #ae4c5a2e
 @checked
-def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], echo: bool = True) -> None:
+def execute(
+    notebook: Path,
+    output: Path,
+    parameters: Mapping[str, Any],
+    echo: bool = True,
+    budget: Budget | None = None,  # that its kernel is to keep to
+) -> None:
     """Execute a notebook with papermill. The output is put in place when it is whole, or as far
     as it came, as `.partial.ipynb`, if it fails; without paths of this machine.
 
@@ -291,7 +302,7 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], echo: b
     `KeyboardInterrupt` if it was stopped."""
     import papermill
 
-    rest, watch = output.with_suffix(".partial.ipynb"), _Watch()
+    rest, watch = output.with_suffix(".partial.ipynb"), _Watch(passed_on(budget))
     with _draft(output) as folder, _unlogged(), _stoppable(watch):
         draft = folder / output.name
         try:
@@ -318,7 +329,10 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], echo: b
 
 # %% ../../nbs/6_lab/05_notebook.ipynb #b330e8ac
 @checked
-def failures(executed: Path) -> list[str]:
+def failures(
+    executed: Path,
+    mark: str = "failed: ",  # with which such lines begin; "left: " for those left undone
+) -> list[str]:
     "The lines in which an executed notebook says that runs failed."
     import nbformat
 
@@ -326,7 +340,7 @@ def failures(executed: Path) -> list[str]:
     texts = [
         output.text for cell in cells for output in cell.outputs if output.output_type == "stream"
     ]
-    return [line for text in texts for line in text.splitlines() if line.startswith("failed: ")]
+    return [line for text in texts for line in text.splitlines() if line.startswith(mark)]
 
 # %% ../../nbs/6_lab/05_notebook.ipynb #2ac0e80b
 @checked
@@ -345,12 +359,19 @@ def parameters(settings: RunSettings) -> dict[str, Any]:
     return found
 
 # %% ../../nbs/6_lab/05_notebook.ipynb #80cb0444
+_KINDS = {kind.__name__: kind for kind in (OSError, BlockingIOError, OutOfTime)}
+
+
 @checked
 def in_notebook(
-    settings: RunSettings, runs: str | Path | None, root: str | Path | None, wait: bool
+    settings: RunSettings,
+    runs: str | Path | None,
+    root: str | Path | None,
+    wait: bool,
+    budget: Budget | None = None,
 ) -> None:
     """Do a run in a notebook of its own, kept beside its record. Raises `OSError` and
-    `RuntimeError` for what the notebook raised, `BlockingIOError` as `run` does."""
+    `RuntimeError` for what the notebook raised, `BlockingIOError` and `OutOfTime` as `run` does."""
     folder = runs_root(runs) / run_key(settings)
     if not wait and is_held(folder):
         raise BlockingIOError(f"another process does {label(settings)}.")
@@ -367,9 +388,10 @@ def in_notebook(
             folder / "unlearn.ipynb",
             parameters(settings) | places,
             echo=False,
+            budget=budget,
         )
     except NotebookFailed as error:
-        raise (OSError if error.kind == "OSError" else RuntimeError)(str(error)) from None
+        raise _KINDS.get(error.kind, RuntimeError)(str(error)) from None
     except KernelDied as error:
         write_failure(folder, settings, error)
         raise

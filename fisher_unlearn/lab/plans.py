@@ -6,13 +6,14 @@
 __all__ = ['state', 'kept_record', 'as_done', 'label', 'plan', 'seen', 'attempt']
 
 # %% ../../nbs/6_lab/04_plans.ipynb #67bf437d
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..images.arguments import checked
 from ..images.atomic import is_held
-from .run import other_images
+from ..images.budget import OutOfTime
+from .run import alike, other_images, timings
 from .settings import Request, RunSettings, TuningSettings, run_key
 from .settings import training_key, unusual_options
 from .store import kept_root, read_record, runs_root
@@ -109,7 +110,7 @@ def plan(
     import pandas as pd
 
     folder, chosen = runs_root(runs), list(settings)
-    known = _read([*folder.glob("*/record.json"), *kept_root(root).glob("*.json")])
+    known = timings([*folder.glob("*/record.json"), *kept_root(root).glob("*.json")])
     trained = {f"train-{training_key(s)}": s for s in chosen if not s.retrains}
     rows = [
         (
@@ -133,83 +134,34 @@ def plan(
     return table.assign(seconds=table.seconds.mask(table.state == "kept", 0.0))
 
 # %% ../../nbs/6_lab/04_plans.ipynb #49ad760b
-def _read(records: Iterable[Path]) -> "pd.DataFrame":
-    """What the runs of some records took: one row a record, with the seconds in all and for an
-    epoch of training, and the peak of a GPU's memory in MB."""
-    import pandas as pd
-
-    rows = []
-    for path in records:
-        try:
-            record = read_record(path) or {}
-        except ValueError:
-            continue  # `state` says so
-        if not record.get("history"):
-            continue
-        chosen, history = (
-            record["settings"],
-            [row["seconds"] for row in record["history"] if row.get("seconds")],
-        )
-        method = chosen["method"] if "request" in record else "w*"
-        total = sum(record["seconds"].values()) if "seconds" in record else sum(history)
-        rows.append(
-            (
-                _like(chosen),
-                chosen.get("remain_limit"),
-                method,
-                len(history),
-                total,
-                pd.Series(history).median(),
-                record.get("memory", {}).get("device"),
-            )
-        )
-    return pd.DataFrame(
-        rows, columns=["place", "limit", "method", "epochs", "seconds", "epoch", "memory"]
-    )
-
-# %% ../../nbs/6_lab/04_plans.ipynb #098a84f7
-def _like(chosen: Mapping[str, Any]) -> tuple[Any, ...]:
-    "What the pace of a run depends on."
-    return chosen["dataset"], chosen["subset"], chosen["network"], chosen["device"]
-
-
-def _alike(known: "pd.DataFrame", settings: RunSettings) -> "pd.DataFrame":
-    "The records of the same data set, network and device."
-    wanted = _like(settings.flat)
-    return known.loc[[place == wanted for place in known.place]]
-
-
 @checked
 def seen(runs: str | Path | None, settings: RunSettings) -> "pd.DataFrame":
     """What runs on the same data set, network and device took: method, epochs, seconds, seconds
     of an epoch, peak of a GPU's memory in MB."""
-    return (
-        _alike(_read(runs_root(runs).glob("*/record.json")), settings)
-        .drop(columns=["place", "limit"])
-        .astype({"memory": float})
-    )
+    found = alike(timings(runs_root(runs).glob("*/record.json")), settings)
+    columns = ["method", "epochs", "seconds", "epoch", "memory"]
+    return found[columns].astype({"memory": float})
 
-
+# %% ../../nbs/6_lab/04_plans.ipynb #098a84f7
 def _estimate(known: "pd.DataFrame", settings: RunSettings, method: str) -> float:
     "Seconds that a run may take; NaN if nothing like it was done."
-    limit = None if method == "w*" else settings.request.remain_limit
-    alike = _alike(known, settings)
-    alike = alike[
-        alike.limit.isna() if limit is None else alike.limit == limit
-    ]  # an epoch of few images is short
+    found = alike(known, settings, method)  # an epoch of few images is short
     epochs = settings.train.epochs if method in ("w*", "retrain") else settings.tuning.epochs
-    same = alike[(alike.method == method) & (alike.epochs == epochs)]
-    return float(same.seconds.median() if len(same) else alike.epoch.median() * epochs)
+    same = found[(found.method == method) & (found.epochs == epochs)]
+    return float(same.seconds.median() if len(same) else found.epoch.median() * epochs)
 
 # %% ../../nbs/6_lab/04_plans.ipynb #ec1b08b6
 @checked
 def attempt(settings: RunSettings, do: Callable[[], Any]) -> bool:
-    """Do a run, or say why it failed; False if another process does it. Raises `OSError` if the
-    disk is full or the folder can't be written: the next run would fare no better."""
+    """Do a run, or say why it failed or was left for another time; False if another process does
+    it. Raises `OSError` if the disk is full or the folder can't be written: the next run would
+    fare no better."""
     try:
         do()
     except BlockingIOError:
         return False
+    except OutOfTime as error:
+        _say(settings, error, "left")
     except FileNotFoundError as error:
         _say(settings, error)  # its data are not at hand; others' may be
     except OSError:
@@ -219,5 +171,5 @@ def attempt(settings: RunSettings, do: Callable[[], Any]) -> bool:
     return True
 
 
-def _say(settings: RunSettings, error: Exception) -> None:
-    print(f"failed: {label(settings)}: {' '.join(str(error).split())}", flush=True)
+def _say(settings: RunSettings, error: Exception, what: str = "failed") -> None:
+    print(f"{what}: {label(settings)}: {' '.join(str(error).split())}", flush=True)

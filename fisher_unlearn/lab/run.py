@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['READOUTS', 'images_of', 'request_of', 'model_of', 'train_original', 'images_digest', 'check_same_images',
-           'other_images', 'run', 'write_failure', 'readout', 'where_read', 'with_readouts']
+           'other_images', 'timings', 'alike', 'run', 'write_failure', 'readout', 'where_read', 'with_readouts']
 
 # %% ../../nbs/6_lab/02_run.ipynb #ba5cf420
 import math
@@ -20,12 +20,13 @@ from torch import nn
 from ..audit.readouts import Scope, agreement, relearn_time
 from ..images.arguments import Count, checked
 from ..images.atomic import locked, writable_folder
+from ..images.budget import Budget, OutOfTime, budget_of
 from ..images.data import DATASETS, ImageData, Samples, choose, data_root, digest
 from ..images.data import load_images
 from ..images.forget import ForgetRequest
 from .settings import RunSettings, run_key, training_key, training_settings
 from .store import KeptScores, checked_key, fetch_run, is_readout, kept_files
-from .store import load_run
+from .store import kept_root, load_run
 from .store import read_record, runs_root, tidy, write_record
 from ..methods.masking import masked_rows
 from ..methods.result import Unlearned
@@ -94,16 +95,18 @@ def train_original(
     runs: str | Path | None = None,
     progress: Progress = "lines",
     root: str | Path | None = None,
+    budget: str | Budget | None = None,  # as in `run`
 ) -> tuple[nn.Module, dict[str, Any]]:
     "w* and its record: read if it is done or was kept, else trained from where it stopped."
-    key = training_key(settings)
+    key, limit = training_key(settings), budget_of(budget)
     folder = writable_folder(runs_root(runs) / f"train-{key}")
-    with locked(folder):
+    with locked(folder, wait=limit is None):
         if (
             record := read_record(folder / "record.json") or fetch_run(folder, root, images)
         ) is None:
+            _, limit = _paced(limit, settings, "w*", runs, root)
             record = write_record(
-                folder / "record.json", _trained(settings, images, folder, progress)
+                folder / "record.json", _trained(settings, images, folder, progress, limit)
             )
         tidy(folder)
     _check_data(record, images, folder)
@@ -118,7 +121,11 @@ def train_original(
 
 # %% ../../nbs/6_lab/02_run.ipynb #e82978f2
 def _trained(
-    settings: RunSettings, images: ImageData, folder: Path, progress: Progress
+    settings: RunSettings,
+    images: ImageData,
+    folder: Path,
+    progress: Progress,
+    budget: Budget | None = None,
 ) -> dict[str, Any]:
     "Train w* and keep its weights; returns its record."
     _check_device(settings, training=True)
@@ -133,6 +140,7 @@ def _trained(
             test,
             folder / "progress.safetensors",
             progress,
+            budget=budget,
         )
     weights = save_weights(model, folder / "weights.safetensors")
     return _record(
@@ -273,6 +281,90 @@ def _scores_of(
         machine.device,
     )
 
+# %% ../../nbs/6_lab/02_run.ipynb #3dc711e8
+_COLUMNS = ["place", "limit", "method", "epochs", "seconds", "epoch", "own", "memory", "written"]
+
+
+@checked
+def timings(records: Iterable[Path]) -> "pd.DataFrame":
+    """What the runs of some records took: one row a record, with the seconds in all, for an epoch
+    of training, and for the method itself; the peak of a GPU's memory in MB; and when the record
+    was written."""
+    import pandas as pd
+
+    stamps = [(path, path.stat().st_mtime_ns) for path in records]
+    rows = [(row, stamp / 1e9) for path, stamp in stamps if (row := _timing_of(path, stamp))]
+    return pd.DataFrame([(*row, written) for row, written in rows], columns=_COLUMNS)
+
+
+@lru_cache(maxsize=10_000)
+def _timing_of(path: Path, stamp: int) -> tuple[Any, ...] | None:
+    "What the run of a record took, read once as long as its file is the same; None without epochs."
+    try:
+        record = read_record(path) or {}
+    except ValueError:
+        return None  # `state` says so
+    return _timing(record) if record.get("history") else None
+
+
+def _timing(record: dict[str, Any]) -> tuple[Any, ...]:
+    "What a run took."
+    import pandas as pd
+
+    chosen, spent = record["settings"], record.get("seconds", {})
+    epochs = [row["seconds"] for row in record["history"] if row.get("seconds")]
+    return (
+        _place(chosen),
+        chosen.get("remain_limit"),
+        chosen["method"] if "request" in record else "w*",
+        len(epochs),
+        sum(spent.values()) if spent else sum(epochs),
+        pd.Series(epochs, dtype=float).median(),
+        spent.get("method", 0.0),
+        record.get("memory", {}).get("device"),
+    )
+
+# %% ../../nbs/6_lab/02_run.ipynb #22c9540b
+def _place(chosen: Mapping[str, Any]) -> tuple[Any, ...]:
+    "What the pace of a run depends on."
+    return chosen["dataset"], chosen["subset"], chosen["network"], chosen["device"]
+
+
+@checked
+def alike(
+    known: Any,  # from `timings`
+    settings: RunSettings,
+    method: str | None = None,  # None: any; else a name, or "w*", and as many remain images
+) -> "pd.DataFrame":
+    "What runs took on the same data set, network and device."
+    wanted = _place(settings.flat)
+    found = known.loc[[place == wanted for place in known.place]]
+    if method is None:
+        return found
+    limit = None if method == "w*" else settings.request.remain_limit
+    return found[found.limit.isna() if limit is None else found.limit == limit]
+
+# %% ../../nbs/6_lab/02_run.ipynb #c75decca
+def _paced(
+    budget: Budget | None,
+    settings: RunSettings,
+    method: str,
+    runs: str | Path | None,
+    root: str | Path | None,
+) -> tuple[float, Budget | None]:
+    "What a method takes with an epoch after it, and the budget with what an epoch takes."
+    if budget is None:
+        return math.nan, None
+    kept = {path.stem: path for path in kept_root(root).glob("*.json")}
+    own_ones = [p for p in runs_root(runs).glob("*/record.json") if p.parent.name not in kept]
+    found = alike(timings([*own_ones, *kept.values()]), settings, method)
+    found = found if (now := found[found.written >= budget.begun]).empty else now
+    epoch = float(found.epoch.median())
+    own = float(found.own[found.method == method].median())
+    tunes = settings.retrains or settings.tuning.fine_tune_epochs
+    first = epoch if tunes and not math.isnan(epoch) else 0.0
+    return first if math.isnan(own) else own + first, replace(budget, epoch=epoch)
+
 # %% ../../nbs/6_lab/02_run.ipynb #a0620115
 @checked
 def run(
@@ -282,12 +374,16 @@ def run(
     progress: Progress = "lines",  # as in `train_model`
     # for another process that does this run; False: `BlockingIOError` if there is one
     wait: bool = True,
+    # such as "12m": no epoch begins, and no method, that would not end within it, and nobody is
+    # waited for; None: that of the process that started this one, if it has one
+    budget: str | Budget | None = None,
 ) -> dict[str, Any]:  # the record
     """Do one run, or read its record if it is done or was kept. Raises what its parts raise, and
-    keeps the sentence in `failure.json`."""
+    keeps the sentence in `failure.json`; `OutOfTime` is none of them."""
     keep_freed_memory()
+    limit = budget_of(budget)
     folder = writable_folder(runs_root(runs) / run_key(settings))
-    with locked(folder, wait):
+    with locked(folder, wait and limit is None):
         record = read_record(folder / "record.json")
         try:
             if record is None and not kept_files(folder, root)[folder / "record.json"].exists():
@@ -295,8 +391,11 @@ def run(
             images = images_of(settings, root)
             if record is None:
                 record = fetch_run(folder, root, images) or write_record(
-                    folder / "record.json", _done(settings, images, folder, runs, root, progress)
+                    folder / "record.json",
+                    _done(settings, images, folder, runs, root, progress, limit),
                 )
+        except (OutOfTime, BlockingIOError):
+            raise
         except Exception as error:
             if record is None:
                 write_failure(folder, settings, error)
@@ -329,17 +428,28 @@ def _done(
     runs: str | Path | None,
     root: str | Path | None,
     progress: Progress,
+    budget: Budget | None = None,
 ) -> dict[str, Any]:
     "Everything that a run does before its record is written; returns the record."
     request = request_of(settings, images)
     if settings.retrains:
         original = model_of(settings, images)
     else:
-        original, _ = train_original(settings, images, runs, progress, root)
+        original, _ = train_original(settings, images, runs, progress, root, budget)
+    own, budget = _paced(budget, settings, settings.method.name, runs, root)
+    if budget:
+        budget.check(own, f"{settings.method.name} with an epoch after it")
     with repeatable(settings.machine.threads), peak_memory(settings.machine.device) as memory:
         kept = _scores_of(settings, request, original, runs)
         result = _unlearned(
-            settings, images, request, original, folder / "progress.safetensors", progress, kept
+            settings,
+            images,
+            request,
+            original,
+            folder / "progress.safetensors",
+            progress,
+            kept,
+            budget,
         )
     weights = save_weights(result.model, folder / "weights.safetensors")
     return _record(
@@ -386,6 +496,7 @@ def _unlearned(
     checkpoint: Path,
     progress: Progress,
     kept: KeptScores,
+    budget: Budget | None,
 ) -> Unlearned:
     """The method of the settings, with fine-tuning (for `retrain`: the full training) and
     measurement."""
@@ -415,6 +526,7 @@ def _unlearned(
         build=lambda: model_of(settings, images),
         kept=kept,
         check_sets=False,  # a request's sets are apart, but for copies within the data set
+        budget=budget,
     )
 
 # %% ../../nbs/6_lab/02_run.ipynb #4547c762

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..images.arguments import Seed, Whole, checked
 from ..images.atomic import writable_folder
+from ..images.budget import Budget
 from ..images.data import choose
 from ..images.overlap import Overlap, overlap
 from .base import Kept, Method, Task, check_needs
@@ -245,6 +246,7 @@ def unlearn(
     # read both sets first, and refuse samples to forget that are still in the remain set, and
     # methods for whole classes where samples of these remain? False: they are known to be apart
     check_sets: bool = True,
+    budget: Budget | None = None,  # no epoch of fine-tuning begins that would not end within it
     **options: Any,  # of a method by name, in place of the preset's
 ) -> Unlearned:
     """Make a copy of a model forget: change it by a method, fine-tune it on the remain set, and
@@ -290,7 +292,7 @@ def unlearn(
     seconds, what = {"method": time.perf_counter() - start}, _changes(original, changing, masked)
     tuning = fine_tune and replace(fine_tune, select="last", seed=seed)
     history, spent = _fine_tuned(
-        changing, remain, tuning, sets, checkpoint, progress, chosen.held(masked)
+        changing, remain, tuning, sets, checkpoint, progress, chosen.held(masked), budget
     )
     if whole and {"remain", "forget"} <= {*sets}:
         history["unlearn_score"] = unlearn_score(history.remain_acc, history.forget_acc)
@@ -346,6 +348,7 @@ def _fine_tuned(
     checkpoint: str | Path | None,
     progress: Progress,
     zeros: Mask,
+    budget: Budget | None,
 ) -> "tuple[pd.DataFrame, dict[str, float]]":
     "Measure, fine-tune and measure after each epoch: the history from epoch 0 on, and the seconds."
     import pandas as pd
@@ -354,7 +357,7 @@ def _fine_tuned(
     history = pd.DataFrame([{"epoch": 0, **evaluate(model, sets)}])
     middle = time.perf_counter()
     if settings and remain is not None:
-        rows = train_model(model, remain, settings, sets, checkpoint, progress, zeros)
+        rows = train_model(model, remain, settings, sets, checkpoint, progress, zeros, budget)
         history = pd.concat([history, rows.drop(columns="selected")], ignore_index=True)
     return history, {"evaluate": middle - start, "fine_tune": time.perf_counter() - middle}
 

@@ -30,6 +30,7 @@ from ..images.arguments import Whole
 from ..images.arguments import check_fields, checked, option
 from ..images.atomic import writable_folder, write_whole
 from ..images.batches import first_pair, pairs
+from ..images.budget import Budget
 from ..images.data import Batches, Samples, digest
 from ..images.draws import samples_digest
 from .guard import untouched
@@ -593,6 +594,8 @@ def train_model(
     # {name of a parameter: bool tensor of its shape}: entries that are zero and stay zero; of
     # buffers nothing is held
     | None = None,
+    # no epoch begins that would not end within it; None: there is no limit
+    budget: Budget | None = None,
 ) -> (
     "pd.DataFrame"
 ):  # one row an epoch: epoch, lr, train_loss, accuracies in percent, seconds, selected
@@ -601,7 +604,8 @@ def train_model(
 
     The model ends in evaluation mode with the weights of the epoch marked in the column
     `selected`. Raises `ValueError` for settings or
-    batches that don't fit, `FloatingPointError` if the loss stops being a number."""
+    batches that don't fit, `FloatingPointError` if the loss stops being a number, `OutOfTime`
+    before an epoch that would not end within the budget."""
     settings, sets = settings or TrainSettings(), dict(evaluate or {})
     if settings.select == "best" and not sets:
         raise ValueError(
@@ -625,7 +629,19 @@ def train_model(
         place = Path(checkpoint) if checkpoint else None
         steps = count_batches(batches)
         return _train(
-            _Job(model, batches, classes, steps, settings, sets, validation, place, progress, held)
+            _Job(
+                model,
+                batches,
+                classes,
+                steps,
+                settings,
+                sets,
+                validation,
+                place,
+                progress,
+                held,
+                budget,
+            )
         )
 
 # %% ../../nbs/2_networks/09_train.ipynb #66ded556
@@ -734,6 +750,7 @@ class _Job:
     checkpoint: Path | None
     progress: Progress
     held: Mapping[str, Tensor]  # entries that stay zero
+    budget: Budget | None
 
 
 def _started(job: _Job) -> _State:
@@ -758,8 +775,10 @@ def _train(job: _Job) -> "pd.DataFrame":
     assert state.way is not None
     forward = forward_in(model, state.way)
     chosen = asdict(state.way) if "auto" in (settings.compile, settings.precision) else {}
+    before = len(state.rows)  # epochs of processes before this one
     with _bar(job.progress, settings.epochs * steps, len(state.rows) * steps) as bar:
         for epoch in range(len(state.rows), settings.epochs):
+            _check_time(job.budget, state.rows, before)
             start = time.perf_counter()
             loss = train_epoch(
                 model,
@@ -797,6 +816,12 @@ def _way(model: nn.Module, batches: Loader, settings: TrainSettings, steps: int)
     return choose_way(
         model, laid_out(inputs.to(device), settings.layout), labels.to(device), ways, steps
     )
+
+
+def _check_time(budget: Budget | None, rows: list[dict[str, Any]], before: int) -> None:
+    "`OutOfTime` before an epoch that would not end: as those of this process, or the ones before."
+    if budget is not None:
+        budget.check_epoch([row["seconds"] for row in rows[before:] or rows])
 
 
 @checked
