@@ -99,6 +99,8 @@ INNER = {  # parts of networks and loops, called for each batch by their owners
     "RunRecord",
     "ReadoutRecord",
     "FailureRecord",
+    "Budget",
+    "Entry",
 }  # and what functions return, or `check_record` reads
 
 
@@ -529,6 +531,13 @@ OWN: dict[str, dict[str, Callable[[], Any]]] = {  # where a name means something
     "cluster.on_ray": {"todo": list},
     "report.histories": {},
     "plans.attempt": {},
+    "budget.duration": {"text": lambda: "12m"},
+    "run.timings": {"records": list},
+    "run.alike": {"known": pd.DataFrame},
+    "executors.work_in": {"table": lambda: pd.DataFrame({"key": [], "state": [], "seconds": []})},
+    "value.by_value": {"experiments": dict},
+    "queue.queue_plan": {"entries": list},
+    "queue.work_off": {"entries": list},
 }
 
 

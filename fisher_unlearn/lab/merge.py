@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from ..images.arguments import checked
 from ..images.atomic import is_held, locked, writable_folder, write_whole
 from .run import other_images
-from .settings import run_key
-from .store import checked_key, is_readout, read_record, runs_root
+from .plans import kept_record
+from .store import checked_key, is_readout, read_record, runs_root, tidy
 from ..networks.train import read_tensors
 
 if TYPE_CHECKING:
@@ -61,11 +61,13 @@ def _checked_run(folder: Path, root: str | Path | None) -> dict[str, Any] | None
     return record
 
 
-def _check_start(record: dict[str, Any], theirs: Path, ours: Path) -> None:
+def _check_start(record: dict[str, Any], theirs: Path, ours: Path, root: str | Path | None) -> None:
     "`Unfit` if the w* that a run started from is another one here."
     if not (key := record.get("training")):
         return
-    there, here = (read_record(place / f"train-{key}" / "record.json") for place in (theirs, ours))
+    file = Path(f"train-{key}") / "record.json"
+    there, here = read_record(theirs / file), read_record(ours / file)
+    here = here or kept_record(file.parent.name, root)
     if there and here and there.get("weights") != here.get("weights"):
         raise Unfit(f"it started from a w*, train-{key}, that is another one here")
 
@@ -83,17 +85,17 @@ def _take(source: Path, target: Path) -> None:
 
 def _take_run(theirs: Path, ours: Path, record: dict[str, Any]) -> tuple[str, str]:
     "Take in a finished run, under the lock of our folder: what became of it, and why."
-    _check_start(record, theirs.parent, ours.parent)
     here = read_record(ours / "record.json")
     if here and (differs := _compared(record, here)):
         return "differs", differs
-    weights = "weights.safetensors"
-    missing = (theirs / weights).exists() and not (ours / weights).exists()
-    if missing or (not here and (theirs / weights).exists()):
-        _take(theirs / weights, ours / weights)
+    source, target = (place / "weights.safetensors" for place in (theirs, ours))
+    lacks = source.exists() and not (here and target.exists())
+    if lacks:
+        _take(source, target)
     if not here:
         _take(theirs / "record.json", ours / "record.json")
-    return ("here already", "") if here and not missing else ("taken in", "")
+        tidy(ours)
+    return ("here already", "") if here and not lacks else ("taken in", "")
 
 # %% ../../nbs/6_lab/18_merge.ipynb #610efac8
 def _take_progress(theirs: Path, ours: Path) -> tuple[str, str] | None:
@@ -154,7 +156,8 @@ def merge(
 def _merged(theirs: Path, ours: Path, root: str | Path | None) -> Iterator[tuple[str, str, str]]:
     "Take in one folder: for the run and each readout what became of it, and why."
     try:
-        record = _checked_run(theirs, root)
+        if record := _checked_run(theirs, root):
+            _check_start(record, theirs.parent, ours, root)
         if is_held(theirs):
             raise BlockingIOError("a process works on it there")
         with locked(writable_folder(ours / theirs.name), wait=False):
