@@ -639,8 +639,10 @@ def queue_(
         left = work_off(entries, runs, root, on, limit)
     for entry in left:
         print(f"left: {entry.title}")
-    if limit and not limit.left:
-        _stop_for_now("the budget is over.")
+    if left and limit:
+        _stop_for_now("the budget is spent.")
+    if left:
+        raise typer.Exit(1)
 
 # %% ../nbs/8_cli.ipynb #b0cb53ef
 @app.command("merge")

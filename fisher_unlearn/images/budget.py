@@ -63,7 +63,7 @@ class Budget:
         if self.left and not seconds > self.left:
             return
         takes = f"{what} takes {spoken(seconds)}, and " if seconds > 0 else ""
-        raise OutOfTime(f"{takes}{spoken(self.left)} of the budget are left.")
+        raise OutOfTime(f"{takes}{spoken(math.floor(self.left))} of the budget are left.")
 
     def check_epoch(self, measured: Sequence[float]) -> None:
         "`OutOfTime` unless another epoch, after those that took so many seconds, would end."

@@ -121,7 +121,7 @@ def work_off(
     on: str | None = "inline",  # who does the runs, as in `complete`
     budget: str | Budget | None = None,  # as in `complete`
     gpu: bool | None = None,  # as in `queue_plan`
-) -> list[Entry]:  # those that are not done
+) -> list[Entry]:  # those for this machine that are not done
     "Do the runs of the open experiments in their order, as far as time and the machine allow."
     limit, here, left = budget_of(budget), torch.cuda.is_available() if gpu is None else gpu, []
     for entry in entries:
@@ -132,7 +132,8 @@ def work_off(
             print(
                 f"passed over: {entry.title}: it is for a GPU, and there is none here", flush=True
             )
-        elif limit is None or limit.left:
+            continue
+        if limit is None or limit.left:
             print(f"=== {entry.title}", flush=True)
             if all(complete(wanted, runs, root, on, limit)):
                 continue
