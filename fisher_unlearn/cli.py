@@ -359,7 +359,7 @@ def unlearn(
         )
         writable_folder(runs_root(runs))
         print(f"--- {label(settings)}", flush=True)
-        record = run(settings, runs, root, "auto", budget=limit)
+        record = run(settings, runs, root, "auto", True, limit)
     print(_history(record))
     print(record["note"], f"Record, weights: {runs_root(runs) / record['key']}", sep="\n")
 
