@@ -97,121 +97,6 @@ def method_named(
     given = {name: value for name, value in options.items() if value is not None}
     return replace(kind.preset(preset), **given)
 
-# %% ../../nbs/4_methods/13_unlearn.ipynb #9123012e
-def _checked(
-    model: nn.Module,
-    forget: Loader,
-    others: Mapping[str, Loader | None],  # by name
-    several: bool,
-) -> int:
-    """The number of classes of a model that takes all of these batches; `ValueError` or
-    `TypeError` otherwise."""
-    known: dict[Any, int] = {}
-    for name, batches in others.items():
-        if batches is not None:
-            check_batches(model, batches, name, known, several)
-    return check_batches(model, forget, "forget", known, several)
-
-
-def _check_apart(method: Method, task: Task, found: Overlap) -> None:
-    """Refuse a forget set of which samples remain, and a method for whole classes of which samples
-    remain; warn where that can't be known, or sets may be swapped."""
-    if found.redrawn:
-        warnings.warn(
-            "the forget set comes differently at each reading, so that nobody can tell whether its "
-            "samples are still in the remain set: pass both without augmentation.",
-            stacklevel=4,
-        )
-    if found.shared:
-        raise ValueError(
-            f"{found.shared:,} of the {found.forget:,} samples to forget are in the remain set "
-            "too, where they would be learned again: take them out of it, or say "
-            "`check_sets=False` if copies of them may stay."
-        )
-    if "classes" in method.needs:
-        _check_whole(method, task.forgotten, found)
-    if found.remain < found.forget:
-        warnings.warn(
-            f"the remain set has {found.remain:,} samples and the forget set {found.forget:,}: are "
-            "the two swapped?",
-            stacklevel=4,
-        )
-
-
-def _check_whole(method: Method, classes: tuple[int, ...], found: Overlap) -> None:
-    "Refuse a method for whole classes where samples of these are to be remembered."
-    for c in classes:
-        if found.labels[c]:
-            raise ValueError(
-                f"`{method.name}` forgets whole classes ({method.needs['classes']}), and "
-                f"{found.labels[c]:,} samples of class {c} are to remain: choose another method, "
-                "forget the whole class, or say `check_sets=False`."
-            )
-
-
-def _warn_of_cost(method: Method, task: Task) -> None:
-    "Say what scoring takes, where that is much."
-    passes = method.passes(task.num_classes or 0)
-    if passes > MANY:
-        warnings.warn(
-            f"`{method.name}` takes {passes:,} forward and backward passes of each batch, one for "
-            'each class, as its `fisher_labels` are "expected": under "true" it takes one.',
-            stacklevel=4,
-        )
-
-
-MANY = 50  # passes of a batch
-
-
-def _check_tuning(
-    model: nn.Module,
-    remain: Loader | None,
-    settings: TrainSettings | None,
-    checkpoint: str | Path | None,
-) -> None:
-    "Raise `ValueError` or `OSError` if fine-tuning, or its checkpoint, would fail in the end."
-    if settings and remain is None:
-        raise ValueError("fine-tuning needs a remain set: pass `remain`, or `fine_tune=None`.")
-    if settings and remain is not None:
-        trainable_batches(model, remain, "remain")
-        check_loss(model, remain, settings.loss)
-    if checkpoint:
-        writable_folder(Path(checkpoint).parent)
-        check_extras(model)
-
-# %% ../../nbs/4_methods/13_unlearn.ipynb #ce1b1ffd
-def _chosen(
-    method: str | Method | None, mask: Mask | None, preset: str | None, options: Mapping[str, Any]
-) -> Method:
-    "The method that is meant; `ValueError` if it comes by value, with more beside it."
-    if mask is not None:
-        if method is not None:
-            raise ValueError("`mask` and `method` are both given: a mask needs no method.")
-        method = GivenMask(mask)
-    method = "fisher_mask" if method is None else method
-    if isinstance(method, str):
-        return method_named(method, preset or "paper", **options)
-    beside = ["preset"] if preset is not None else [*options]
-    if beside:
-        raise ValueError(
-            f"`{beside[0]}` is given beside `{type(method).__name__}(…)`, which has its options: "
-            "give it to the method, or the method by name."
-        )
-    return method
-
-
-def _new(build: Callable[[], nn.Module], model: nn.Module) -> nn.Module:
-    """What `build` makes; `ValueError` if that is the trained model itself, or shares memory
-    with it."""
-    fresh = build()
-    known = {place_of(p) for p in model.parameters()}
-    if isinstance(fresh, nn.Module) and any(place_of(p) in known for p in fresh.parameters()):
-        raise ValueError(
-            "`build` returns the trained model itself, or its parameters, so that nothing would be "
-            "retrained: let it make a freshly initialised network."
-        )
-    return fresh
-
 # %% ../../nbs/4_methods/13_unlearn.ipynb #fead9db6
 @checked
 def unlearn(
@@ -300,6 +185,121 @@ def unlearn(
     return Unlearned(
         changing.eval(), masked, what, pd.DataFrame(steps), history, seconds | spent, chosen, left
     )
+
+# %% ../../nbs/4_methods/13_unlearn.ipynb #ce1b1ffd
+def _chosen(
+    method: str | Method | None, mask: Mask | None, preset: str | None, options: Mapping[str, Any]
+) -> Method:
+    "The method that is meant; `ValueError` if it comes by value, with more beside it."
+    if mask is not None:
+        if method is not None:
+            raise ValueError("`mask` and `method` are both given: a mask needs no method.")
+        method = GivenMask(mask)
+    method = "fisher_mask" if method is None else method
+    if isinstance(method, str):
+        return method_named(method, preset or "paper", **options)
+    beside = ["preset"] if preset is not None else [*options]
+    if beside:
+        raise ValueError(
+            f"`{beside[0]}` is given beside `{type(method).__name__}(…)`, which has its options: "
+            "give it to the method, or the method by name."
+        )
+    return method
+
+
+def _new(build: Callable[[], nn.Module], model: nn.Module) -> nn.Module:
+    """What `build` makes; `ValueError` if that is the trained model itself, or shares memory
+    with it."""
+    fresh = build()
+    known = {place_of(p) for p in model.parameters()}
+    if isinstance(fresh, nn.Module) and any(place_of(p) in known for p in fresh.parameters()):
+        raise ValueError(
+            "`build` returns the trained model itself, or its parameters, so that nothing would be "
+            "retrained: let it make a freshly initialised network."
+        )
+    return fresh
+
+# %% ../../nbs/4_methods/13_unlearn.ipynb #9123012e
+def _checked(
+    model: nn.Module,
+    forget: Loader,
+    others: Mapping[str, Loader | None],  # by name
+    several: bool,
+) -> int:
+    """The number of classes of a model that takes all of these batches; `ValueError` or
+    `TypeError` otherwise."""
+    known: dict[Any, int] = {}
+    for name, batches in others.items():
+        if batches is not None:
+            check_batches(model, batches, name, known, several)
+    return check_batches(model, forget, "forget", known, several)
+
+
+def _check_apart(method: Method, task: Task, found: Overlap) -> None:
+    """Refuse a forget set of which samples remain, and a method for whole classes of which samples
+    remain; warn where that can't be known, or sets may be swapped."""
+    if found.redrawn:
+        warnings.warn(
+            "the forget set comes differently at each reading, so that nobody can tell whether its "
+            "samples are still in the remain set: pass both without augmentation.",
+            stacklevel=4,
+        )
+    if found.shared:
+        raise ValueError(
+            f"{found.shared:,} of the {found.forget:,} samples to forget are in the remain set "
+            "too, where they would be learned again: take them out of it, or say "
+            "`check_sets=False` if copies of them may stay."
+        )
+    if "classes" in method.needs:
+        _check_whole(method, task.forgotten, found)
+    if found.remain < found.forget:
+        warnings.warn(
+            f"the remain set has {found.remain:,} samples and the forget set {found.forget:,}: are "
+            "the two swapped?",
+            stacklevel=4,
+        )
+
+
+def _check_whole(method: Method, classes: tuple[int, ...], found: Overlap) -> None:
+    "Refuse a method for whole classes where samples of these are to be remembered."
+    for c in classes:
+        if found.labels[c]:
+            raise ValueError(
+                f"`{method.name}` forgets whole classes ({method.needs['classes']}), and "
+                f"{found.labels[c]:,} samples of class {c} are to remain: choose another method, "
+                "forget the whole class, or say `check_sets=False`."
+            )
+
+
+def _warn_of_cost(method: Method, task: Task) -> None:
+    "Say what scoring takes, where that is much."
+    passes = method.passes(task.num_classes or 0)
+    if passes > MANY:
+        warnings.warn(
+            f"`{method.name}` takes {passes:,} forward and backward passes of each batch, one for "
+            'each class, as its `fisher_labels` are "expected": under "true" it takes one.',
+            stacklevel=4,
+        )
+
+
+MANY = 50  # passes of a batch
+
+
+def _check_tuning(
+    model: nn.Module,
+    remain: Loader | None,
+    settings: TrainSettings | None,
+    checkpoint: str | Path | None,
+) -> None:
+    "Raise `ValueError` or `OSError` if fine-tuning, or its checkpoint, would fail in the end."
+    if settings and remain is None:
+        raise ValueError("fine-tuning needs a remain set: pass `remain`, or `fine_tune=None`.")
+    if settings and remain is not None:
+        trainable_batches(model, remain, "remain")
+        check_loss(model, remain, settings.loss)
+    if checkpoint:
+        writable_folder(Path(checkpoint).parent)
+        check_extras(model)
 
 # %% ../../nbs/4_methods/13_unlearn.ipynb #453ab538
 def _ready(method: Method, model: nn.Module, task: Task) -> Task:
