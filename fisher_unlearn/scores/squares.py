@@ -778,7 +778,7 @@ def _paths(squares: GradientSquares, ruled: Iterable[str], others: Iterable[str]
     paths = dict.fromkeys(squares.parameters, "unused") | dict.fromkeys(ruled, "rule")
     return paths | dict.fromkeys(others, way)
 
-# %% ../../nbs/3_scores/03_squares.ipynb #a25ddc36
+
 def _run_backward(
     logits: Tensor,
     calls: list[_Call],
@@ -818,7 +818,7 @@ def _compare_once(known: _Known, logits: Tensor) -> None:
             raise ValueError(DEPENDENT)
         known.compared = True
 
-# %% ../../nbs/3_scores/03_squares.ipynb #9a75dab1
+
 def _add_others(
     squares: GradientSquares, others: dict[str, Tensor], inputs: Tensor, directions: list[Tensor]
 ) -> None:
