@@ -168,7 +168,7 @@ def test_each_mask_is_in_the_table_as_its_record_has_it(kept):
         for r in records
         if r["settings"]["method"] == "fisher_mask" and not r["settings"]["fine_tune_epochs"]
     ]
-    assert len(table) == len(masks) == 3 * 2 * 2 * 2 * 2 and len(records) == len(masks) + 2 + 10
+    assert len(table) == len(masks) == 4 * 2 * 2 * 2 * 2 and len(records) == len(masks) + 2 + 10
     w_star, control = start(alone(records, "finetune")), start(alone(records, "mask_classifier"))
     for r in masks:
         s = r["settings"] | r["settings"]["options"]

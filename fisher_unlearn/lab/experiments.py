@@ -73,6 +73,7 @@ def cells(profile: str) -> list[dict[str, str]]:
 _MASKS = ("random_mask", "activation_mask", "fisher_mask")
 _OTHERS = ("finetune", "mask_classifier", "random_mask", "tfidf", "fisher_noise")
 _CLASS = ("retrain", *_OTHERS, "activation_mask", "fisher_mask")
+_DELETED = {"method": "mask_classifier", "fine_tune_epochs": 0}  # the row deleted, and no more
 Need = Callable[[str], list[Axis]]  # from a profile, what is chosen, and what is swept
 
 
@@ -128,8 +129,9 @@ def _figure1(profile: str) -> list[Axis]:
 
 
 def _figure2(profile: str) -> list[Axis]:
-    yardsticks = ("retrain", "finetune", "mask_classifier")
-    return [_first(profile), cast(*yardsticks, "activation_mask", "fisher_mask")]
+    yardsticks = cast("retrain", "finetune", "mask_classifier")
+    masks = cast("activation_mask", "fisher_mask")
+    return [_first(profile), [*yardsticks, _DELETED, *masks]]
 
 
 def _figure3(profile: str) -> list[Axis]:
@@ -153,7 +155,7 @@ def _masked_only(profile: str) -> Axis:
     sizes = profiles()[profile]["tasks"]["masks"]
     masks = _product(
         _axis("method", "fisher_mask"),
-        _ESTIMATORS,
+        [*_ESTIMATORS, {"fisher_labels": "true", "fisher_per": "batch"}],
         _axis("unit", "weight", "kernel"),
         _axis("classifier_in_pool", False, True),
         *(_axis(name, *values) for name, values in sizes.items()),
@@ -221,8 +223,7 @@ def _rivals(profile: str) -> list[Axis]:
 
 
 def _audit(profile: str) -> list[Axis]:
-    bare = {"method": "mask_classifier", "fine_tune_epochs": 0}  # the row deleted, and no more
-    return [_first(profile), [*cast(*_CLASS), bare]]
+    return [_first(profile), [*cast(*_CLASS), _DELETED]]
 
 
 def _floor(profile: str) -> list[Axis]:
