@@ -499,6 +499,8 @@ OWN: dict[str, dict[str, Callable[[], Any]]] = {  # where a name means something
     "plans.label": {},
     "plans.plan": {"settings": lambda: [settings()]},
     "cards.cards_of": {"settings": lambda: [settings()], "floor": lambda: [settings()]},
+    "experiment.retrained_apart": {"own": lambda: settings(), "others": lambda: [settings()]},
+    "experiment.with_weights": {"settings": lambda: [settings()]},
     "store.card_name": {"beside": lambda: ["0" * 16]},
     "plans.as_done": {"settings": lambda: [settings()]},
     "executors.complete": {"settings": lambda: [settings()]},

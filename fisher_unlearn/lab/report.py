@@ -357,30 +357,34 @@ def restore(
     root: str | Path | None = None,
 ) -> list[str]:  # the keys of the records that were put in place
     """Put kept records of runs and their readouts where those count as done, unless the run is
-    there, or kept with its weights. Records of w* are left out: runs need its weights."""
-    whole = {place.stem for place in kept_root(root).glob("*.json")}
-    records = [r for r in read_kept(path) if "request" in r and r["key"] not in whole]
+    there. Of a run that is kept with its weights only the readouts are put back, and records of
+    w* are left out: runs need its weights."""
+    records = [record for record in read_kept(path) if "request" in record]
     return [
-        record["key"] for record in records if _put_back(record, runs_root(runs) / record["key"])
+        record["key"]
+        for record in records
+        if _put_back(record, runs_root(runs) / record["key"], kept_root(root))
     ]
 
 
-def _put_back(record: Record, folder: Path) -> bool:
-    """Put a record in place if there is none, and its readouts if that is the record of their
-    run; was there none?"""
+def _put_back(record: Record, folder: Path, kept: Path) -> bool:
+    """Put a record in place if there is none, here or among the kept, and its readouts if that
+    is the record of their run; was there none?"""
     readouts = record.pop("readouts", {})
     with locked(writable_folder(folder)):
-        there = read_record(folder / "record.json")
-        if there is not None and _undigested(there) != _undigested(record):
+        places = (folder / "record.json", kept / f"{folder.name}.json")
+        there = next(filter(None, map(read_record, places)), None)
+        if there is not None and not _same(there, record):
             return False
-        for name, part in (
-            readouts | {"record": record}
-        ).items():  # the record last: it says that the run is done
+        own = {} if there else {"record": record}  # the last: it says that the run is done
+        for name, part in (readouts | own).items():
             if not (place := folder / f"{name}.json").exists():
                 write_record(place, part)
     return there is None
 
 
-def _undigested(record: Record) -> Record:
-    "A record without its digest, which older ones don't have."
-    return {name: part for name, part in record.items() if name != "digest"}
+def _same(one: Record, other: Record) -> bool:
+    "Are they the same, but for digests of the record and its weights, which older ones lack?"
+    late = [name for name in ("digest", "weights") if name not in one or name not in other]
+    rest = ({n: p for n, p in r.items() if n not in ("digest", *late)} for r in (one, other))
+    return next(rest) == next(rest)
