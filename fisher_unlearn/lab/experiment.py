@@ -112,6 +112,8 @@ class Experiment:
     def done(self) -> str:
         "How many of the runs are done, and which are not, in Markdown."
         count = f"{len(self.pairs)} of {len(self.settings)} runs are done."
+        if self.on == "none":
+            count += " Nothing was run for this page: it is drawn from their kept records."
         return "\n\n".join(filter(None, [count, self.unfinished]))
 
     @property

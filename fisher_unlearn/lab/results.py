@@ -312,43 +312,49 @@ def beside(
 _PHASES = {"before_ft": "before", "after_ft": "after", "retrained": "after", "during_ft": "during"}
 
 
-def _entry(row: Any, digits: int) -> str:
-    "One cell of a printed table: mean ± deviation (n, the paper's value, the difference)."
+def _shown(table: "pd.DataFrame") -> "pd.DataFrame":
+    "Our rows in the phases and metrics that the paper's table has, or that it knows nothing of."
+    cells = table[table.phase.isin(_PHASES)].assign(when=lambda t: t.phase.map(_PHASES))
+    others = {*METRICS} - {*paper_numbers().metric}
+    wanted = cells[cells.paper_mean.notna() | cells.metric.isin(others)]
+    pairs = {*zip(wanted.when, wanted.metric)}
+    ours = [n > 0 and (w, m) in pairs for w, m, n in zip(cells.when, cells.metric, cells.n)]
+    return cells[ours]
+
+
+def _columns(cells: "pd.DataFrame", digits: int) -> "pd.DataFrame":
+    "Each measurement in columns of its own: mean, spread, and what the paper prints."
+    keys, parts = ["setting", "method", "when"], {}
+    titles = {name: metric.title for name, metric in METRICS.items()}
+    cells = cells.assign(spread=cells.deviation.where(cells.n > 1))
+    for metric in cells.metric.unique():
+        own = cells[cells.metric == metric].set_index(keys)
+        title = titles.get(metric, metric).replace("_", " ")
+        names = {"mean": title, "spread": f"{title} ±", "paper_mean": f"{title}, paper"}
+        parts |= {new: own[name] for name, new in names.items() if own[name].notna().any()}
+    return _frame(parts).map(lambda x: f"{x:.{digits}f}").replace("nan", "–")
+
+
+def _frame(parts: dict[str, Any]) -> "pd.DataFrame":
+    "Columns side by side."
     import pandas as pd
 
-    paper = (
-        ""
-        if pd.isna(row.paper_mean)
-        else f"paper {row.paper_mean:.{digits}f} ± {row.paper_deviation:.{digits}f}"
-    )
-    if not row.n:
-        return paper
-    spread = f" ± {row.deviation:.{digits}f}" if row.n > 1 else ""
-    return (
-        f"{row.mean:.{digits}f}{spread} (n = "
-        f"{row.n}{f', {paper}, {row.difference:+.{digits}f}' if paper else ''})"
-    )
+    return pd.DataFrame(parts)
 
 # %% ../../nbs/6_lab/09_results.ipynb #5036ab20
 @checked
 def printable(
     table: "pd.DataFrame",  # from `beside`
     digits: Whole = 1,  # after the decimal point
-    # columns setting, method, and "<metric> before", "after" or "during" fine-tuning, for what the
-    # paper's table has, and for metrics that it knows nothing of
+    # columns setting, method, when (before, after or during fine-tuning), n; and for each
+    # measurement that the paper's table has, or that it knows nothing of: the mean, "±" and "paper"
 ) -> "pd.DataFrame":
-    """A wide table to show and to print, in words; the value of a retrained model stands under
-    *after*."""
-    cells = table[table.phase.isin(_PHASES)].assign(phase=lambda t: t.phase.map(_PHASES))
-    titles = {name: metric.title for name, metric in METRICS.items()}
-    cells = cells.assign(
-        column=cells.metric.replace(titles).str.replace("_", " ") + " " + cells.phase,
-        cell=[_entry(row, digits) for row in cells.itertuples()],
-    )
-    others = {*METRICS} - {*paper_numbers().metric}
-    wanted = cells[cells.paper_mean.notna() | cells.metric.isin(others)]
-    shown = wanted.drop_duplicates("column").set_index("column").phase
-    order = sorted(shown.index, key=lambda column: list(_PHASES.values()).index(shown[column]))
-    wide = cells.pivot(index=["setting", "method"], columns="column", values="cell")
-    rows = list(dict.fromkeys(zip(cells.setting, cells.method)))
-    return wide.loc[rows, order].fillna("–").rename_axis(columns=None).reset_index()
+    """A table to show and to print, one number a cell, of what was run; the value of a retrained
+    model stands under *after*, and ± is the population deviation, of two seeds half their
+    distance."""
+    cells = _shown(table)
+    rows = list(dict.fromkeys(zip(cells.setting, cells.method, cells.when)))
+    counts = cells.groupby(["setting", "method", "when"]).n.max()
+    wide = _columns(cells, digits).reindex(rows)
+    wide.insert(0, "n", counts.reindex(rows))
+    return wide.rename_axis(["setting", "method", "when"]).reset_index()
