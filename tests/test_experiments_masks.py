@@ -2,7 +2,6 @@
 answers are what its records say."""
 
 import json
-import re
 
 import papermill
 import pandas as pd
@@ -204,7 +203,7 @@ def test_the_eight_are_named_and_told_at_their_last_epoch(kept):
     lines = {
         line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
         for line in text.splitlines()
-        if line.startswith("|") and line.count("|") == 9
+        if line.startswith("|") and line.count("|") == 11
     }
     assert {"retrained", "fine-tuned only", *MASKS_TO_TUNE} <= set(lines)
     for name, case in MASKS_TO_TUNE.items():
@@ -212,11 +211,17 @@ def test_the_eight_are_named_and_told_at_their_last_epoch(kept):
         r = next(r for r in records if r["key"] == key)
         before, last = start(r), r["history"][-1]
         assert [float(x) for x in lines[name][:4]] == pytest.approx(
-            [*before, last["remain_acc"], last["forget_acc"]], abs=1e-3
+            [*before, last["remain_acc"], last["forget_acc"]], abs=0.0501
         ), name
-        assert re.search(
-            rf"\* \*\*{re.escape(name)}\*\*, fine-tuned: remain {last['remain_acc']:.1f} ", text
-        )
+
+
+def told(part):
+    "How many masks there are, and how many distinct pairs of accuracies."
+    count, pairs = len(part), len({*zip(part.remain, part.forget)})
+    return (
+        f"{count} mask{'' if count == 1 else 's'} "
+        f"({pairs} distinct outcome{'' if pairs == 1 else 's'})"
+    )
 
 
 def test_the_answers_count_what_the_table_holds(kept):
@@ -225,10 +230,12 @@ def test_the_answers_count_what_the_table_holds(kept):
         ("in the pool", "with the classifier in the pool"),
         ("not in the pool", "Without the classifier"),
     ):
-        part = table[table.classifier == pool]
-        assert f"{words} {part.printed.sum()} of {len(part)}" in text
+        part = table[(table.classifier == pool) & ~table["equals w*"]]
+        assert f"{words} it is that of {told(part[part.printed])} of {told(part)}" in text
     out = table[table.classifier == "not in the pool"]
-    assert f"(forget below 5 %): {out.forgets.sum()} of {len(out)} masks" in text
+    left = out[~out["equals w*"]]
+    assert f"(forget below 5 %): {told(left[left.forgets])} of {told(left)}" in text
+    assert f"{out['equals w*'].sum()} of {len(out)} without it equal w* in both" in text
     gap = out.forget.mean() - table[table.classifier == "in the pool"].forget.mean()
     assert (
         f"raises the forget accuracy by {gap:.0f} points on average over all {len(out)} pairs"

@@ -14,6 +14,7 @@ from fisher_unlearn.lab.experiments import needed
 from fisher_unlearn.lab.notebook import execute, find_notebook
 from fisher_unlearn.lab.plans import label
 from made import listed
+from verdicts import lacking_line, verdicts
 
 pytestmark = pytest.mark.slow
 
@@ -144,29 +145,17 @@ def test_the_table_says_what_the_kept_records_say(made, name):
 def test_one_short_seed_on_digits_says_nothing_about_the_paper(made, name):
     base, nb = made(name)
     text = (base / "figures" / "smoke" / f"{name}.md").read_text(encoding="utf-8")
-    verdicts = [
-        line
-        for line in text.splitlines()
-        if line.startswith("* ") and re.search(r": \*\*[a-z ]+\*\*\. ", line)
-    ]
-    assert len(verdicts) == CLAIMS[name] and all(
-        ": **not enough runs to say**. " in line and re.search(r"\d", line.split("**. ")[1])
-        for line in verdicts
-    )
-    assert (
-        all(
-            re.search(r"point (towards|away from) the claim \(.*(3 seeds|departure)", line)
-            for line in verdicts
-        )
-        and "nan" not in text
-    )
+    rows, lacks = verdicts(text), lacking_line(text)
+    assert len(rows) == CLAIMS[name] and all(re.search(r"\d", row["here"]) for row in rows)
+    assert {row["says"] for row in rows} <= {"towards", "away"} and "nan" not in text
+    assert f"in {len(rows)} of {len(rows)} rows" in lacks and re.search("3 seeds|departure", lacks)
     assert "**departures from the paper's protocol: digits is not among" in text
     shown = "".join(
         output.get("data", {}).get("text/markdown", "")
         for c in nb.cells
         for output in c.get("outputs", [])
     )
-    assert all(line in shown for line in verdicts)
+    assert verdicts(shown) == rows and lacks in shown
 
 
 @each
@@ -214,10 +203,8 @@ def value(records, method, preset, column, **where):
 @pytest.mark.parametrize("preset", ["paper", "authors_code"])
 def test_verdicts_point_where_the_records_do(made, name, preset):
     base, _ = made(name)
-    records, lines = (
-        kept(base, name),
-        (base / "figures" / "smoke" / f"{name}.md").read_text(encoding="utf-8").splitlines(),
-    )
+    text = (base / "figures" / "smoke" / f"{name}.md").read_text(encoding="utf-8")
+    records, rows = kept(base, name), verdicts(text)
     get = lambda method, column, **where: value(records, method, preset, column, **where)
     others = ("random_mask", "activation_mask")
     if name == "table3":
@@ -270,10 +257,12 @@ def test_verdicts_point_where_the_records_do(made, name, preset):
             < 0.05,
         }
     for claim, holds in wanted.items():
-        (line,) = [
-            line for line in lines if line.startswith(f"* Reading `{preset}`: ") and claim in line
+        (said,) = [
+            row["says"]
+            for row in rows
+            if row["claim"].startswith(f"Reading `{preset}`: ") and claim in row["claim"]
         ]
-        assert f"point {'towards' if holds else 'away from'} the claim" in line
+        assert said == ("towards" if holds else "away")
 
 
 def test_table_3_says_what_the_patch_does_not_change(made):
@@ -341,9 +330,9 @@ def test_a_run_that_fails_is_named_and_the_others_are_told(made):
     assert "23 of 24 runs are done.\n\n* failed: digits resnet20 666: fisher_mask, paper" in text
     assert text.count("\n* failed: ") == 1 and "nan" not in text
     assert len(pd.read_parquet(base / "again" / "smoke" / "table4.parquet")) == 23
-    lines = [line for line in text.splitlines() if line.startswith("* Reading")]
-    assert len(lines) == 8 and all(
-        ("Numbers that it needs are missing" in line) == ("`paper`" in line) for line in lines
+    rows = verdicts(text)
+    assert len(rows) == 8 and all(
+        (row["says"] == "numbers missing") == ("`paper`" in row["claim"]) for row in rows
     )
 
 

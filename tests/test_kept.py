@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 import fisher_unlearn
 from fisher_unlearn.cli import app
+from verdicts import verdicts
 
 FIGURES = Path(fisher_unlearn.__file__).parent.parent / "figures"
 NAMES = sorted(
@@ -97,16 +98,16 @@ def test_a_missing_run_is_no_evidence(tmp_path):
         str(tmp_path),
     )
     text = (tmp_path / "cpu" / "figure1.md").read_text(encoding="utf-8")
-    verdicts = [line for line in text.splitlines() if line.startswith("* ") and "**" in line]
+    rows = verdicts(text)
     without = [
-        line
-        for line in verdicts
-        if "A run that it needs is missing. Numbers that it needs are missing" in line
+        row["claim"]
+        for row in rows
+        if row["here"] == "A run that it needs is missing." and row["says"] == "numbers missing"
     ]
     assert (
         "3 of 5 runs are done." in text
         and "nan" not in text
-        and len(verdicts) == 7
+        and len(rows) == 7
         and len(without) == 4
-        and all("influence function" in line for line in without)
+        and all("influence function" in claim for claim in without)
     )

@@ -17,11 +17,12 @@ from fisher_unlearn.lab.experiments import sweep
 from fisher_unlearn.lab.settings import RunSettings
 from fisher_unlearn.lab.paper import AVERAGE, CELLS, PAPER_SETTINGS, departures, paper_numbers
 from fisher_unlearn.lab.paper import row_label, setting_name
-from fisher_unlearn.lab.report import Verdict, bullets, conditions, keep, lacking, read_kept
-from fisher_unlearn.lab.report import verdict
+from fisher_unlearn.lab.report import Verdict, answer, bullets, conditions, keep, lacking
+from fisher_unlearn.lab.report import read_kept, verdict, verdict_table
 from fisher_unlearn.lab.results import beside, histories, missing_cells, outcomes, printable
 from fisher_unlearn.lab.results import summary, with_average
 from made import listed
+from verdicts import lacking_line, verdicts
 
 matplotlib.use("Agg")
 ROOT = Path(fisher_unlearn.__file__).parent
@@ -629,7 +630,7 @@ def test_numbers_of_other_settings_do_not_meet_the_papers():
         assert joined[joined.n > 0].paper_mean.isna().all()
 
 
-def test_the_printed_table_says_n_the_papers_value_and_the_difference():
+def test_the_printed_table_has_one_number_a_cell_and_rows_that_were_run():
     runs = [
         record(seed=666),
         record(seed=777, pairs=[(r - 2, f) for r, f in HISTORY]),
@@ -637,32 +638,26 @@ def test_the_printed_table_says_n_the_papers_value_and_the_difference():
         record("mask_classifier"),
     ]
     wide = printable(beside(summary(outcomes(runs)), 1))
-    assert wide.columns.tolist() == [
-        "setting",
-        "method",
-        "remain acc before",
-        "forget acc before",
-        "unlearn score before",
-        "remain acc after",
-        "forget acc after",
-        "unlearn score after",
-        "epochs to best after",
+    names = ("remain acc", "forget acc", "unlearn score", "epochs to best")
+    columns = [f"{name}{part}" for name in names for part in ("", " ±", ", paper")]
+    assert wide.columns.tolist() == ["setting", "method", "when", "n", *columns]
+    rows = wide.set_index(["method", "when"])
+    assert rows.index.tolist() == [
+        ("FisherMask (paper)", "before"),
+        ("FisherMask (paper)", "after"),
+        ("Retrain", "after"),
+        ("MaskClassifier", "before"),
+        ("MaskClassifier", "after"),
     ]
-    fisher, fresh, control = wide.iloc[0], wide.iloc[1], wide.iloc[2]
-    assert (fisher.setting, fisher.method) == (
-        "ResNet20/CIFAR10",
-        "FisherMask (paper)",
-    ) and fresh.method == "Retrain"
-    assert fisher["remain acc before"] == "79.0 ± 1.0 (n = 2, paper 86.2 ± 0.4, -7.2)"
-    assert fisher["forget acc before"] == "90.0 ± 0.0 (n = 2, paper 0.0 ± 0.1, +90.0)"
-    assert (
-        fresh["epochs to best after"] == "1.0 (n = 1, paper 133.7 ± 16.1, -132.7)"
-        and fresh["remain acc before"] == "–"
-    )
-    assert control.method == "MaskClassifier" and control["remain acc before"] == "80.0 (n = 1)"
-    average = pick(wide, setting=AVERAGE, method="w*")
-    assert average["forget acc before"] == "paper 84.7 ± 1.2" and average["forget acc after"] == "–"
-    assert "83.04" in printable(beside(summary(outcomes(runs)), 4), digits=2).to_markdown()
+    assert {*wide.setting} == {"ResNet20/CIFAR10"} and wide.n.tolist() == [2, 2, 1, 1, 1]
+    fisher, fresh = rows.loc[("FisherMask (paper)", "before")], rows.loc[("Retrain", "after")]
+    assert fisher[columns[:6]].tolist() == ["79.0", "1.0", "86.2", "90.0", "0.0", "0.0"]
+    assert fisher["epochs to best"] == "–"
+    assert fresh[columns[-3:]].tolist() == ["1.0", "–", "133.7"]
+    control = rows.loc[("MaskClassifier", "before")]
+    assert control[columns[:3]].tolist() == ["80.0", "–", "–"]
+    more = printable(beside(summary(outcomes(runs)), 1), digits=2).set_index(["method", "when"])
+    assert more["remain acc"]["MaskClassifier", "before"] == "80.00"
 
 
 FAITHFUL = [
@@ -860,12 +855,41 @@ def test_the_profile_quick_is_never_enough():
     ],
 )
 def test_verdicts(holds, lacks, outcome, words):
-    found = verdict("A is above B", holds, "1.0 and 2.0.", lacks)
-    assert (
-        found == Verdict("A is above B", outcome, f"1.0 and 2.0.{words}")
-        and str(found) == f"* A is above B: **{outcome}**. 1.0 and 2.0.{words}"
-    )
+    found = verdict("A is above B (paper: 3 and 4)", holds, "1.0 and 2.0.", lacks)
+    points = None if outcome != "not enough runs to say" else POINTS[holds]
+    more = () if points is None else tuple(lacks)
+    assert found == Verdict("A is above B", outcome, "1.0 and 2.0.", "3 and 4", points, more)
+    assert str(found) == f"* A is above B (paper: 3 and 4): **{outcome}**. 1.0 and 2.0.{words}"
     assert bullets([found, found]) == f"{found}\n{found}"
+
+
+POINTS = {True: "towards", False: "away", None: "numbers missing"}
+
+
+def test_a_table_of_verdicts_says_once_what_all_lack():
+    rows = [
+        verdict("A | a", True, "1.", ["few", "short"]),
+        verdict("B (paper: 2)", False, "2.", ["few", "short", "odd"]),
+        verdict("C", None, "", ["few", "short"]),
+        verdict("D", True, "4.", []),
+    ]
+    text = verdict_table(rows)
+    assert [(r["claim"], r["here"], r["paper"], r["says"], r["marks"]) for r in verdicts(text)] == [
+        ("A \\| a", "1.", "–", "towards", ""),
+        ("B", "2.", "2", "away", "a"),
+        ("C", "–", "–", "numbers missing", ""),
+        ("D", "4.", "–", "holds", ""),
+    ]
+    assert lacking_line(text) == (
+        "**Not enough runs to say**, in 3 of 4 rows: few; short; in rows marked a, odd."
+    )
+    assert not lacking_line(verdict_table(rows[3:]))
+    assert answer(rows) == (
+        "Of the paper's claims here (4), 1 hold and 0 do not. Runs are not enough for 3: the "
+        "numbers at hand point towards 1 and away from 1, and for 1 they are missing. Against the "
+        "paper: B."
+    )
+    assert answer(rows[:1]).startswith("Of the paper's claims here (1), none can be judged.")
 
 
 @pytest.fixture
