@@ -62,11 +62,12 @@ coverage: $(READY)
 bench: $(READY)
 	for what in $(WHAT); do $(BIN)/python benchmarks/$$what.py $(BENCH) || exit 1; done
 
-# Cleaning, exporting and rendering again must change nothing.
+# Cleaning, exporting and rendering again must change nothing, and executed copies must be of today's notebooks.
 sync: $(READY)
 	@sums() { cat $(NOTEBOOKS) fisher_unlearn/*.py fisher_unlearn/*/*.py README.md | sha256sum; }; before=$$(sums); \
 	$(BIN)/nbdev_clean && $(BIN)/nbdev_export && $(MAKE) --no-print-directory readme && \
 	if [ "$$before" != "$$(sums)" ]; then echo "Notebooks, package and README.md were out of step; they are not any more: commit them."; git status --short; exit 1; fi
+	@$(BIN)/python tests/copies.py
 	@echo "Notebooks, package and README.md agree."
 
 # nbdev_test passes if it finds nothing to test, so what was tested is counted. Two notebooks share the cores, so their threads must not spin while they wait.
