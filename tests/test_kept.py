@@ -111,3 +111,18 @@ def test_a_missing_run_is_no_evidence(tmp_path):
         and len(without) == 4
         and all("influence function" in claim for claim in without)
     )
+
+
+@pytest.mark.slow
+def test_what_was_read_out_of_a_run_with_kept_weights_is_put_back_without_its_record(tmp_path):
+    "Its record lies with its weights, and older ones lack their digest."
+    kept, root = (
+        FIGURES / "paper_bfloat16" / "what_the_mask_removes.parquet",
+        FIGURES.parent / "data",
+    )
+    command("restore", str(kept), "--runs", str(tmp_path), "--root", str(root))
+    rows = pd.read_parquet(kept)
+    (fresh,) = [k for k, s in zip(rows.key, rows.settings) if json.loads(s)["method"] == "retrain"]
+    assert (root / "checkpoints" / f"{fresh}.json").exists()
+    there = {path.name for path in (tmp_path / fresh).glob("*.json")}
+    assert "relearn_classifier_100.json" in there and "record.json" not in there

@@ -20,6 +20,8 @@ from fisher_unlearn.lab.notebook import find_notebook
 from fisher_unlearn.lab.deletion_order import order_types
 from fisher_unlearn.lab.settings import parameter_names, resolve, run_key
 
+import copies
+
 ROOT = Path(fisher_unlearn.__file__).parent.parent
 CHAPTERS = [
     *sorted((ROOT / "nbs").glob("[0-9]*/[0-9]*.ipynb")),
@@ -365,3 +367,27 @@ def test_modules_name_each_other_relatively():
     ]
     # the version, which stands in the package itself
     assert [line for line in found if "import fisher_unlearn" not in line] == []
+
+
+def test_executed_copies_are_of_todays_notebooks():
+    "The same check is a part of `make sync`."
+    assert not copies.stale(ROOT / "figures", ROOT / "nbs" / "experiments")
+
+
+def test_a_copy_that_is_out_of_step_or_too_large_is_named(tmp_path):
+    notebooks = ROOT / "nbs" / "experiments"
+    (tmp_path / "quick").mkdir()
+    copy = tmp_path / "quick" / "quickstart_digits_resnet20.ipynb"
+    assert copies.original(copy, notebooks).stem == "quickstart"
+    whole = nbformat.read(notebooks / "quickstart.ipynb", 4)
+    given = nbformat.v4.new_code_cell("seed = 1", metadata={"tags": [copies.GIVEN]})
+    whole.cells.insert(2, given)
+    nbformat.write(whole, copy)
+    assert copies.stale(tmp_path, notebooks) == []
+    whole.cells[0].source += " changed"
+    nbformat.write(whole, copy)
+    (line,) = copies.stale(tmp_path, notebooks)
+    assert "not that of today's notebook" in line and str(tmp_path) not in line
+    whole.cells[-1].source = "x" * copies.MOST
+    nbformat.write(whole, copy)
+    assert len(copies.stale(tmp_path, notebooks)) == 2

@@ -811,10 +811,10 @@ def enough(seeds=(666, 777, 888), **parameters):
 
 def test_three_seeds_of_every_cell_without_departures_are_enough():
     assert lacking(enough()) == [] and lacking(enough((1, 2)), seeds=2) == []
-    assert lacking(enough((1, 2))) == ["2 of 2 cells have fewer than 3 seeds, the least 2"]
+    assert lacking(enough((1, 2))) == ["every cell has fewer than 3 seeds, the least 2"]
     assert lacking(enough()[:-1]) == ["1 of 2 cells have fewer than 3 seeds, the least 2"]
     assert lacking([record("finetune", 1), record("finetune", 2), record("fisher_mask", 3)]) == [
-        "2 of 2 cells have fewer than 3 seeds, the least 1"
+        "every cell has fewer than 3 seeds, the least 1"
     ]
     assert lacking(enough(profile="quick")) == ["1 departure from the paper's protocol"]
     assert lacking(enough(fine_tune_epochs=4, epochs=80)) == [

@@ -137,14 +137,9 @@ def lacking(
     if settings is not None:
         counts = counts.reindex(list(product(counts.index.unique("label"), settings)), fill_value=0)
     short, away = counts[counts < seeds], {text for record in whole for text in departures(record)}
-    few = (
-        [
-            f"{len(short)} of {len(counts)} cells have fewer than {seeds} seeds, the "
-            f"least {short.min()}"
-        ]
-        if len(short)
-        else []
-    )
+    some = f"{len(short)} of {len(counts)} cells have"
+    which = "every cell has" if len(short) == len(counts) else some
+    few = [f"{which} fewer than {seeds} seeds, the least {short.min()}"] if len(short) else []
     return few + (
         [f"{len(away)} departure{'s' if len(away) > 1 else ''} from the paper's protocol"]
         if away

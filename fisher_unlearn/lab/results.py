@@ -353,7 +353,10 @@ def printable(
     model stands under *after*, and ± is the population deviation, of two seeds half their
     distance."""
     cells = _shown(table)
-    rows = list(dict.fromkeys(zip(cells.setting, cells.method, cells.when)))
+    known = {*zip(cells.setting, cells.method, cells.when)}
+    pairs = dict.fromkeys(zip(cells.setting, cells.method))
+    whens = dict.fromkeys(_PHASES.values())
+    rows = [(*pair, when) for pair in pairs for when in whens if (*pair, when) in known]
     counts = cells.groupby(["setting", "method", "when"]).n.max()
     wide = _columns(cells, digits).reindex(rows)
     wide.insert(0, "n", counts.reindex(rows))
