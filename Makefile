@@ -4,6 +4,7 @@ SHELL   := /bin/bash
 PYTHON  ?= $(shell command -v python3.11 || command -v python3)
 BIN     := .venv/bin
 READY   := .venv/.installed
+DOCS    := .venv/.docs
 DATASET ?= digits
 WHAT    ?= fisher convolutions training precision overhead methods
 PROFILE ?= $(if $(filter digits,$(DATASET)),quick,cpu)
@@ -13,7 +14,7 @@ NOTEBOOKS = nbs/*.ipynb nbs/*/*.ipynb
 # Tests start hundreds of processes; each would compile the package again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help reproduce test test-slow test-lowest coverage bench sync notebooks lint readme
+.PHONY: help reproduce test test-slow test-lowest coverage bench docs sync notebooks lint readme
 
 help:
 	@echo "make reproduce [DATASET=mnist] [PROFILE=cpu]  train, retrain and forget a class, on digits in two minutes"
@@ -22,11 +23,17 @@ help:
 	@echo "make test-lowest                              quick tests with the lowest versions that pyproject.toml allows"
 	@echo "make coverage [TESTS='tests/test_grid.py']    lines and branches of the package that tests reach"
 	@echo "make bench [WHAT=fisher] [BENCH='--repeats 9'] what scoring, training and a run's bookkeeping cost; an hour on two cores"
+	@echo "make docs                                     all chapters and results as a book: _docs/html/index.html"
 	@echo "make readme                                   README.md from nbs/index.ipynb"
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable '.[dev,ray]'
+	@touch $@
+
+# What makes the book is installed only where the book, or its tests, are asked for.
+$(DOCS): $(READY)
+	$(BIN)/pip install --quiet --editable '.[docs]'
 	@touch $@
 
 reproduce: $(READY)
@@ -37,7 +44,7 @@ test: sync
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint notebooks
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest -q -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-test-slow: $(READY)
+test-slow: $(READY) $(DOCS)
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest -q -m slow --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # An environment over the first one: torch is there already, and what has a lower bound is found before its newest version.
@@ -62,6 +69,10 @@ coverage: $(READY)
 bench: $(READY)
 	for what in $(WHAT); do $(BIN)/python benchmarks/$$what.py $(BENCH) || exit 1; done
 
+docs: $(DOCS)
+	$(BIN)/python docs/build.py _docs
+	@echo "The book is _docs/html/index.html."
+
 # Cleaning, exporting and rendering again must change nothing, and executed copies must be of today's notebooks.
 sync: $(READY)
 	@sums() { cat $(NOTEBOOKS) fisher_unlearn/*.py fisher_unlearn/*/*.py README.md | sha256sum; }; before=$$(sums); \
@@ -80,8 +91,8 @@ notebooks: $(READY)
 	echo "$$tested of $$found notebooks tested"; [ $$tested -eq $$found ]
 
 lint: $(READY)
-	$(BIN)/ruff check fisher_unlearn nbs tests benchmarks
-	$(BIN)/ruff format --quiet --check nbs tests benchmarks || { echo "Run .venv/bin/ruff format nbs tests benchmarks."; exit 1; }
+	$(BIN)/ruff check fisher_unlearn nbs tests benchmarks docs
+	$(BIN)/ruff format --quiet --check nbs tests benchmarks docs || { echo "Run .venv/bin/ruff format nbs tests benchmarks docs."; exit 1; }
 	$(BIN)/mypy fisher_unlearn
 
 readme: $(READY)
