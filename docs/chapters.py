@@ -10,6 +10,8 @@ from nbformat.v4 import new_markdown_cell
 
 PROFILES = ("paper", "paper_bfloat16", "interpolating", "cpu", "quick")  # the richest first
 PAGES = ("CONTRIBUTING.md", "CHANGELOG.md")
+FILES = ("CITATION.cff",)  # which pages lead to
+COPY = re.compile(r"\]\((?:\.\./)*figures/(\w+/\w+)\.ipynb\)")  # a link to an executed copy
 DIRECTIVE = re.compile(r"^#\| *(.*)\n?", re.MULTILINE)
 
 
@@ -17,17 +19,59 @@ def write_chapters(root: Path, source: Path) -> None:
     "All that is read of a checkout, in a folder that mirrors `nbs/`."
     source.mkdir(parents=True)
     (source / "figures").symlink_to(root / "figures", target_is_directory=True)
-    for name in PAGES:
+    for name in (*PAGES, *FILES):
         (source / name).write_text((root / name).read_text(encoding="utf-8"), encoding="utf-8")
+    write_copies(root, source)
     for path in sorted((root / "nbs").rglob("*.ipynb")):
         place = path.relative_to(root / "nbs")
         notebook = readable(nbformat.read(with_results(path, root), 4), depth=len(place.parts) - 1)
+        lead_to_pages(notebook, root)
         if path.parent.name == "experiments":
             notebook.cells.insert(1, provenance(path, root))
         if place.stem == "index":
-            notebook.cells += map(new_markdown_cell, contents(root / "nbs"))
+            notebook.cells += map(new_markdown_cell, contents(root))
         (source / place).parent.mkdir(exist_ok=True)
         nbformat.write(notebook, source / place)
+
+
+def write_copies(root: Path, source: Path) -> None:
+    "Executed copies of experiments that are shown under a richer profile, each as a page as well."
+    for path in further_copies(root):
+        place = source / page_of(path, root).lstrip("/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        notebook = readable(nbformat.read(path, 4), depth=1)
+        notebook.cells.insert(1, provenance(experiment_of(path, root), root, path))
+        nbformat.write(notebook, place)
+
+
+def further_copies(root: Path) -> list[Path]:
+    "All kept copies but those that stand for their experiments."
+    copies = [p for profile in PROFILES for p in (root / "figures" / profile).glob("*.ipynb")]
+    return sorted(p for p in copies if kept_copy(experiment_of(p, root), root) != p)
+
+
+def experiment_of(copy: Path, root: Path) -> Path:
+    "The notebook that a copy was executed from; a quickstart's also names its data and network."
+    stem = "quickstart" if copy.stem.startswith("quickstart_") else copy.stem
+    return root / "nbs" / "experiments" / f"{stem}.ipynb"
+
+
+def page_of(copy: Path, root: Path) -> str:
+    "Where an executed copy is read, from the top of the book."
+    experiment = experiment_of(copy, root)
+    shown = kept_copy(experiment, root) == copy
+    return f"/experiments/{experiment.name if shown else f'{copy.parent.name}/{copy.name}'}"
+
+
+def lead_to_pages(notebook: NotebookNode, root: Path) -> None:
+    "Links to executed copies, in prose and in what cells put out, lead to their pages."
+    page = lambda link: f"]({page_of(root / 'figures' / f'{link[1]}.ipynb', root)})"
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = COPY.sub(page, cell.source)
+        for output in cell.get("outputs", []):
+            if text := output.get("data", {}).get("text/markdown"):
+                output.data["text/markdown"] = COPY.sub(page, text)
 
 
 def readable(notebook: NotebookNode, depth: int) -> NotebookNode:
@@ -66,9 +110,9 @@ def with_results(path: Path, root: Path) -> Path:
     return path.parent.name == "experiments" and kept_copy(path, root) or path
 
 
-def provenance(path: Path, root: Path) -> NotebookNode:
-    "What a reader of an experiment looks at."
-    copy, where = kept_copy(path, root), path.relative_to(root).as_posix()
+def provenance(path: Path, root: Path, copy: Path | None = None) -> NotebookNode:
+    "What a reader of an experiment looks at: the fullest copy, or another one."
+    copy, where = copy or kept_copy(path, root), path.relative_to(root).as_posix()
     if copy is None:
         return new_markdown_cell(f"*The notebook `{where}`, of which no executed copy is kept.*")
     profile, kept = copy.parent.name, copy.relative_to(root).as_posix()
@@ -78,8 +122,9 @@ def provenance(path: Path, root: Path) -> NotebookNode:
     )
 
 
-def contents(nbs: Path) -> list[str]:
+def contents(root: Path) -> list[str]:
     "The table of contents: the parts in their order, then what is made with them."
+    nbs = root / "nbs"
     parts = sorted(folder for folder in nbs.glob("[0-9]_*") if folder.is_dir())
     on_top, loose = sorted(nbs.glob("[0-9]_*.ipynb")), {*nbs.glob("[a-z]*.ipynb")}
     sections = {
@@ -92,6 +137,8 @@ def contents(nbs: Path) -> list[str]:
         caption: [path.relative_to(nbs).with_suffix("").as_posix() for path in paths]
         for caption, paths in sections.items()
     }
+    further = [page_of(copy, root).lstrip("/") for copy in further_copies(root)]
+    listed["Other runs"] = [page.removesuffix(".ipynb") for page in further]
     listed["Reference"] = ["api/index", *(Path(name).stem for name in PAGES)]
     return [toctree(caption, names) for caption, names in listed.items() if names]
 
