@@ -24,8 +24,9 @@ def write_api(root: Path, folder: Path) -> None:
     }
     seen: set[Definition] = set()
     for name, module in modules.items():
-        new = [with_inherited(one, classes) for one in module.definitions() if one not in seen]
-        seen |= {one for one in module.definitions() if one.kind == "data"}
+        public = [one for one in module.definitions() if not one.name.startswith("_")]
+        new = [with_inherited(one, classes) for one in public if one not in seen]
+        seen |= {one for one in public if one.kind == "data"}
         (folder / f"{name}.md").write_text(page(name, module, new), encoding="utf-8")
     (folder / "index.md").write_text(index(modules), encoding="utf-8")
 
@@ -59,23 +60,27 @@ def page(name: str, module: Module, entries: list[Definition]) -> str:
 
 
 def with_inherited(one: Definition, classes: dict[str, Definition]) -> Definition:
-    "A class with the fields of its bases as well."
-    fields: dict[str, Parameter | str] = {}
-    for base in one.bases:
-        if base in classes:
-            above = with_inherited(classes[base], classes).parameters
-            fields |= {str(getattr(field, "name", field)): field for field in above}
-    fields |= {str(getattr(field, "name", field)): field for field in one.parameters}
-    return replace(one, parameters=tuple(fields.values()))
+    "A class with the fields of its bases as well, those that are not shown among them."
+    if one.kind != "class":
+        return one
+    above = [with_inherited(classes[base], classes) for base in one.bases if base in classes]
+    fields = {
+        field.name: field
+        for base in above
+        for field in base.parameters
+        if isinstance(field, Parameter) and not field.name.startswith("*")
+    }
+    own = {getattr(field, "name", field): field for field in one.parameters}
+    return replace(one, parameters=tuple((fields | own).values()))
 
 
 def entry(one: Definition, colons: int = 6) -> str:
     "A definition with all that is said of it, and its methods within."
-    bases = [f"*Made from* {listed(one.bases)}." for _ in one.bases[:1]]
+    bases = [code(base) for base in one.bases if not base.startswith("_")]
     parts = [
         *options(one),
-        prose(one.text),
-        *bases,
+        *map(prose, one.text.split("\n\n")),
+        f"*Derived from* {', '.join(bases)}." if bases else "",
         table(one),
         *(entry(method, colons - 1) for method in one.methods),
     ]
@@ -97,10 +102,17 @@ def signature(one: Definition) -> str:
     "How it is called."
     if one.kind in ("data", "property"):
         return one.name
-    given = ", ".join(map(written, one.parameters))
+    star = ["*"] if by_name_only(one) else []
+    given = ", ".join(map(written, [*star, *one.parameters]))
     called = one.kind != "class" or one.parameters
     returns = f" -> {one.returns}" if one.returns else ""
     return one.name + f"({given}){returns}" * bool(called)
+
+
+def by_name_only(one: Definition) -> bool:
+    "Do fields with a default come before others, so that names must say which are meant?"
+    fields = [field.default is not None for field in one.parameters if isinstance(field, Parameter)]
+    return one.kind == "class" and fields != sorted(fields)
 
 
 def written(parameter: Parameter | str) -> str:
@@ -135,10 +147,6 @@ def row(cells: Iterable[str]) -> str:
     "A line of a table, as a list in a list."
     first, *others = cells
     return "\n".join([f"* - {first}", *(f"  - {cell}" for cell in others)])
-
-
-def listed(names: Iterable[str]) -> str:
-    return ", ".join(map(code, names))
 
 
 def code(text: str | None) -> str:

@@ -24,7 +24,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Definition:
-    "A public function, class, method, property or value."
+    "A function, class, method, property or value."
 
     kind: str  # "function", "class", "method", "property" or "data"
     name: str
@@ -38,7 +38,7 @@ class Definition:
 
 
 class Module:
-    "The public names of a module, read from its source."
+    "What a module defines, read from its source."
 
     def __init__(self, path: Path):
         source = path.read_text(encoding="utf-8")
@@ -58,11 +58,11 @@ class Module:
         return found[1] if found else ""
 
     def definitions(self) -> Iterator[Definition]:
-        "What is public, in the order of the source."
+        "What is defined, in the order of the source."
         for node in self.tree.body:
-            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            if isinstance(node, ast.FunctionDef):
                 yield self.function(node, "function")
-            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            if isinstance(node, ast.ClassDef):
                 yield self.of_class(node)
             if isinstance(node, (ast.Assign, ast.AnnAssign)):
                 yield from self.values(node)
@@ -144,24 +144,23 @@ class Module:
         )
 
     def fields(self, node: ast.ClassDef) -> Iterator[Parameter]:
-        "Those of a dataclass; an option has its default and its comment as arguments."
-        if not any("dataclass" in ast.unparse(one) for one in node.decorator_list):
-            return
+        "Its own fields; an option has its default and its comment as arguments of a call."
         for part in node.body:
             if not isinstance(part, ast.AnnAssign) or "ClassVar" in ast.unparse(part.annotation):
                 continue
             default, comment = part.value, self.beside(part, part)
-            if isinstance(default, ast.Call) and ast.unparse(default.func) == "option":
-                default, comment = default.args[0], ast.literal_eval(default.args[1])
+            match default:
+                case ast.Call(args=[first, ast.Constant(value=str(told))]):
+                    default, comment = first, told
             shown = ast.unparse(default) if default else None
             yield Parameter(part.target.id, ast.unparse(part.annotation), shown, comment)
 
     def values(self, node: ast.Assign | ast.AnnAssign) -> Iterator[Definition]:
-        "Public values, such as `METHODS`, and the names of annotations, such as `Share`."
+        "Values, such as `METHODS`, and the names of annotations, such as `Share`."
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         made_by = ast.unparse(node.value.func) if isinstance(node.value, ast.Call) else ""
         for target in targets:
-            if isinstance(target, ast.Name) and target.id[0] != "_" and made_by not in BLIND:
+            if isinstance(target, ast.Name) and made_by not in BLIND:
                 note = ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) else ""
                 text, value = self.beside(node, node), ast.unparse(node.value)
                 yield Definition("data", target.id, text, returns=note, value=value)

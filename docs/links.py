@@ -10,7 +10,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 from sphinx.util.nodes import make_refnode
 
-CHAPTER = re.compile(r"(?:nbs/)?(\d_\w+(?:/\d\d_\w+)?|experiments/\w+|results)(?:\.ipynb)?")
+CHAPTER = re.compile(r"(?:nbs/)?(\d_\w+(?:/\d\d_\w+)?|experiments/\w+|\w+(?=\.ipynb))(?:\.ipynb)?")
 NAME = re.compile(r"([A-Za-z]\w*(?:\.[A-Za-z]\w*)?)(?:\(.*\))?", re.DOTALL)
 WITHIN = (nodes.reference, nodes.title, nodes.raw)
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def link_names(app: Sphinx, doctree: nodes.document, page: str) -> None:
             continue
         text = literal.astext()
         target = target_of(text, app.env)
-        if target is None and re.fullmatch(r"\d_\w+/\d\d_\w+|experiments/\w+", text):
+        if target is None and re.fullmatch(r"(\d_\w+/\d\d|experiments/)\w+", text):
             logger.warning("there is no chapter %r", text, location=literal)
         if target and target != (page, ""):
             link = make_refnode(app.builder, page, *target, [literal.deepcopy()])

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,7 +19,7 @@ from bs4 import BeautifulSoup
 from fastcore.docments import docments
 
 import fisher_unlearn
-from api import entry
+from api import entry, with_inherited
 from chapters import kept_copy, readable
 from docments import Module
 
@@ -242,6 +243,19 @@ class Kind(Base):
 
     def _own(self):
         "Nobody's business."
+
+
+class _Own(BaseModel):
+    kind: ClassVar[str]
+    first: Seed = _value(None, "in (0, 1)")
+
+    def __init__(self, **values): ...
+
+
+class Settings(_Own):
+    "Some."
+
+    second: int  # of all
 '''
 
 
@@ -258,7 +272,9 @@ def comments(definition):
 
 
 def test_a_comment_belongs_to_its_parameter(read):
-    assert [*read] == ["LIMIT", "one", "two", "Kind"] and read["LIMIT"].text == "of all"
+    assert [*read] == ["LIMIT", "one", "two", "Kind", "_Own", "Settings"] and read[
+        "LIMIT"
+    ].text == "of all"
     assert comments(read["one"]) == {"a": "", "b": ""}
     assert read["one"].returned == "what comes back"
     assert comments(read["two"]) == {
@@ -270,6 +286,16 @@ def test_a_comment_belongs_to_its_parameter(read):
     assert read["two"].parameters[2] == "*" and read["two"].returned == "{name: count}"
     assert comments(read["Kind"]) == {"share": "of all", "size": "in pixels"}
     assert [(one.kind, one.name) for one in read["Kind"].methods] == [("property", "area")]
+
+
+def test_a_class_has_the_fields_of_its_bases(read):
+    whole = with_inherited(read["Settings"], read)
+    assert comments(whole) == {"second": "of all"}
+    open_base = replace(read["_Own"], parameters=read["Kind"].parameters)
+    whole = with_inherited(read["Settings"], read | {"_Own": open_base})
+    assert [*comments(whole)] == ["share", "size", "second"] and "_Own" not in entry(whole)
+    called = "Settings(*, share: Share = 0.1, size: int = 2, second: int)"
+    assert f"{{py:class}} {called}\n" in entry(whole)
 
 
 def test_an_entry_is_a_signature_and_a_table(read):
