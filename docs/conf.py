@@ -14,6 +14,7 @@ exclude_patterns = ["figures"]
 smartquotes = False  # what stands in quotes is often a value
 
 nb_execution_mode = "off"  # a notebook's outputs are those that it was stored with
+nb_render_markdown_format = "myst"  # an output's tables are tables, as those in prose are
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
 
 # MathJax comes with the book: pages ask nobody else.

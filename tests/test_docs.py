@@ -20,7 +20,7 @@ from fastcore.docments import docments
 
 import fisher_unlearn
 from api import entry, with_inherited
-from chapters import kept_copy, readable
+from chapters import PROFILES, kept_copy, page_of, readable
 from docments import Module
 
 ROOT = Path(fisher_unlearn.__file__).parent.parent
@@ -164,6 +164,23 @@ def test_directives_are_hidden_and_code_is_not(book):
     pages = [book / path.relative_to(ROOT / "nbs").with_suffix(".html") for path in NOTEBOOKS]
     assert not [page for page in pages if "#| " in page.read_text(encoding="utf-8")]
     assert "def _check_apart" in soup(book / "4_methods" / "13_unlearn.html").text
+
+
+@pytest.mark.slow
+def test_tables_that_cells_put_out_are_tables(book):
+    found = soup(book / "results.html").select("article table")
+    assert len(found) >= 9 and "|:--" not in soup(book / "results.html").text
+    assert soup(book / "index.html").select("article table a[href^='experiments/']")
+
+
+@pytest.mark.slow
+def test_every_executed_copy_is_a_page_and_links_to_it_lead_there(book):
+    copies = [p for p in (ROOT / "figures").glob("*/*.ipynb") if p.parent.name in PROFILES]
+    shown = [page_of(copy, ROOT).lstrip("/").removesuffix(".ipynb") for copy in copies]
+    assert len({*shown}) == len(copies) and all((book / f"{page}.html").exists() for page in shown)
+    links = {a["href"] for a in soup(book / "results.html").select("article a[href]")}
+    assert {"experiments/table1.html", "experiments/cpu/table1.html"} <= links
+    assert not [link for link in links if link.endswith(".ipynb")]
 
 
 @pytest.mark.slow
