@@ -102,6 +102,42 @@ def test_squares_are_added_up_in_registers_where_there_is_a_loop_for_them(
     assert len(taken) == fits and found.shape == layer.weight.shape
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    "layer, shape",
+    [
+        (nn.Conv2d(5, 5, 3, stride=2, padding=1, dilation=2, groups=5), (5, 9, 8)),
+        (nn.Conv2d(37, 37, 7, padding=3, groups=37), (37, 6, 7)),
+        (nn.Conv2d(16, 16, (5, 2), padding="valid", groups=16), (16, 5, 2)),
+        (nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular", groups=8), (8, 4, 4)),
+        (nn.Conv1d(20, 20, 11, padding=5, groups=20), (20, 1)),
+        (nn.Conv3d(3, 3, 2, groups=3), (3, 3, 4, 2)),
+    ],
+    ids=repr,
+)
+def test_depthwise_convolutions_are_summed_channel_by_channel(monkeypatch, layer, shape, dtype):
+    "Two directions, images in both layouts, against one sample at a time."
+    layer, taken, loop = copy.deepcopy(layer).to(dtype), [], fused.squares_by_channel
+    monkeypatch.setattr(
+        fused, "squares_by_channel", lambda *given: taken.append(True) or loop(*given)
+    )
+    x = torch.randn(5, *shape, dtype=dtype)
+    gs = [torch.randn_like(layer(x)) for _ in range(2)]
+    exact = copy.deepcopy(layer).double()
+    wanted = sum(
+        torch.autograd.grad(
+            exact(x[i : i + 1].double().contiguous()), exact.weight, g[i : i + 1].double()
+        )[0].square()
+        for g in gs
+        for i in range(5)
+    )
+    for images in (x, x.movedim(1, -1).contiguous().movedim(-1, 1)):
+        found = RULES[type(layer)]["weight"](layer, images, gs)
+        error = (found - wanted).abs().max() / wanted.max()
+        assert error < (1e-12 if dtype == torch.float64 else 1e-5)
+    assert len(taken) == 4
+
+
 @pytest.mark.parametrize(
     "layer, shape, last, fits",
     [
