@@ -403,9 +403,37 @@ def _unrolled(taps: _Taps, weight: Tensor, x: Tensor, gs: list[Tensor]) -> Tenso
     )
 
 
+@lru_cache(maxsize=1024)
+def _windows_of_conv(
+    taps: _Taps, padded: tuple[int, ...], size: tuple[int, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    "The pixels that taps see, for padded images of a shape: from the first position, and further."
+    at = torch.arange(math.prod(padded), device="cpu").view(padded)
+    origins, places = (
+        at[tuple(slice(0, (n - 1) * step + 1, step) for n, step in zip(*sides))].flatten()
+        for sides in ((taps.kernel, taps.dilation), (size, taps.stride))
+    )
+    return origins, places, at.flatten() < 0
+
+
+def _channel_by_channel(taps: _Taps, weight: Tensor, x: Tensor, gs: list[Tensor]) -> Tensor:
+    "The squares of a depthwise convolution's weight, by the loop."
+    from fisher_unlearn.scores.fused import Windows, squares_by_channel
+
+    pixels = _padded(taps, x)
+    windows = Windows(*_windows_of_conv(taps, tuple(pixels.shape[1:-1]), tuple(gs[0].shape[2:])))
+    squares = [
+        squares_by_channel(windows, pixels.flatten(1, -2), g.movedim(1, -1).flatten(1, -2))
+        for g in gs
+    ]
+    return torch.stack(squares).sum(0).reshape(weight.shape)
+
+
 def _conv(conv: Any, x: Tensor, gs: list[Tensor]) -> Tensor:
     "The weight of a convolution."
     taps, weight = _Taps.of(conv), conv.weight.detach()
+    if taps.groups == len(weight) == x.shape[1] > 1 and _loop_fits(x, 2):
+        return _channel_by_channel(taps, weight, x, gs)
     way = _in_registers if _loop_fits(x, gs[0][0, 0].numel(), taps.groups) else _unrolled
     return way(taps, weight, x, gs)
 
