@@ -1,7 +1,6 @@
 """Are the executed notebooks in figures/ copies of today's? Their source must be that of the
 notebook in nbs/experiments, but for the parameters that a run was given. A copy is drawn again from
-the records that are kept with it; one whose records lack what it is made of is exempt until it is
-run again."""
+the records that are kept with it."""
 
 import json
 import sys
@@ -9,7 +8,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 MOST = 300_000  # bytes of a copy
-EXEMPT = {"quick/audit.ipynb": "its records were kept without the cards that it is made of"}
 GIVEN = "injected-parameters"  # the tag of a cell that papermill adds
 
 
@@ -36,8 +34,7 @@ def stale(figures: Path, notebooks: Path) -> list[str]:
     lines = []
     for copy in sorted(figures.glob("**/*.ipynb")):
         name = copy.relative_to(figures)
-        known = source(copy) == source(original(copy, notebooks))
-        if not known and name.as_posix() not in EXEMPT:
+        if source(copy) != source(original(copy, notebooks)):
             lines.append(f"{name}: its source is not that of today's notebook.")
         if copy.stat().st_size > MOST:
             lines.append(f"{name}: it has {copy.stat().st_size:,} bytes, more than {MOST:,}.")
@@ -50,6 +47,5 @@ if __name__ == "__main__":
         print("Executed copies are out of step with their notebooks:", *found, sep="\n  ")
         print("Draw them again from their records: fisher-unlearn restore, then --on none.")
         sys.exit(1)
-    count = len(list((ROOT / "figures").glob("**/*.ipynb"))) - len(EXEMPT)
+    count = len(list((ROOT / "figures").glob("**/*.ipynb")))
     print(f"{count} executed copies have the source of their notebooks.")
-    print(*(f"{name} is exempt: {why}." for name, why in EXEMPT.items()), sep="\n")

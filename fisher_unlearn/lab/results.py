@@ -324,7 +324,8 @@ def _shown(table: "pd.DataFrame") -> "pd.DataFrame":
 
 def _columns(cells: "pd.DataFrame", digits: int) -> "pd.DataFrame":
     "Each measurement in columns of its own: mean, spread, and what the paper prints."
-    keys, parts = ["setting", "method", "when"], {}
+    keys = ["setting", "method", "when"]
+    parts: dict[str, pd.Series] = {}
     titles = {name: metric.title for name, metric in METRICS.items()}
     cells = cells.assign(spread=cells.deviation.where(cells.n > 1))
     for metric in cells.metric.unique():
