@@ -13,10 +13,12 @@ import json
 import statistics
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
+import torchvision
 from timing import arguments, peak_elsewhere, peak_of, processes
 from torch import nn
 from torch.func import functional_call, grad, vmap
@@ -37,20 +39,73 @@ RIVALS = ("BackPACK", "torch.func", "one sample at a time")
 warnings.filterwarnings("ignore", category=UserWarning)
 
 
+class Logits(nn.Module):
+    "A network of transformers, which answers with its logits alone."
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x).logits
+
+
+def vit_tiny() -> nn.Module:
+    "torchvision's, for images of 32×32; its head would start with zeros."
+    sizes = {"num_layers": 12, "num_heads": 3, "hidden_dim": 192, "mlp_dim": 768}
+    model = torchvision.models.VisionTransformer(32, 4, num_classes=CLASSES, **sizes)
+    nn.init.normal_(model.heads.head.weight)
+    return model
+
+
+def bert_tiny() -> nn.Module:
+    "Two layers of 128, which classify texts of 64 tokens."
+    from transformers import BertConfig, BertForSequenceClassification
+
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 512}
+    config = BertConfig(hidden_size=128, num_labels=CLASSES, **sizes)
+    return Logits(BertForSequenceClassification(config))
+
+
+def of_torchvision(name: str) -> nn.Module:
+    "With random weights, and statistics that keep the signal alive."
+    model = getattr(torchvision.models, name)(weights=None, num_classes=CLASSES)
+    with torch.no_grad():
+        for _ in range(20):
+            model(torch.randn(8, 3, 64, 64))
+    return model
+
+
+FOREIGN = {"vit_tiny": vit_tiny, "bert_tiny": bert_tiny} | {
+    name: partial(of_torchvision, name)
+    for name in ("resnet18", "mobilenet_v3_small", "convnext_tiny", "swin_t")
+}
+
+
+def network_of(name: str) -> nn.Module:
+    "One of the paper's networks, or of those that others use today."
+    if name not in FOREIGN:
+        return build_model(name, CLASSES, 3, seed=0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return FOREIGN[name]()
+
+
+def inputs_of(name: str, batch: int, generator: torch.Generator) -> torch.Tensor:
+    "Images of 32×32, or of 64×64 for torchvision's networks, which halve them more often; tokens."
+    if name == "bert_tiny":
+        return torch.randint(30_000, (batch, 64), generator=generator)
+    size = 64 if name in FOREIGN and name != "vit_tiny" else 32
+    images = torch.randn(batch, 3, size, size, generator=generator)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
 def step_of(network: str, batch: int, device: str, way: str) -> Callable[[], object]:
     """One step of a way, on the same weights and images as the others, in evaluation mode and
     channels-last."""
     generator = torch.Generator().manual_seed(0)
-    model = (
-        build_model(network, CLASSES, 3, seed=0)
-        .eval()
-        .to(device, memory_format=torch.channels_last)
-    )
-    x = (
-        torch.randn(batch, 3, 32, 32, generator=generator)
-        .to(device)
-        .contiguous(memory_format=torch.channels_last)
-    )
+    model = network_of(network).eval().to(device, memory_format=torch.channels_last)
+    x = inputs_of(network, batch, generator).to(device)
     y = torch.randint(CLASSES, (batch,), generator=generator).to(device)
     squares, parameters = (
         GradientSquares(model),
