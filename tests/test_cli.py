@@ -160,7 +160,7 @@ def test_an_index_as_text_is_the_index():
 def notebook_that_says(*lines):
     "In place of `execute`: it leaves a notebook that printed some lines."
 
-    def execute(notebook, output, parameters):
+    def execute(notebook, output, parameters, budget=None):
         cell = nbformat.v4.new_code_cell(
             "", outputs=[nbformat.v4.new_output("stream", text="\n".join(lines) + "\n")]
         )
