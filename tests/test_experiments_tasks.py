@@ -150,7 +150,7 @@ def test_one_short_seed_on_digits_says_nothing_about_the_paper(made, name):
     assert {row["says"] for row in rows} <= {"towards", "away"} and "nan" not in text
     assert f"in {len(rows)} of {len(rows)} rows" in lacks and re.search("3 seeds|departure", lacks)
     assert "**departures from the paper's protocol: digits is not among" in text
-    shown = "".join(
+    shown = "\n".join(
         output.get("data", {}).get("text/markdown", "")
         for c in nb.cells
         for output in c.get("outputs", [])
