@@ -32,6 +32,7 @@ from torch import Tensor, nn
 import fisher_unlearn
 from fisher_unlearn.images.arguments import annotations_of
 from fisher_unlearn.audit import answers
+from fisher_unlearn.images.budget import Budget
 from fisher_unlearn.lab import paper, report
 from fisher_unlearn.lab import settings as lab_settings
 from fisher_unlearn.methods import base, masking, masks, noise
@@ -53,11 +54,13 @@ ELSEWHERE = {
     "terminal": "what the command line prints",
     "start": "the command itself",
     "passes": "steps of the engine, on what `diag_fisher` has checked",
+    "leaves": "steps of the engine, too",
 }
 INNER = {  # parts of networks and loops, called for each batch by their owners
     "Inception",
     "DenseLayer",
     "squared_products",
+    "squares_by_channel",
     "summed_products",
     "plan_tiles",
     "Plan",
@@ -305,6 +308,7 @@ BY_NAME: dict[str, Callable[[], Any]] = {
     "broken": lambda: torch.tensor(0),
     "ours": history,
     "task": lambda: base.Task(batches()),
+    "budget": lambda: Budget(0.0, 1.0),
     "numbers": lambda: paper.paper_numbers(1),
 }
 

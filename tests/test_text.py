@@ -38,9 +38,11 @@ def binary(call):
     return any(set(mode) <= set("rwxab+") and "b" in mode for mode in modes)
 
 
-def low_level(call):
-    "os.open, which reads no text."
-    return isinstance(call.func, ast.Attribute) and getattr(call.func.value, "id", None) == "os"
+def of_bytes(call):
+    "os.open and Pillow's Image.open, which read no text."
+    return isinstance(call.func, ast.Attribute) and (
+        getattr(call.func.value, "id", None) in ("os", "Image")
+    )
 
 
 def unnamed(source):
@@ -50,7 +52,7 @@ def unnamed(source):
             continue
         given = {keyword.arg for keyword in call.keywords}
         text = name_of(call) in ("read_text", "write_text")
-        opened = name_of(call) == "open" and not binary(call) and not low_level(call)
+        opened = name_of(call) == "open" and not binary(call) and not of_bytes(call)
         piped = given & {"text", "universal_newlines"}
         if (text or opened or piped) and "encoding" not in given:
             yield ast.unparse(call)
@@ -64,7 +66,8 @@ def test_whoever_reads_or_writes_text_says_how(path):
 def test_calls_that_do_not_say_how_are_found():
     bad = "p.read_text(); p.write_text('x'); open(p); p.open('w'); subprocess.run(['a'], text=True)"
     good = (
-        "p.read_text(encoding='utf-8'); open(p, 'rb'); p.open(mode='wb'); os.open(p, os.O_RDONLY)"
+        "p.read_text(encoding='utf-8'); open(p, 'rb'); p.open(mode='wb'); os.open(p, os.O_RDONLY); "
+        "Image.open(p)"
     )
     assert len(list(unnamed(bad))) == 5 and not list(unnamed(good))
 

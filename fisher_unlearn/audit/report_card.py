@@ -124,6 +124,8 @@ class Auditor:
         self.original, self.retrained = original, [*retrained]
         self.sets = {"forget": forget, "remain": remain}
         self.sets |= {f"test_{name}": batches for name, batches in (tests or {}).items()}
+        for name, batches in self.sets.items():
+            check_batches(original, batches, name)
         self.classes, self.classifier = [*classes], classifier
         self.relearn, self.cap, self.seed = relearn, cap, seed
 
