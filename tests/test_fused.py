@@ -297,3 +297,63 @@ def test_scores_are_the_same_without_llvmlite_and_with_the_loops_turned_off(tmp_
     for other in found[1:]:
         for name, scores in found[0].items():
             assert (scores - other[name]).abs().max() <= 1e-5 * scores.abs().max(), name
+
+
+FENCED = """
+import ctypes, mmap, sys
+import torch
+sys.path.insert(0, sys.argv[1])
+from fisher_unlearn.scores import fused
+from test_fused import example
+
+libc, kept = ctypes.CDLL(None, use_errno=True), []
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+whole = {"filled": fused._filled, "zeros": torch.Tensor.new_zeros}
+
+
+def fenced(tensor):
+    "The same numbers between two pages that nobody may touch, up against one of them."
+    size, page = max(1, tensor.numel() * tensor.element_size()), mmap.PAGESIZE
+    pages = -(-size // page) + 2
+    memory = mmap.mmap(-1, pages * page)
+    kept.append(memory)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    end = start + (pages - 1) * page
+    for fence in (start, end):
+        assert libc.mprotect(fence, page, 0) == 0
+    at = end - size if sys.argv[2] == "end" else start + page
+    place = (ctypes.c_char * size).from_address(at)
+    copy = torch.frombuffer(place, dtype=tensor.dtype)[: tensor.numel()].view(tensor.shape)
+    return copy.copy_(tensor)
+
+
+def among_fences(work, *given):
+    "What a loop finds, and what it finds between fences."
+    wanted = work(*given)
+    fused._filled = lambda *told: fenced(whole["filled"](*told))
+    torch.Tensor.new_zeros = lambda *told, **named: fenced(whole["zeros"](*told, **named))
+    found = work(*given)
+    fused._filled, torch.Tensor.new_zeros = whole["filled"], whole["zeros"]
+    assert torch.equal(wanted, found)
+
+
+for n, inputs, outputs, taps, positions in ((3, 5, 7, 4, 6), (2, 16, 8, 9, 3), (5, 33, 1, 1, 5)):
+    for dtype in (torch.float32, torch.float64):
+        windows, x, (g,) = example(n, inputs, outputs, taps, positions)
+        planned = fused.plan_tiles(windows, inputs, outputs, dtype, 2)
+        among_fences(fused.squared_products, planned, x.to(dtype), [g.to(dtype)])
+        windows, x, (g,) = example(n, inputs, inputs, taps, positions)
+        among_fences(fused.squares_by_channel, windows, x.to(dtype), g.to(dtype))
+        rows = [fenced(part[:, :positions].to(dtype)) for part in (x, g)]
+        among_fences(fused.summed_products, *rows, fenced(x[0, 0].to(dtype)))
+print("whole")
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows protects pages by other calls")
+@pytest.mark.parametrize("side", ["start", "end"])
+def test_loops_touch_nothing_before_or_after_their_tensors(side):
+    "A read or a write one place further ends the process: there is a guard page."
+    words = [sys.executable, "-c", FENCED, os.path.dirname(__file__), side]
+    done = subprocess.run(words, capture_output=True, encoding="utf-8")
+    assert (done.returncode, done.stdout) == (0, "whole\n"), done.stderr[-2000:]
