@@ -20,7 +20,7 @@ from fastcore.docments import docments
 
 import fisher_unlearn
 from api import entry, with_inherited
-from chapters import PROFILES, kept_copy, page_of, readable
+from chapters import FILES, PAGES, PROFILES, kept_copy, page_of, readable
 from docments import Module
 
 ROOT = Path(fisher_unlearn.__file__).parent.parent
@@ -151,8 +151,10 @@ def test_the_search_knows_every_page(book):
 
 @pytest.mark.slow
 def test_chapters_and_names_in_prose_are_links(book):
-    found = soup(book / "index.html").select("article a[href]")
-    links = {a.text: a["href"] for a in found if a.find("code")}
+    pages = [soup(book / f"{name}.html") for name in ("results", "CONTRIBUTING")]
+    found = [a for page in pages for a in page.select("article a[href]") if a.find("code")]
+    links = {a.text: a["href"] for a in found}
+    assert links["5_audit/05_comeback"] == "5_audit/05_comeback.html"
     assert links["4_methods/13_unlearn"] == "4_methods/13_unlearn.html"
     defined = "api/methods.unlearn.html#fisher_unlearn.methods.unlearn.unlearn"
     assert links["unlearn"] == defined
@@ -339,7 +341,7 @@ def test_a_book_with_faults_fails(tmp_path):
     for folder in ("nbs", "figures", "fisher_unlearn"):
         (root / folder).mkdir()
     (root / "fisher_unlearn" / "room.py").write_text(SOURCE, encoding="utf-8")
-    for name in ("CONTRIBUTING.md", "CHANGELOG.md"):
+    for name in (*PAGES, *FILES):
         (root / name).write_text(f"# {name}\n", encoding="utf-8")
     text = "# A book\n\nSee `4_methods/99_nothing`, [this](none.md) and ![that](figures/none.png)."
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])

@@ -126,3 +126,14 @@ def test_what_was_read_out_of_a_run_with_kept_weights_is_put_back_without_its_re
     assert (root / "checkpoints" / f"{fresh}.json").exists()
     there = {path.name for path in (tmp_path / fresh).glob("*.json")}
     assert "relearn_classifier_100.json" in there and "record.json" not in there
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["proposition1", "table7"])
+def test_what_needs_no_training_is_executed_again_and_is_as_kept(name, tmp_path):
+    command(name, "--figures", str(tmp_path))
+    tables = sorted((FIGURES / "quick").glob(f"{name}*.csv"))
+    assert tables
+    for kept in tables:
+        again = pd.read_csv(tmp_path / "quick" / kept.name)
+        pd.testing.assert_frame_equal(again, pd.read_csv(kept), rtol=1e-4)
