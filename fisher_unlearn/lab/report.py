@@ -195,8 +195,15 @@ def verdict(
     words, printed = _parted(claim)
     if not lacks and holds is not None:
         return Verdict(words, "holds" if holds else "does not hold", evidence, printed)
-    points = {True: "towards", False: "away", None: "numbers missing"}[holds]
-    return Verdict(words, "not enough runs to say", evidence, printed, points, tuple(lacks))  # type: ignore[arg-type]
+    points = _DIRECTIONS[holds]
+    return Verdict(words, "not enough runs to say", evidence, printed, points, tuple(lacks))
+
+
+_DIRECTIONS: dict[bool | None, Literal["towards", "away", "numbers missing"]] = {
+    True: "towards",
+    False: "away",
+    None: "numbers missing",
+}
 
 
 def _parted(claim: str) -> tuple[str, str]:
