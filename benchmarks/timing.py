@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 import torch
@@ -19,6 +21,7 @@ import torch
 from fisher_unlearn.networks.machine import provenance
 from fisher_unlearn.networks.machine import keep_freed_memory
 
+T = TypeVar("T")
 ABOUT = ["device", "threads", "torch", "python", "commit", "clean"]
 
 
@@ -165,6 +168,13 @@ def peak_of(step: Callable[[], object]) -> float:
     before = resident("VmHWM")
     step()
     return (resident("VmHWM") - before) / 1e3
+
+
+def elsewhere(function: Callable[..., T], *asked: object) -> T:
+    "What a function answers in a process of its own, which nothing before it can have changed."
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *asked).result()
 
 
 def peak_elsewhere(script: str, *asked: object) -> float:

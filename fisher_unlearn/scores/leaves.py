@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEEDS', 'Use', 'Graph', 'shapes_of', 'Route', 'climb', 'climb_again', 'Layout', 'layouts', 'holds', 'Listening',
            'Kit', 'Dense', 'Outer', 'Convolved', 'Rows', 'looked_up', 'summed_dims', 'repeated', 'multiplied', 'Met',
-           'only_moved', 'Leaf', 'heard_by', 'contradicted', 'Found', 'find_layouts']
+           'Lookup', 'find_lookup', 'only_moved', 'Leaf', 'heard_by', 'contradicted', 'Found', 'find_layouts']
 
 # %% ../../nbs/3_scores/02_leaves.ipynb #5a5d9f9b
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -573,38 +573,68 @@ def _back(edge: tuple[Any, int], parameter: Tensor, g: Tensor) -> Tensor:
     return torch.autograd.grad(edges, [parameter], [given], retain_graph=True)[0]
 
 
-def _back_each(way: Route, edge: tuple[Any, int], parameter: Tensor, g: Tensor) -> Tensor:
+def _back_each(edge: tuple[Any, int], parameter: Tensor, g: Tensor) -> Tensor:
     "The same for each of some samples: (n, …)."
     node, number = edge
-    if hasattr(node, "variable"):
-        return g
-    looked = _lookup(way, edge)
+    return g if hasattr(node, "variable") else _each_at(edge, parameter, g)
+
+
+def _each_at(edge: tuple[Any, int], at: Any, g: Tensor) -> Tensor:
+    "The slopes of some samples at a parameter or an edge, from those at another edge."
+    node, number = edge
+    given = g.to(node._input_metadata[number].dtype)
     start: Any = [GradientEdge(node, number)]
-    given: Any = [g.to(node._input_metadata[number].dtype)]
     kept: Any = {"retain_graph": True, "is_grads_batched": True}
-    if looked is None:
-        return torch.autograd.grad(start, [parameter], given, **kept)[0]
-    place, index = looked
-    if place is not node:
-        given = torch.autograd.grad(start, [GradientEdge(place, 0)], given, **kept)
-    table = SimpleNamespace(weight=parameter, padding_idx=None)
-    n, width = len(g), parameter.shape[1]
-    rows = (index.flatten() % len(parameter)).expand(n, -1)
-    return looked_up(given[0].reshape(n, -1, width), rows, table)
+    return torch.autograd.grad(start, [at], [given], **kept)[0]
+
+# %% ../../nbs/3_scores/02_leaves.ipynb #1a5edd31
+def _common_rows(node: Any) -> tuple[Tensor, int | None] | None:
+    "Which rows of a table a node looks up, and the one that is left out."
+    if node.name() == "IndexBackward0":
+        index = _sole_index(node)
+        return None if index is None else (index, None)
+    if node._saved_scale_grad_by_freq or node._saved_sparse:
+        return None
+    (padding,) = _signed([node._saved_padding_idx])
+    return node._saved_indices, padding
 
 
-def _lookup(way: Route, edge: tuple[Any, int]) -> tuple[Any, Tensor] | None:
-    "Where a table's rows are looked up on a way that has one such place, and only passes on."
-    places = [node for node in way.through if node.name() == "IndexBackward0"]
+@dataclass
+class Lookup:
+    "The place at which all samples look up the same rows of a table."
+
+    node: Any
+    index: Tensor  # (L,)
+    padding: int | None  # the row that is left out
+
+    def squares(self, edge: tuple[Any, int], g: Tensor, rows: int) -> Tensor:
+        "Those of the table, sparse, from the slopes (n, …) of some samples at an edge behind."
+        if edge[0] is not self.node:
+            g = _each_at(edge, GradientEdge(self.node, 0), g)
+        g = g.reshape(len(g), len(self.index), -1)
+        found, place = (self.index % rows).unique(return_inverse=True)
+        sums = g.new_zeros(len(g), len(found), g.shape[2]).index_add_(1, place, g)
+        squares = sums.square_().sum(0)
+        squares[found == self.padding] = 0
+        size = (rows, g.shape[2])
+        return torch.sparse_coo_tensor(found[None], squares, size, check_invariants=False)
+
+
+def find_lookup(way: Route) -> Lookup | None:
+    "The lookup on a way that has one such place, and otherwise only passes on."
+    places = [node for node in way.through if node.name() in _LOOKUPS]
     others = [node for node in way.through if node not in places]
     moves = all(node.name() in _MOVING or node.name() == "CloneBackward0" for node in others)
     if len(places) != 1 or len(way.met) != 1 or not moves:
         return None
-    child = places[0].next_functions[0][0]
-    index = _sole_index(places[0])
-    if index is None or not hasattr(child, "variable") or child.variable.dim() != 2:
+    (node,) = places
+    child, rows = node.next_functions[0][0], _common_rows(node)
+    if rows is None or not hasattr(child, "variable") or child.variable.dim() != 2:
         return None
-    return places[0], index
+    return Lookup(node, rows[0].flatten(), rows[1])
+
+
+_LOOKUPS = ("IndexBackward0", "EmbeddingBackward0")
 
 # %% ../../nbs/3_scores/02_leaves.ipynb #8073edc5
 @torch.no_grad()
@@ -667,6 +697,8 @@ class Leaf:
                 self.total += _back(edge, self.parameter, form.squares(self.kit))
         elif (one := self._as_one(forms)) is not None:
             self.total += one.squares(self.kit)
+        elif (lookup := find_lookup(self.way)) is not None:
+            self._add_rows(lookup, *forms)
         else:
             self._add_each(forms)
 
@@ -685,13 +717,19 @@ class Leaf:
         g, u = (torch.cat([getattr(form, k) for form in found], 1) for k in ("g", "u"))
         return Outer(g, u)
 
+    def _add_rows(self, lookup: Lookup, place: tuple[Any, Any]) -> None:
+        "By the rows that all samples look up, for some samples at a time."
+        edge, form = place
+        for some in self._parts([place]):
+            self.total += lookup.squares(edge, form.gradients(some), len(self.parameter))
+
     def _add_each(self, forms: list[Any]) -> None:
         "By the gradients of some samples at a time."
         for some in self._parts(forms):
             whole: Any = 0
             for edge, form in forms:
                 g = form.gradients(some)
-                whole = whole + _back_each(self.way, edge, self.parameter, g)
+                whole = whole + _back_each(edge, self.parameter, g)
             self.total += whole.square().sum(0)
 
     def _parts(self, forms: list[Any]) -> Iterator[slice]:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DEPENDENT', 'WAYS', 'Passes', 'few_of', 'tight', 'loose', 'close', 'check_independent', 'check_repeats',
-           'stands_alone', 'squares_in_batch', 'squares_by_vmap', 'squares_by_loop', 'try_directions', 'distance',
-           'tolerance', 'find_way', 'has_backward_hooks']
+           'stands_alone', 'squares_in_batch', 'squares_by_vmap', 'squares_by_loop', 'try_directions', 'error_scales',
+           'relative_error', 'tolerance', 'find_way', 'has_backward_hooks']
 
 # %% ../../nbs/3_scores/01_passes.ipynb #8841d21e
 from collections.abc import Iterator, Mapping
@@ -275,22 +275,19 @@ def try_directions(logits: Tensor, samples: int = 2) -> Tensor:
     return drawn.to(logits)
 
 
-def distance(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, float]:
-    "How far squares are from others, relative to the largest, of each parameter in common."
-    most = max((float(w.max()) for w in wanted.values() if w.numel()), default=0.0)
-    return {
-        name: _distance(found[name], w, most)
-        for name, w in wanted.items()
-        if name in found and w.numel()
-    }
+def error_scales(wanted: Mapping[str, Tensor]) -> dict[str, float]:
+    """What an error in each parameter's squares is relative to: the largest of them, and a little
+    of the largest of all, beside which it is rounding."""
+    held = {name: w for name, w in wanted.items() if w.numel()}
+    largest = {name: float(w.max()) for name, w in held.items() if bool(w.isfinite().all())}
+    most = max((size for size in largest.values()), default=0.0)
+    return {name: size + 1e-6 * most for name, size in largest.items()}
 
 
-def _distance(found: Tensor, wanted: Tensor, most: float) -> float:
-    "0 if they are the same; what is rounding beside other parameters' squares counts little."
-    if not bool(wanted.isfinite().all()):
-        return 0.0  # which is for others to find
-    off = float((found - wanted).abs().max())
-    return off / (float(wanted.max()) + 1e-6 * most) if off else 0.0
+def relative_error(error: Tensor, scale: float) -> float:
+    "The largest error in a parameter's squares, relative to a scale; infinity if it is no number."
+    off = float(error.abs().max().nan_to_num(nan=torch.inf))
+    return off and (off / scale if scale else torch.inf)
 
 
 def tolerance(logits: Tensor) -> float:
@@ -313,6 +310,7 @@ def find_way(
     logits = passes(rows)
     s = try_directions(logits)
     wanted = squares_in_batch(logits, free, [s])
+    scale = error_scales(wanted)
     bound, best = tolerance(logits), (float("inf"), len(WAYS) - 1)
     del logits
     for k in range(2 if _hooked(passes.inner, free) else first, len(WAYS)):
@@ -324,7 +322,9 @@ def find_way(
             if k == len(WAYS) - 1 and best[0] == float("inf"):
                 raise
             continue
-        off = max(distance(found, wanted).values(), default=0.0)
+        off = max(
+            (relative_error(found[n] - wanted[n], to) for n, to in scale.items()), default=0.0
+        )
         if off <= bound:
             return k
         best = min(best, (off, k))

@@ -28,7 +28,14 @@ from ..networks.machine import compiled_loops
 from .leaves import Found, Graph, Kit, Leaf, Listening
 from .leaves import contradicted, find_layouts, heard_by
 from .passes import DEPENDENT, WAYS, Passes, check_independent, close
-from .passes import distance, few_of, find_way, has_backward_hooks, loose
+from fisher_unlearn.scores.passes import (
+    error_scales,
+    few_of,
+    find_way,
+    has_backward_hooks,
+    loose,
+    relative_error,
+)
 from .passes import squares_in_batch, stands_alone, tolerance, try_directions
 
 if TYPE_CHECKING:
@@ -113,18 +120,21 @@ def _scale_in_registers(module: Any, x: Tensor, gs: list[Tensor]) -> Tensor:
 
 # %% ../../nbs/3_scores/03_squares.ipynb #36201018
 def _embedding(module: Any, index: Tensor, gs: list[Tensor]) -> Tensor:
-    "Σᵢ (Σ over the positions of sample i that hold row v: g[i, p])² for each row v."
+    """Σᵢ (Σ over the positions of sample i that hold row v: g[i, p])² for each row v; sparse,
+    since a batch looks up few rows of a long table."""
     rows, width = module.weight.shape
-    total, sample = gs[0].new_zeros(rows, width), torch.arange(len(index), device=index.device)
+    sample = torch.arange(len(index), device=index.device)
     pairs, place = (index.reshape(len(index), -1) + rows * sample.view(-1, 1)).unique(
         return_inverse=True
     )
+    squares = gs[0].new_zeros(len(pairs), width)
     for g in gs:
-        sums = g.new_zeros(len(pairs), width).index_add_(0, place.flatten(), g.reshape(-1, width))
-        total.index_add_(0, pairs % rows, sums.square_())
+        sums = torch.zeros_like(squares).index_add_(0, place.flatten(), g.reshape(-1, width))
+        squares += sums.square_()
+    row = pairs % rows
     if module.padding_idx is not None:
-        total[module.padding_idx] = 0
-    return total
+        squares[row == module.padding_idx] = 0
+    return torch.sparse_coo_tensor(row[None], squares, (rows, width), check_invariants=False)
 
 # %% ../../nbs/3_scores/03_squares.ipynb #d2215d6f
 def _expansion_pays(inside: Tensor, rows: int, depth: int) -> bool:
@@ -722,8 +732,8 @@ def _look(squares: GradientSquares, inputs: Tensor) -> _Known:
 def _try_rules(squares: GradientSquares, known: _Known) -> None:
     """Keep the shapes that three samples have too, and distrust each rule whose squares are not
     those by the definition."""
-    total = {n: torch.zeros_like(t) for n, t in squares.total.items()}
-    logits, calls, zero = _forward(squares, known.rows[:3], total)
+    left: dict[str, Tensor] = {}  # of the squares by the definition, once the rules' are taken
+    logits, calls, zero = _forward(squares, known.rows[:3], left)
     if not close(logits, known.logits[:3], loose(logits)):
         raise ValueError(DEPENDENT)
     shapes = {call.name: call.per_sample(3) for call in calls}
@@ -734,18 +744,21 @@ def _try_rules(squares: GradientSquares, known: _Known) -> None:
     if len(squares._known) >= _TRIALS:
         return
     s, uses = try_directions(logits), _uses(logits.grad_fn)[0]
-    wanted = squares_in_batch(logits, squares.parameters, [s])
+    left |= squares_in_batch(logits, squares.parameters, [s])
+    scale = error_scales(left)
+    for square in left.values():
+        square.neg_()
     ruled = _assign_rules(squares, calls, uses, 3, known.shapes)
     others = {n: p for n, p in squares.parameters.items() if n not in ruled}
-    met = _leaves_of(squares, known, logits, others, total)
+    met = _leaves_of(squares, known, logits, others, left)
     tried: list[_Call | Leaf] = [*calls, *met.values()]
     for one in tried:
         one.trial = True
     others = {n: p for n, p in others.items() if n not in met}
     if ruled or met:
         _run_backward(logits, calls, zero, others, [F.pad(s, (0, 0, 0, 1))], 1, met)
-    found = distance(total, {n: wanted[n] for n in (*ruled, *met)})
-    squares._distrusted |= {n for n, off in found.items() if not off <= tolerance(logits)}
+    bound, judged = tolerance(logits), scale.keys() & {*ruled, *met}
+    squares._distrusted |= {n for n in judged if relative_error(left[n], scale[n]) > bound}
     squares._distrusted |= {n for n, leaf in met.items() if not leaf.done}
 
 # %% ../../nbs/3_scores/03_squares.ipynb #7ac20c4d
