@@ -191,13 +191,12 @@ def test_an_order_is_typed_so_that_it_is_read_again(given):
 
 
 def test_warm_up_is_a_share_of_fine_tuning(given, tmp_path):
-    "A rate that rises in two of ten tenths, so in one of five epochs."
-    order = order_of(**given, out=str(tmp_path / "x"), warmup=0.2, epochs=5, control=False)
+    "A rate that rises in two of ten tenths, so in two of ten steps."
+    order = order_of(**given, out=str(tmp_path / "x"), warmup=0.2, epochs=1, control=False)
     made = forget(order, "none")
     assert made.fine_tune.schedule.warmup == 2
-    rates = [made.fine_tune.schedule.rate(step, 10) for step in range(50)]
-    assert rates[:10] == pytest.approx([0.01 * (k + 1) / 10 for k in range(10)])
-    assert rates[10] == pytest.approx(0.01)
+    rates = [made.fine_tune.schedule.rate(step, 10) for step in range(10)]
+    assert rates[:5] == pytest.approx([0.005, 0.01, 0.01, 0.01, 0.01])
 
 
 def test_a_second_request_goes_on_from_the_first(done, given, tmp_path):
@@ -289,8 +288,8 @@ def test_margins_are_kept_and_decide(judged):
     left, lost = masked.accs.result["forget"], masked.accs.original["test_remain"]
     lost -= masked.accs.result["test_remain"]
     wide, tight = Margins(left, max(lost, 0.0)), Margins(max(left - 0.1, 0.0), 0.0)
-    assert judged(FisherMask(ratio=0.01), margins=wide).verdict.forgotten is True
-    assert judged(FisherMask(ratio=0.01), margins=wide).verdict.kept is True
+    within = judged(FisherMask(ratio=0.01), margins=wide).verdict
+    assert (within.forgotten, within.kept) == (True, True)
     assert left == 0 or judged(FisherMask(ratio=0.01), margins=tight).verdict.forgotten is False
 
 

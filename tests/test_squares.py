@@ -275,6 +275,32 @@ class Transformer(nn.Module):
         )
 
 
+class Looked(nn.Module):
+    "Adds rows of a table that are the same for all samples: one twice, one counted from the end."
+
+    def __init__(self, padding=None, function=False, scaled=False):
+        super().__init__()
+        self.table = nn.Embedding(7, 6, padding_idx=padding, scale_grad_by_freq=scaled)
+        self.head, self.function = nn.Linear(24, 3), function
+        self.index = torch.tensor([[0, 2, 2, 5]])
+
+    def forward(self, x):
+        rows = self.table.weight[self.index - 3] if self.function else self.table(self.index)
+        return self.head((x + rows).tanh().flatten(1))
+
+
+@pytest.mark.parametrize("padding, function", [(None, False), (2, False), (0, False), (None, True)])
+def test_rows_that_all_samples_look_up(padding, function):
+    model = Looked(padding, function)
+    nn.init.normal_(model.table.weight)
+    paths = agree(model, torch.randn(5, 4, 6), 3)
+    assert paths["table.weight"] == "rule"
+
+
+def test_rows_whose_slopes_are_divided_by_their_count():
+    agree(Looked(scaled=True), torch.randn(5, 4, 6), 3)
+
+
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize(
     "n", [4, 5]

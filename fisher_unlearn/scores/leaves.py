@@ -588,11 +588,11 @@ def _each_at(edge: tuple[Any, int], at: Any, g: Tensor) -> Tensor:
     return torch.autograd.grad(start, [at], [given], **kept)[0]
 
 # %% ../../nbs/3_scores/02_leaves.ipynb #1a5edd31
-def _common_rows(node: Any) -> tuple[Tensor, int | None] | None:
-    "Which rows of a table a node looks up, and the one that is left out."
+def _common_rows(node: Any) -> tuple[Tensor, int] | None:
+    "Which rows of a table a node looks up, and the one that is left out (−1: none)."
     if node.name() == "IndexBackward0":
         index = _sole_index(node)
-        return None if index is None else (index, None)
+        return None if index is None else (index, -1)
     if node._saved_scale_grad_by_freq or node._saved_sparse:
         return None
     (padding,) = _signed([node._saved_padding_idx])
@@ -605,7 +605,7 @@ class Lookup:
 
     node: Any
     index: Tensor  # (L,)
-    padding: int | None  # the row that is left out
+    padding: int  # the row that is left out; −1: none
 
     def squares(self, edge: tuple[Any, int], g: Tensor, rows: int) -> Tensor:
         "Those of the table, sparse, from the slopes (n, …) of some samples at an edge behind."

@@ -1,0 +1,44 @@
+"""What the benchmark compares is the same thing, and a way that is something else isn't timed."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+import fisher  # the benchmark, not the chapter
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("way", [fisher.TRUE, *fisher.RIVALS])
+def test_every_way_gives_the_squares_of_the_loop(way):
+    found = fisher.trial("resnet20", way, "cpu")
+    assert fisher.is_exact(found) and found["error"] < 1e-4
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda squares: {n: 1.1 * s for n, s in squares.items()},
+        lambda squares: dict([*squares.items()][1:]),
+        lambda squares: squares["nothing"],
+    ],
+)
+def test_a_way_that_is_something_else_is_not_timed(monkeypatch, spoil):
+    def other(model, x, y):
+        return lambda: spoil(fisher.loop_step(model, x, y)())
+
+    monkeypatch.setitem(fisher.STEPS, "torch.func", other)
+    assert not fisher.is_exact(fisher.trial("resnet20", "torch.func", "cpu"))
+
+
+@pytest.mark.parametrize("layout", fisher.LAYOUTS)
+def test_a_layout_is_that_of_weights_and_images(layout):
+    model, x, _ = fisher.drawn("resnet20", 4, "cpu", layout)
+    kind = fisher.LAYOUTS[layout]
+    kernels = [p for p in model.parameters() if p.dim() == 4 and p.shape[2] > 1]
+    assert all(t.is_contiguous(memory_format=kind) for t in (x, *kernels))
+    assert torch.equal(x, fisher.drawn("resnet20", 4, "cpu", "default")[1])
