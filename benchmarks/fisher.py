@@ -13,6 +13,7 @@ benchmarks/fisher.py --help`.
 
 import argparse
 import json
+import os
 import statistics
 import warnings
 from collections.abc import Callable
@@ -38,6 +39,7 @@ PLAIN, TRUE, EXPECTED = (
     "diag_fisher, true labels",
     "diag_fisher, expected, a class",
 )
+WITHOUT = "diag_fisher, true labels, without llvmlite"
 RIVALS = ("BackPACK", "nngeometry", "torch.func", "one sample at a time")
 LAYOUTS = {"default": torch.contiguous_format, "channels_last": torch.channels_last}
 EXACT = 0.01  # of a tensor's norm; squares in single precision are far nearer
@@ -132,6 +134,12 @@ def our_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, labels: str) ->
     return step
 
 
+def step_without_loops(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Step:
+    "Ours where the loops that llvmlite compiles aren't installed."
+    os.environ["FISHER_UNLEARN_FUSED"] = "0"
+    return our_step(model, x, y, "true")
+
+
 def keep_inputs(model: nn.Module) -> None:
     "Who watches layers can't have them write over their inputs."
     for m in model.modules():
@@ -224,6 +232,7 @@ STEPS: dict[str, Callable[[nn.Module, torch.Tensor, torch.Tensor], Step]] = {
     PLAIN: plain_step,
     TRUE: partial(our_step, labels="true"),
     EXPECTED: partial(our_step, labels="expected"),
+    WITHOUT: step_without_loops,
     **dict(zip(RIVALS, (backpack_step, nngeometry_step, func_step, loop_step))),
 }
 
@@ -343,8 +352,8 @@ def layouts_of(network: str) -> list[tuple[str, list[str]]]:
     "Layouts, and what is measured in each: rivals in one, and tokens have none."
     ours = [TRUE, EXPECTED]
     if network == "bert_tiny":
-        return [("default", [*ours, *RIVALS])]
-    return [("default", ours), ("channels_last", [*ours, *RIVALS])]
+        return [("default", [*ours, WITHOUT, *RIVALS])]
+    return [("default", ours), ("channels_last", [*ours, WITHOUT, *RIVALS])]
 
 
 def main() -> None:
