@@ -306,8 +306,12 @@ def measure(network: str, layout: str, ways: list[str], args: argparse.Namespace
     times: dict[str, list[float]] = {way: [] for way in exact}
     asked = (network, args.batch, args.device, layout)
     with processes(step_of, asked, exact, args.device, args.threads) as clocks:
-        for clock in clocks.values():
-            clock()  # warm-up
+        for way, clock in clocks.items():
+            try:
+                clock()  # warm-up
+            except RuntimeError as failed:
+                tried[way]["failed"] = str(failed)
+                del times[way]
         for k in range(args.repeats):
             for way, spent in times.items():
                 if way in (PLAIN, TRUE) or k < args.slow_repeats:

@@ -111,7 +111,11 @@ def _answer(
 
 def _ask(pipe: Connection) -> float:
     pipe.send(True)
-    if isinstance(said := pipe.recv(), str):
+    try:
+        said = pipe.recv()
+    except EOFError as ended:
+        raise RuntimeError("its process was ended, for its memory most likely") from ended
+    if isinstance(said, str):
         raise RuntimeError(said)
     return said
 

@@ -730,9 +730,8 @@ def _look(squares: GradientSquares, inputs: Tensor) -> _Known:
 
 
 def _try_rules(squares: GradientSquares, known: _Known) -> None:
-    """Keep the shapes that three samples have too, and distrust each rule whose squares are not
-    those by the definition."""
-    left: dict[str, Tensor] = {}  # of the squares by the definition, once the rules' are taken
+    "Keep the shapes that three samples have too, and try the rules that fit them."
+    left: dict[str, Tensor] = {}  # of the squares by the definition, once the rules' are added
     logits, calls, zero = _forward(squares, known.rows[:3], left)
     if not close(logits, known.logits[:3], loose(logits)):
         raise ValueError(DEPENDENT)
@@ -741,8 +740,19 @@ def _try_rules(squares: GradientSquares, known: _Known) -> None:
         name: shape for name, shape in known.shapes.items() if shape and shape == shapes.get(name)
     }
     known.leaves = _find_leaves(squares, known, calls, _uses(logits.grad_fn)[0])
-    if len(squares._known) >= _TRIALS:
-        return
+    if len(squares._known) < _TRIALS:
+        _try_squares(squares, known, logits, calls, zero, left)
+
+
+def _try_squares(
+    squares: GradientSquares,
+    known: _Known,
+    logits: Tensor,
+    calls: list[_Call],
+    zero: Tensor,
+    left: dict[str, Tensor],  # to which calls add
+) -> None:
+    "Distrust each rule whose squares are not those by the definition."
     s, uses = try_directions(logits), _uses(logits.grad_fn)[0]
     left |= squares_in_batch(logits, squares.parameters, [s])
     scale = error_scales(left)
