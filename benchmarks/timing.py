@@ -110,10 +110,10 @@ def _answer(
 
 
 def _ask(pipe: Connection) -> float:
-    pipe.send(True)
     try:
+        pipe.send(True)
         said = pipe.recv()
-    except EOFError as ended:
+    except (BrokenPipeError, EOFError) as ended:
         raise RuntimeError("its process was ended, for its memory most likely") from ended
     if isinstance(said, str):
         raise RuntimeError(said)
