@@ -28,14 +28,8 @@ from ..networks.machine import compiled_loops
 from .leaves import Found, Graph, Kit, Leaf, Listening
 from .leaves import contradicted, find_layouts, heard_by
 from .passes import DEPENDENT, WAYS, Passes, check_independent, close
-from fisher_unlearn.scores.passes import (
-    error_scales,
-    few_of,
-    find_way,
-    has_backward_hooks,
-    loose,
-    relative_error,
-)
+from .passes import error_scales, few_of, find_way
+from .passes import has_backward_hooks, loose, relative_error
 from .passes import squares_in_batch, stands_alone, tolerance, try_directions
 
 if TYPE_CHECKING:
