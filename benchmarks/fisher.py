@@ -4,8 +4,9 @@ same batch.
 All ways take turns in one run, each in a process of its own that keeps the memory it frees, and
 medians are compared. A batch is one of many: what scoring does once for a network, such as
 remembering its state and trying its rules out, is in the first step, which is not counted. Each way
-is first compared with the loop over single samples in double precision, on four samples; one that
-fails there, leaves parameters out or is off is not timed. The peak memory of each way is measured
+with one label for each sample is first compared with the loop over single samples in double
+precision, on four samples; one that fails there, leaves parameters out or is off is not timed
+(expected labels are compared by the package's tests). The peak memory of each way is measured
 in another process, over its first two steps, above what that process has once all is imported and a
 loop is compiled. Prints a Markdown table and writes one CSV a network. `make bench`, or `python
 benchmarks/fisher.py --help`.
@@ -13,6 +14,7 @@ benchmarks/fisher.py --help`.
 
 import argparse
 import json
+import math
 import os
 import statistics
 import warnings
@@ -271,12 +273,14 @@ def trial(network: str, way: str, device: str) -> dict[str, object]:
         }
     norms = {n: float(w.norm()) for n, w in wanted.items()}
     least = 1e-6 * max(norms.values())  # some gradients are nothing but rounding
-    off = {n: float((found[n] - wanted[n]).norm()) for n in wanted.keys() & found.keys()}
-    error = max(distance / (norms[n] + least) for n, distance in off.items())
+    off = {n: (found[n] - wanted[n]).norm() for n in wanted.keys() & found.keys()}
+    errors = [float(distance) / (norms[n] + least) for n, distance in off.items()]
+    error = max(math.inf if math.isnan(e) else e for e in errors)
     return {"error": error, "left_out": len(wanted) - len(off), "failed": None}
 
 
 def is_exact(tried: dict) -> bool:
+    "Did a way give all squares in its trial, if it was tried?"
     return tried["failed"] is None and not tried["left_out"] and (tried["error"] or 0) <= EXACT
 
 

@@ -301,13 +301,14 @@ def _with_flags(
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)
-        def call(**given: Any) -> None:
+        def called(**given: Any) -> None:
             command(**given)
 
+        call: Any = called
         own = [*inspect.signature(command).parameters.values()][:-1]  # the last collects the others
         own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
         flags = _flags(types)
-        call.__signature__ = inspect.Signature([*own[:1], *flags, *own[1:]])  # type: ignore[attr-defined]
+        call.__signature__ = inspect.Signature([*own[:1], *flags, *own[1:]])
         call.__annotations__ = {p.name: p.annotation for p in (*own, *flags)}
         return call
 

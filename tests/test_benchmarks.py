@@ -26,6 +26,7 @@ def test_every_way_gives_the_squares_of_the_loop(way, monkeypatch):
         lambda squares: {n: 1.1 * s for n, s in squares.items()},
         lambda squares: dict([*squares.items()][1:]),
         lambda squares: squares["nothing"],
+        lambda squares: squares | {[*squares][-1]: torch.tensor(torch.nan)},
     ],
 )
 def test_a_way_that_is_something_else_is_not_timed(monkeypatch, spoil):

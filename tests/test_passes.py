@@ -7,6 +7,7 @@ from torch import nn
 
 from fisher_unlearn.scores.fisher import diag_fisher
 from fisher_unlearn.networks.guard import untouched
+from fisher_unlearn.scores import passes, squares
 from fisher_unlearn.scores.passes import Passes, check_independent
 from fisher_unlearn.scores.squares import gradient_paths
 
@@ -30,10 +31,12 @@ def in_batch(model, inputs, labels):
 
 
 def off(found, wanted):
-    return max(
-        ((found[n].double() - w).abs().max() / w.abs().max().clamp_min(1e-30)).item()
+    "The largest relative error; no number if one isn't."
+    errors = [
+        (found[n].double() - w).abs().max() / w.abs().max().clamp_min(1e-30)
         for n, w in wanted.items()
-    )
+    ]
+    return torch.stack(errors).max().item()
 
 
 def small():
@@ -279,3 +282,32 @@ def test_the_check_leaves_no_trace():
     with untouched(model, "eval") as before:
         check_independent(Passes(model, before), rows)
         assert not before.put_model_back()
+
+
+NAN = lambda found: torch.full_like(found, torch.nan)
+
+
+@pytest.mark.parametrize("spoil", [NAN, torch.zeros_like, lambda found: 1.01 * found])
+@pytest.mark.parametrize("name", ["0.weight", "6.bias"])
+def test_a_way_that_is_wrong_for_one_parameter_is_not_taken(monkeypatch, name, spoil):
+    first, copies = passes.WAYS[0]
+
+    def wrong(*given):
+        found = first(*given)
+        return found | {name: spoil(found[name])}
+
+    monkeypatch.setattr(passes, "WAYS", ((wrong, copies), *passes.WAYS[1:]))
+    model = small().eval()
+    found = passes.find_way(Passes(model), dict(model.named_parameters()), torch.randn(4, 3, 9, 9))
+    assert found > 0
+
+
+@pytest.mark.parametrize("spoil", [NAN, torch.zeros_like, lambda found: 1.01 * found])
+@pytest.mark.parametrize("part", ["weight", "bias"])
+def test_a_rule_that_is_wrong_is_not_followed(monkeypatch, part, spoil):
+    rule = squares.RULES[nn.Linear][part]
+    monkeypatch.setitem(squares.RULES[nn.Linear], part, lambda *given: spoil(rule(*given)))
+    model, x, y = small().eval(), torch.randn(6, 3, 9, 9), torch.arange(6) % 5
+    assert off(diag_fisher(model, [(x, y)]), in_batch(model, x, y)) < 1e-3
+    paths = gradient_paths(model, x)
+    assert [n for n, path in paths.items() if path != "rule"] == [f"6.{part}"]

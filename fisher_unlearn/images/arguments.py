@@ -309,8 +309,9 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     Of a dataclass only the names: the values are for `check_fields`, which also sees those that
     don't come by a call."""
     if isinstance(function, type):
-        function.__init__ = _checked(function.__init__, function.__name__, values=False)  # type: ignore[misc]
-        return function
+        kind: Any = function
+        kind.__init__ = _checked(kind.__init__, kind.__name__, values=False)
+        return kind
     name = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
     return _checked(function, name, values=True)
 

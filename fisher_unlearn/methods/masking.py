@@ -194,7 +194,11 @@ def _stretches(
     module = model.get_submodule(owner)
     state = {**module._parameters, **module._buffers}
     own = [entry for entry in (maskable(module, part) for part in parts) if entry]
-    return [Stretch(names[_entry(owner, entry)], len(state[entry]), start) for entry in own]  # type: ignore[arg-type]
+    return [
+        Stretch(names[_entry(owner, entry)], len(value), start)
+        for entry in own
+        if (value := state[entry]) is not None
+    ]
 
 # %% ../../nbs/4_methods/00_masking.ipynb #0aa4a5de
 def _decimal(ratio: float) -> Fraction:

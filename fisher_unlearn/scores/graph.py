@@ -71,8 +71,8 @@ def _parts(node: fx.Node) -> list[fx.Node]:
     if node.op != "call_function" or node.target not in _CATS:
         return []
     dim = node.kwargs.get("dim", node.kwargs.get("axis", node.args[1] if len(node.args) > 1 else 0))
-    parts = node.args[0] if node.args else node.kwargs["tensors"]
-    return list(parts) if dim == 1 and isinstance(parts, (list, tuple)) else []  # type: ignore[arg-type]
+    parts: Any = node.args[0] if node.args else node.kwargs["tensors"]
+    return list(parts) if dim == 1 and isinstance(parts, (list, tuple)) else []
 
 # %% ../../nbs/3_scores/00_graph.ipynb #d580b704
 def _width(
