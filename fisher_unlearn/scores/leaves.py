@@ -620,18 +620,22 @@ class Lookup:
         return torch.sparse_coo_tensor(found[None], squares, size, check_invariants=False)
 
 
-def find_lookup(way: Route) -> Lookup | None:
-    "The lookup on a way that has one such place, and otherwise only passes on."
-    places = [node for node in way.through if node.name() in _LOOKUPS]
-    others = [node for node in way.through if node not in places]
-    moves = all(node.name() in _MOVING or node.name() == "CloneBackward0" for node in others)
-    if len(places) != 1 or len(way.met) != 1 or not moves:
+def find_lookup(way: Route, parameter: Tensor) -> Lookup | None:
+    "The lookup that is the only use of a table, which then meets the samples in one place."
+    nodes = [*way.through, *(use.node for use in way.met)]
+    users = [
+        node
+        for node in nodes
+        for child, _ in node.next_functions
+        if getattr(child, "variable", None) is parameter
+    ]
+    if len(users) != 1 or len(way.met) != 1 or parameter.dim() != 2:
         return None
-    (node,) = places
-    child, rows = node.next_functions[0][0], _common_rows(node)
-    if rows is None or not hasattr(child, "variable") or child.variable.dim() != 2:
+    (node,) = users
+    if node not in way.through or node.name() not in _LOOKUPS:
         return None
-    return Lookup(node, rows[0].flatten(), rows[1])
+    rows = _common_rows(node)
+    return None if rows is None else Lookup(node, rows[0].flatten(), rows[1])
 
 
 _LOOKUPS = ("IndexBackward0", "EmbeddingBackward0")
@@ -697,7 +701,7 @@ class Leaf:
                 self.total += _back(edge, self.parameter, form.squares(self.kit))
         elif (one := self._as_one(forms)) is not None:
             self.total += one.squares(self.kit)
-        elif (lookup := find_lookup(self.way)) is not None:
+        elif (lookup := find_lookup(self.way, self.parameter)) is not None:
             self._add_rows(lookup, *forms)
         else:
             self._add_each(forms)
