@@ -168,9 +168,58 @@ def test_rmia_is_its_definition():
             pz = (1.3 * float(beside[:, z].mean()) + 0.7) / 2
             count += (float(target[k]) / px) / (float(population[z]) / pz) >= 1.5
         assert found[k] == pytest.approx(count / 11)
-    for wrong in (references[:1], torch.rand(9, 6)):
+    for count in (1, 9):
         with pytest.raises(ValueError, match="RMIA takes 2 to 8"):
-            rmia(target, wrong, population, beside)
+            rmia(target, torch.rand(count, 6), population, torch.rand(count, 11))
+
+
+def test_rmia_counts_ties_and_large_sets_as_its_definition_does():
+    p = torch.tensor([0.0, 0.25, 0.5, 1.0]).double()
+    same = torch.full((2, 4), 0.5).double()
+    found = rmia(p, same, p, same, gamma=2.0)
+    assert found.tolist() == [0.25, 0.25, 0.5, 0.75]  # 0 ≥ 2·0, and .5 ≥ 2·.25
+
+
+FEW, MANY = torch.rand(4, 5), torch.rand(64, 5)
+UNFIT = {
+    "area": lambda: area(torch.tensor([math.nan]), torch.rand(3)),
+    "area, none": lambda: area(torch.rand(0), torch.rand(3)),
+    "area, a table": lambda: area(torch.rand(3, 2), torch.rand(3)),
+    "rate, none": lambda: rate_at(torch.rand(3), torch.rand(0)),
+    "rmia, images": lambda: rmia(FEW[0], torch.rand(4, 6), FEW[1], FEW),
+    "rmia, population": lambda: rmia(FEW[0], FEW, torch.rand(6), FEW),
+    "rmia, models": lambda: rmia(FEW[0], FEW, FEW[1], FEW[:2]),
+    "rmia, logits": lambda: rmia(3 + FEW[0], FEW, FEW[1], FEW),
+    "rmia, nan": lambda: rmia(FEW[0] * math.nan, FEW, FEW[1], FEW),
+    "ulira, images": lambda: ulira(FEW, FEW[:, :4]),
+    "ulira, one row": lambda: ulira(FEW[0], FEW[1]),
+    "ulira, nan": lambda: ulira(FEW * math.nan, FEW),
+    "klom, images": lambda: klom(MANY, MANY[:, :4]),
+    "klom, inf": lambda: klom(MANY / 0, MANY),
+    "probe, widths": lambda: linear_probe((FEW, Y[:4]), (FEW[:, :4], Y[:4]), [0]),
+    "probe, counts": lambda: linear_probe((FEW, Y[:3]), (FEW, Y[:4]), [0]),
+    "probe, nan": lambda: linear_probe((FEW * math.nan, Y[:4]), (FEW, Y[:4]), [0]),
+    "answers, counts": lambda: Answers(FEW, Y[:3]),
+    "answers, classes": lambda: Answers(FEW[:, :3], Y[:4]),
+    "answers, nan": lambda: Answers(FEW * math.nan, Y[:4]),
+    "balanced, classes": lambda: balanced([Answers(FEW, Y[:4]), Answers(FEW[:, :4], Y[:4])]),
+    "balanced, none": lambda: balanced([]),
+    "floor, none": lambda: Floor(()),
+    "floor, nan": lambda: Floor((0.5, math.nan)),
+    "bootstrap, none": lambda: bootstrap([]),
+    "bootstrap, rows": lambda: bootstrap([[1.0, 2.0], [3.0]]),
+    "bootstrap, share": lambda: bootstrap([[1.0, 2.0]], share=1.5),
+    "holm": lambda: holm({"a": 2.0}),
+    "tow, lacking": lambda: tow({"forget": 1.0}, {"remain": 1.0}),
+    "tow, out of range": lambda: tow({"forget": 1.0}, {"forget": -300.0}),
+}
+
+
+@pytest.mark.parametrize("call", UNFIT.values(), ids=UNFIT)
+def test_what_does_not_fit_is_refused_in_one_sentence(call):
+    with pytest.raises(ValueError) as found:
+        call()
+    assert str(found.value).endswith(".") and str(found.value).count(". ") == 0
 
 
 def test_ulira_judges_each_model_by_fits_that_it_is_left_out_of():
@@ -392,7 +441,9 @@ def test_a_card_has_every_number_beside_w_star_and_the_floor(models):
     assert table.low["accuracy, remain"] == pytest.approx(min(retrained))
     assert table.position["accuracy, forget"] == 1
     assert table.model["linear probe"] == table.w_star["linear probe"]
-    assert {c for c in table.index if "comes back" in c} and card.missing == ()
+    assert {c for c in table.index if "comes back" in c}
+    (lacking,) = card.missing
+    assert lacking.startswith("RMIA of a class needs models that saw half of it")
     pairs = [
         100
         * (
@@ -425,6 +476,7 @@ def test_a_card_says_what_it_lacks(models):
     bare = audit(row, original=w_star, forget=FORGET, remain=REMAIN)
     assert [line.split(",")[0].split(" there")[0] for line in bare.missing] == [
         "Without a retrained model",
+        "RMIA needs 2 to 8 retrained models.",
         "Without test images of the same classes",
         "The linear probe needs whole classes",
         "How soon it comes back was not asked: `relearn` says how w* was trained.",
@@ -435,3 +487,57 @@ def test_a_card_says_what_it_lacks(models):
     assert one.table.loc["ToW", "w_star"] < 0.2 < one.table.loc["ToW", "model"]
     with pytest.raises(ValueError, match="the model can't take the inputs of `remain`"):
         audit(row, original=w_star, forget=FORGET, remain=[(torch.zeros(3, 2), torch.zeros(3))])
+
+
+@pytest.fixture(scope="module")
+def sampled():
+    "w* that learned 40 images by heart, and four that never saw them."
+    x = torch.randn(360, 1, 6, 6, generator=torch.Generator().manual_seed(7))
+    (x, new), y, gone = x.split([160, 200]), torch.arange(200) % 4, torch.arange(160) < 40
+    every, y = cut(new, y, y >= 0), y[:160]
+    w_star, *others = (net(seed) for seed in range(10, 15))
+    long = TrainSettings(Schedule(lr=0.05, epochs=60, drops=(50,)), batch_size=32, select="last")
+    train_model(w_star, cut(x, y, y >= 0), long, progress="none")
+    for other in others:
+        train_model(other, cut(x, y, ~gone), long, progress="none")
+    return w_star, others, cut(x, y, gone), cut(x, y, ~gone), every
+
+
+def test_samples_are_set_against_images_that_nobody_saw(sampled):
+    w_star, others, forget, remain, every = sampled
+    given = {"original": w_star, "forget": forget, "remain": remain, "retrained": others}
+    themselves = [part for x, y in forget for part in zip(x.split(7), y.split(7))]
+    card = audit(others[0], **given, tests={"forget": themselves, "remain": every})
+    table = card.table
+    assert table.w_star["membership by loss, area"] > 0.8  # not the images beside themselves
+    assert table.w_star["membership by RMIA, area"] > 0.9
+    assert (
+        0.3 < table.low["membership by RMIA, area"] <= table.high["membership by RMIA, area"] < 0.7
+    )
+    plain = audit(others[0], **given, tests={"remain": every}).table
+    for by in ("loss", "others", "RMIA"):
+        assert table.loc[f"membership by {by}, area"].equals(plain.loc[f"membership by {by}, area"])
+
+
+def test_the_rmia_of_a_card_is_that_of_its_models(sampled):
+    w_star, others, forget, remain, every = sampled
+    given = {"original": w_star, "forget": forget, "remain": remain, "tests": {"remain": every}}
+    table = audit(w_star, **given, retrained=others).table
+
+    def p(model):
+        sets = [answers_of(model, batches) for batches in (forget, every)]
+        return [(-a.losses).exp() for a in [*balanced(sets), sets[1]]]
+
+    def found(target, references):
+        inside, outside, population = p(target)
+        theirs = [torch.stack(rows) for rows in zip(*map(p, references))]
+        ins = rmia(inside, theirs[0], population, theirs[2])
+        outs = rmia(outside, theirs[1], population, theirs[2])
+        return roc_auc_score([1] * len(ins) + [0] * len(outs), torch.cat([ins, outs]))
+
+    row = table.loc["membership by RMIA, area"]
+    assert row.w_star == row.model == pytest.approx(found(w_star, others))
+    left = [found(o, [r for r in others if r is not o]) for o in others]
+    assert (row.low, row.high) == pytest.approx((min(left), max(left)))
+    two = audit(w_star, **given, retrained=others[:2]).table.loc["membership by RMIA, area"]
+    assert math.isnan(two.low) and two.model > 0.9  # each alone has one reference, which is too few

@@ -27,10 +27,21 @@ class Answers:
     log_probabilities: Tensor  # float64 (n, C)
     labels: Tensor  # int64 (n,)
 
+    def __post_init__(self):
+        said, labels = tuple(self.log_probabilities.shape), tuple(self.labels.shape)
+        if len(said) != 2 or labels != said[:1]:
+            raise ValueError(
+                f"the answers have the shape {said} and the labels {labels}: they must be (n, "
+                "classes) and (n,)."
+            )
+        check_labels(self.labels, said[1], "labels")
+        if bool(self.log_probabilities.isnan().any()):
+            raise ValueError("the answers are not all numbers: look at the model's weights.")
+
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, where: Tensor) -> "Answers":
+    def __getitem__(self, where: Tensor | slice) -> "Answers":
         return Answers(self.log_probabilities[where], self.labels[where])
 
     @property
@@ -89,7 +100,11 @@ def balanced(
     sets: Sequence[Answers],
     seed: Seed = 0,  # of the draw
 ) -> list[Answers]:
-    "As many images of each class from every set: all of the smallest, drawn from the others."
+    """As many images of each class from every set: all of the smallest, drawn from the others.
+    `ValueError` for no sets, or such of different classes."""
+    counts = {s.log_probabilities.shape[1] for s in sets}
+    if len(counts) != 1:
+        raise ValueError(f"the sets are of {sorted(counts)} classes: give sets of the same.")
     drawn = torch.Generator().manual_seed(seed)
     parts: list[list[Tensor]] = [[] for _ in sets]
     for c in torch.cat([s.labels for s in sets]).unique():

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..images.arguments import Whole, checked
+from ..images.arguments import Whole, check_axes, checked
 from ..images.batches import pairs
 from ..networks.guard import untouched
 from ..networks.logits import logits_of
@@ -60,12 +60,15 @@ def linear_probe(
     classes: Iterable[Whole],  # those that were to be forgotten
 ) -> float:  # percent: the mean of the share of them, and of the share of the others, that is right
     """How well the forgotten classes can be read from features: balanced accuracy of a logistic
-    regression that tells them from the rest. `ValueError` if either set lacks one of the kinds."""
+    regression that tells them from the rest. `ValueError` if either set lacks one of the kinds, or
+    features and labels don't fit."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import balanced_accuracy_score
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    tables = {"train[0]": (train[0], "nd"), "train[1]": (train[1], "n")}
+    check_axes(**tables, **{"test[0]": (test[0], "md"), "test[1]": (test[1], "m")})
     gone = torch.tensor([*classes])
     wanted = {what: torch.isin(y, gone) for what, (_, y) in (("train", train), ("test", test))}
     for what, marks in wanted.items():

@@ -13,15 +13,16 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .answers import Answers, answers_of, balanced
 from .comeback import comeback
 from .features import features_of, linear_probe
 from .floor import Floor
-from .membership import LEAST, membership
-from .readouts import jensen_shannon
-from ..images.arguments import Count, Number, Seed, Whole, checked
+from .membership import LEAST, REFERENCES, area, membership, rmia
+from .readouts import Percent, jensen_shannon
+from ..images.arguments import Count, Seed, Whole, checked
+from ..images.batches import pairs
 from ..networks.metrics import Loader
 from ..networks.models import check_batches, find_classifier
 from ..networks.train import TrainSettings
@@ -32,10 +33,13 @@ if TYPE_CHECKING:
 # %% ../../nbs/5_audit/06_report_card.ipynb #7f66cda0
 @checked
 def tow(
-    accs: Mapping[str, Number],  # percent, by set
-    reference: Mapping[str, Number],  # of a retrained model, by the same sets
+    accs: Mapping[str, Percent],  # by set
+    reference: Mapping[str, Percent],  # of a retrained model, by the same sets
 ) -> float:  # 1: the accuracies are those of retraining
-    "Π (1 − |acc − acc of retraining|) over the sets (ToW; Zhao et al. 2024)."
+    """Π (1 − |acc − acc of retraining|) over the sets (ToW; Zhao et al. 2024). `ValueError` for a
+    set whose accuracy is not given."""
+    if lacking := sorted({*reference} - {*accs}):
+        raise ValueError(f"`accs` has no {', '.join(lacking)}: give the sets of `reference`.")
     product = 1.0
     for name, value in reference.items():
         product *= 1 - abs(accs[name] - value) / 100
@@ -56,20 +60,37 @@ def _agreement(one: Answers, other: Answers) -> float:
 Said = dict[str, Answers]  # by the name of a set
 
 
-def _alone(said: Said, seed: int) -> Iterator[tuple[str, float]]:
+def _alone(said: Said, unseen: Answers, seed: int) -> Iterator[tuple[str, float]]:
     "Readouts that need the model only."
     for name, answers in said.items():
         yield f"accuracy, {name}", answers.accuracy
-    if "test_forget" in said and _enough(said):
-        for by, found in membership(said["forget"], said["test_forget"], seed).items():
+    if _enough(said["forget"], unseen):
+        for by, found in membership(said["forget"], unseen, seed).items():
             yield f"membership by {by}, area", found.area
             yield f"membership by {by}, accuracy", found.accuracy
             yield f"membership by {by}, at 1 % false", found.true_positives
 
 
-def _enough(said: Said) -> bool:
+def _enough(forget: Answers, unseen: Answers) -> bool:
     "Are there enough images with classes in common for an attack?"
-    return len(balanced([said["forget"], said["test_forget"]])[0]) >= LEAST
+    return len(balanced([forget, unseen])[0]) >= LEAST
+
+
+def _unseen(said: Said, fresh: Iterable[str]) -> Answers:
+    "What is said of test images of the classes of the forget set."
+    forget = said["forget"]
+    parts = [forget[:0], *(said[name] for name in fresh)]
+    own = [part[torch.isin(part.labels, forget.labels)] for part in parts]
+    return Answers(
+        torch.cat([part.log_probabilities for part in own]), torch.cat([p.labels for p in own])
+    )
+
+
+def _begin_alike(one: Loader, other: Loader) -> bool:
+    "Do two loaders begin with the same images? Samples to forget are their own `test_forget`."
+    a, b = (next(iter(pairs(batches)))[0].cpu() for batches in (one, other))
+    least = min(len(a), len(b))
+    return a.shape[1:] == b.shape[1:] and torch.equal(a[:least], b[:least])
 
 
 def _beside(said: Said, reference: Said) -> Iterator[tuple[str, float]]:
@@ -126,6 +147,8 @@ class Auditor:
         self.sets |= {f"test_{name}": batches for name, batches in (tests or {}).items()}
         for name, batches in self.sets.items():
             check_batches(original, batches, name)
+        asked = [name for name in self.sets if name.startswith("test_")]
+        self.fresh = [name for name in asked if not _begin_alike(forget, self.sets[name])]
         self.classes, self.classifier = [*classes], classifier
         self.relearn, self.cap, self.seed = relearn, cap, seed
 
@@ -137,8 +160,10 @@ class Auditor:
             check_batches(model, batches, name)
         found, w_star, others = self._look(model), self._w_star, self._others
         rows = [*_own_rows(found, w_star, others), *_pair_rows(found, w_star, others)]
+        if not self.classes:
+            rows += _rmia_rows(found, w_star, others, self.seed)
         table = pd.DataFrame(rows, columns=["readout", *_COLUMNS]).set_index("readout")
-        lines = [*_without_aim(len(others)), *found.missing]
+        lines = [*_without_aim(len(others)), *self._without_rmia, *found.missing]
         lines += [_NOT_ASKED] * (self.relearn is None)
         return Card(table.astype(float), tuple(lines))
 
@@ -155,17 +180,27 @@ class Auditor:
     def _look(self, model: nn.Module) -> "_Look":
         "What a model says of each set, and the readouts that need no other model."
         said = {name: answers_of(model, batches) for name, batches in self.sets.items()}
-        own, asked = dict(_alone(said, self.seed)), self._askable(said)
+        unseen = _unseen(said, self.fresh)
+        own, asked = dict(_alone(said, unseen, self.seed)), self._askable(said, unseen)
         if asked.probe:
             own["linear probe"] = _probe(model, self.sets, self.classes, self.classifier)
         if self.relearn is not None:
             ways = (self.sets, self.relearn, self.cap, self.classifier)
             own |= _comebacks(model, self.original, *ways)
-        return _Look(said, own, asked.missing)
+        return _Look(said, unseen, own, asked.missing)
 
-    def _askable(self, said: Said) -> "_Asked":
+    def _askable(self, said: Said, unseen: Answers) -> "_Asked":
         "What can be asked with the sets at hand."
-        return _Asked.of(self.sets, said, self.classifier, self.original, self.classes)
+        enough = _enough(said["forget"], unseen)
+        return _Asked.of(self.fresh, enough, self.classifier, self.original, self.classes)
+
+    @property
+    def _without_rmia(self) -> Iterator[str]:
+        "Why RMIA is not asked, if it isn't."
+        if self.classes:
+            yield "RMIA of a class needs models that saw half of it, which a retrained one did not."
+        elif not 2 <= len(self.retrained) <= REFERENCES:
+            yield f"RMIA needs 2 to {REFERENCES} retrained models."
 
 
 @checked
@@ -188,6 +223,7 @@ class _Look:
     "What a model says of each set, its readouts by itself, and what could not be asked."
 
     said: Said
+    unseen: Answers  # on test images of the classes of the forget set
     own: dict[str, float]
     missing: tuple[str, ...]
 
@@ -215,6 +251,38 @@ def _pair_rows(model: _Look, w_star: _Look, others: Sequence[_Look]) -> Iterator
     for name in means[0]:
         at_w_star, at_model = (mean[name] for mean in means)
         yield _row(name, at_w_star, at_model, [pair[name] for pair in pairs])
+
+
+def _rmia_rows(model: _Look, w_star: _Look, others: Sequence[_Look], seed: int) -> Iterator[Row]:
+    "RMIA with the retrained models as references; of each of these, with the others."
+    if not _can_rmia(w_star, others):
+        return
+    at_w_star, at_model = (_rmia_area(look, others, seed) for look in (w_star, model))
+    rest = [[o for o in others if o is not one] for one in others]
+    floor = [_rmia_area(one, left, seed) for one, left in zip(others, rest) if len(left) > 1]
+    yield _row("membership by RMIA, area", at_w_star, at_model, floor)
+
+
+def _can_rmia(look: _Look, others: Sequence[_Look]) -> bool:
+    "Are there as many references as it takes, and images?"
+    return 2 <= len(others) <= REFERENCES and _enough(look.said["forget"], look.unseen)
+
+
+def _rmia_area(target: _Look, references: Sequence[_Look], seed: int) -> float:
+    "How well its scores tell images to forget from unseen ones, of which all are the population."
+    inside, outside, population = _probabilities(target, seed)
+    sides = [torch.stack(side) for side in zip(*(_probabilities(r, seed) for r in references))]
+    scores = (
+        rmia(mine, theirs, population, sides[2])
+        for mine, theirs in ((inside, sides[0]), (outside, sides[1]))
+    )
+    return area(*scores)
+
+
+def _probabilities(look: _Look, seed: int) -> list[Tensor]:
+    "p(y|x) of images to forget, of as many unseen ones of each class, and of all unseen ones."
+    sets = [*balanced([look.said["forget"], look.unseen], seed), look.unseen]
+    return [(-answers.losses).exp() for answers in sets]
 
 
 def _mean(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -282,20 +350,18 @@ class _Asked:
     @classmethod
     def of(
         cls,
-        sets: Mapping[str, Loader],
-        said: Said,
+        fresh: Iterable[str],  # names of the test sets
+        enough: bool,  # images of either kind
         classifier: str | None,
         original: nn.Module,
         gone: list[int],
     ) -> "_Asked":
-        whole = bool(gone) and {"test_forget", "test_remain"} <= {*sets}
+        whole = bool(gone) and {"test_forget", "test_remain"} <= {*fresh}
         known = _has_classifier(original, classifier)
         lacks = {
-            "Without test images of the same classes, membership can't be asked.": (
-                "test_forget" not in sets
-            ),
+            "Without test images of the same classes, membership can't be asked.": (not fresh),
             f"Membership needs {LEAST} images to forget, and test images of their classes.": (
-                "test_forget" in sets and not _enough(said)
+                bool(fresh) and not enough
             ),
             "The linear probe needs whole classes, and test images of all kinds.": not whole,
             "The linear probe needs the name of the classifier.": whole and not known,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['P', 'R', 'Whole', 'Count', 'Seed', 'Number', 'Positive', 'NotNegative', 'Share', 'scalar', 'rule_of', 'shown',
-           'check_value', 'annotations_of', 'checked', 'option', 'check_fields']
+           'check_value', 'annotations_of', 'checked', 'check_axes', 'option', 'check_fields']
 
 # %% ../../nbs/1_images/00_arguments.ipynb #c4aead3a
 import difflib
@@ -364,6 +364,29 @@ def _bound(
         raise TypeError(
             f"`{function}` takes no `{unknown}`: {hint}It takes {', '.join(known)}."
         ) from None
+
+# %% ../../nbs/1_images/00_arguments.ipynb #9a14862d
+def check_axes(
+    # {name: (tensor, a letter for each of its axes)}, such as `scores=(scores, "kn")`
+    **given: tuple[Any, str],
+) -> None:
+    """`ValueError` in one sentence unless tensors have their axes, of the same length under the
+    same letter and none empty, and hold finite numbers."""
+    lengths: dict[str, tuple[int, str]] = {}
+    for name, (tensor, axes) in given.items():
+        shape = tuple(tensor.shape)
+        if len(shape) != len(axes) or 0 in shape:
+            wanted = ", ".join(axes) + "," * (len(axes) == 1)
+            raise ValueError(f"`{name}` has the shape {shape}: it must be ({wanted}), not empty.")
+        for axis, length in zip(axes, shape):
+            known, first = lengths.setdefault(axis, (length, name))
+            if length != known:
+                raise ValueError(
+                    f"`{name}` has the shape {shape}, but `{first}` has {known} where it has "
+                    f"{length}: both must be alike in {axis}."
+                )
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"`{name}` holds what is no finite number: look where it comes from.")
 
 # %% ../../nbs/1_images/00_arguments.ipynb #e052081a
 def option(
