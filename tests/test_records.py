@@ -36,6 +36,7 @@ from fisher_unlearn.lab.report import read_kept
 from fisher_unlearn.audit.readouts import agreement
 from fisher_unlearn.lab.run import READOUTS, images_of, model_of, readout, request_of, run
 from fisher_unlearn.lab.store import keep_run
+from fisher_unlearn.lab.results import weights_moved
 from fisher_unlearn.lab.store import KeptScores
 from fisher_unlearn.networks.machine import repeatable
 from fisher_unlearn.networks.train import load_weights, read_tensors, tensors_digest, train_model
@@ -1454,3 +1455,12 @@ def test_networks_of_several_seeds_can_be_shown_the_same_images(tmp_path):
     assert run_key(random) != run_key(quick(request="random", count=9, seed=1))
     with pytest.raises(ValueError, match="`data_seed` is -1"):
         quick(data_seed=-1)
+
+
+def test_a_record_says_how_far_the_weights_went(tmp_path):
+    "The length is that of the result, which had the network at hand; counters are no part of it."
+    few = {"dataset": "digits", "subset": 128, "epochs": 1, "fine_tune_epochs": 1}
+    record = run(resolve("smoke", method="ct", **few), tmp_path, progress="none")
+    assert f"moved the model by {weights_moved(record):.3g}." in record["note"]
+    whole = sum(row["distance"] ** 2 for row in record["changed"]) ** 0.5
+    assert weights_moved(record) < whole

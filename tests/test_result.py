@@ -142,3 +142,20 @@ def test_what_scoring_takes_is_said_first_where_it_is_much(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         unlearn(wide, LOST, KEPT, ratio=0.3)
+
+
+def test_statistics_and_counters_are_no_distance():
+    """A method that trains moves the counters of BatchNorm by hundreds, which is no way that the
+    weights went."""
+    torch.manual_seed(1)
+    layers = [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(4, 4))
+    found = unlearn(model, LOST, KEPT, method="ct")
+    far = sum(
+        float((new - old).detach().double().square().sum())
+        for new, old in zip(found.model.parameters(), model.parameters())
+    )
+    assert found.moved == pytest.approx(far**0.5)
+    assert f"moved the model by {found.moved:.3g}." in found.note
+    assert "1.num_batches_tracked" in set(found.changed.name) - set(found.weights.name)
+    assert "num_batches_tracked" not in found._repr_html_()

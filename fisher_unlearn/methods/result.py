@@ -20,14 +20,15 @@ from ..images.arguments import checked
 from ..images.atomic import writable_folder, write_whole
 from .base import Method
 from .masking import Mask
+from ..networks.parameters import parameters_by_name
 from ..networks.train import read_tensors, save_tensors, save_weights
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # %% ../../nbs/4_methods/12_result.ipynb #1a82b615
-def _changed_in_words(changed: "pd.DataFrame", method: Method) -> str:
-    "One sentence on how much a method changed."
+def _changed_in_words(changed: "pd.DataFrame", method: Method, moved: float) -> str:
+    "One sentence on how much a method changed, and by which length it moved the parameters."
     entries, masked = changed.changed.sum(), changed.masked.sum()
     if not entries and not masked:
         return f"The method changed nothing{_why_nothing(method)}."
@@ -35,11 +36,10 @@ def _changed_in_words(changed: "pd.DataFrame", method: Method) -> str:
         return (
             f"The method changed nothing: the {masked:,} entries that it masked were zero before."
         )
-    distance = changed.distance.pow(2).sum() ** 0.5
     return (
         f"The method changed {entries:,} entries in {(changed.changed > 0).sum()} "
         f"tensors, {'masked' if method.zeroes else 'chose'} {masked:,}, and moved the model by "
-        f"{distance:.3g}."
+        f"{moved:.3g}."
     )
 
 
@@ -102,7 +102,17 @@ class Unlearned:
     @property
     def note(self) -> str:
         "One sentence on how much the method changed before fine-tuning."
-        return _changed_in_words(self.changed, self.method)
+        return _changed_in_words(self.changed, self.method, self.moved)
+
+    @property
+    def weights(self) -> "pd.DataFrame":
+        "The rows of `changed` that are parameters: statistics and counters of layers are none."
+        return self.changed[self.changed.name.isin(parameters_by_name(self.model))]
+
+    @property
+    def moved(self) -> float:
+        "The Euclidean length by which the method moved the parameters."
+        return float(self.weights.distance.pow(2).sum() ** 0.5)
 
     @property
     def left(self) -> str:
@@ -130,7 +140,7 @@ def _as_page(result: Unlearned) -> str:
     "A result as HTML."
     ends = result.history.iloc[[0, -1] if len(result.history) > 1 else [0]]
     measured = ends[[c for c in ends if c.endswith("_acc") or c in ("epoch", "unlearn_score")]]
-    most = result.changed.nlargest(5, "distance")
+    most = result.weights.nlargest(5, "distance")
     shown = [frame.round(3) for frame in (measured, most) if len(frame.columns) > 1]
     said = [f"<b>{html.escape(str(result.method))}</b>", result.note, f"<b>{result.left}</b>"]
     said += [result.shaken] if result.shaken else []
