@@ -2,6 +2,7 @@
 answers are what its records say."""
 
 import json
+import shutil
 
 import papermill
 import pandas as pd
@@ -17,13 +18,14 @@ from fisher_unlearn.methods.unlearn import METHODS
 pytestmark = pytest.mark.slow
 
 
-def executed(name, base):
+def executed(name, base, **more):
     "The table, the records and the text that an experiment keeps."
     given = {
         "profile": "smoke",
         "device": "cpu",
         "runs": str(base / "runs"),
         "figures": str(base / "out"),
+        **more,
     }
     papermill.execute_notebook(find_notebook(name), base / "x.ipynb", given, progress_bar=False)
     stem = base / "out" / "smoke" / name
@@ -77,8 +79,14 @@ def test_every_method_and_preset_has_its_row_as_its_record_has_it(rivals):
     assert names == sorted(names, key=str.lower)  # by nothing but the name
 
 
-def test_the_kick_is_judged_by_its_rule(tmp_path_factory):
-    points, records, text = executed("the_kick", tmp_path_factory.mktemp("kick"))
+@pytest.fixture(scope="module")
+def kicks(tmp_path_factory):
+    base = tmp_path_factory.mktemp("kick")
+    return base, executed("the_kick", base)
+
+
+def test_the_kick_is_judged_by_its_rule(kicks):
+    _, (points, records, text) = kicks
     by_key = {r["key"]: r for r in records}
     assert {*points.key} == {*by_key} and {*points.request} == {"a class", "samples"}
     for row in points.itertuples():
@@ -95,6 +103,17 @@ def test_the_kick_is_judged_by_its_rule(tmp_path_factory):
     mask = by_key[points[points.label == "FisherMask (paper)"].key.iloc[0]]
     length = sum(r["distance"] ** 2 for r in mask["changed"]) ** 0.5
     assert kicks.moved.tolist() == pytest.approx([s * length for s in kicks.scale], rel=1e-4)
+
+
+def test_kicks_of_a_class_are_read_before_those_of_samples_are_done(kicks, tmp_path):
+    base, (points, records, _) = kicks
+    shutil.copytree(base / "runs", tmp_path / "runs")
+    of_samples = points[(points.request == "samples") & (points.kind != "a method")]
+    for key in of_samples.key:
+        shutil.rmtree(tmp_path / "runs" / key)
+    fewer, _, text = executed("the_kick", tmp_path, on="none")
+    assert {*fewer.request} == {"a class"} and "missing: " in text
+    assert "* a class: " in text and "* samples: " not in text
 
 
 def test_the_audit_puts_each_method_beside_the_floor(tmp_path_factory):
