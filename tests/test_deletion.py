@@ -271,8 +271,8 @@ def judged(digits, model):
 def test_a_model_that_still_knows_has_not_forgotten(judged):
     kept = judged("finetune")
     assert (kept.verdict.forgotten, kept.verdict.kept) == (False, True)
-    gone = judged("mask_classifier")
-    assert gone.verdict.forgotten is True and gone.accs.result["forget"] == 0
+    gone = judged("mask_classifier", margins=Margins(20.0, 5.0))  # where all others are below 0
+    assert gone.verdict.forgotten is True and gone.accs.result["forget"] < 20
     broken = judged(FisherMask(ratio=0.9))
     assert broken.verdict.kept is False and "Not kept" in broken.verdict.said[1]
 
