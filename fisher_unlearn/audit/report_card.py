@@ -20,8 +20,8 @@ from .comeback import comeback
 from .features import features_of, linear_probe
 from .floor import Floor
 from .membership import LEAST, REFERENCES, area, membership, rmia
-from .readouts import Percent, jensen_shannon
-from ..images.arguments import Count, Seed, Whole, checked
+from .readouts import jensen_shannon
+from ..images.arguments import Count, Percent, Seed, Whole, checked
 from ..images.batches import pairs
 from ..networks.metrics import Loader
 from ..networks.models import check_batches, find_classifier
