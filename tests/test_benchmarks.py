@@ -9,6 +9,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import fisher  # the benchmark, not the chapter
+import loaders
+
+from fisher_unlearn.images.data import load_images
 
 pytestmark = pytest.mark.slow
 
@@ -44,3 +47,9 @@ def test_a_layout_is_that_of_weights_and_images(layout):
     kernels = [p for p in model.parameters() if p.dim() == 4 and p.shape[2] > 1]
     assert all(t.is_contiguous(memory_format=kind) for t in (x, *kernels))
     assert torch.equal(x, fisher.drawn("resnet20", 4, "cpu", "default")[1])
+
+
+def test_a_data_set_is_trained_on_and_scored():
+    row = loaders.tried(load_images("digits").subset(128, seed=0), "resnet20", 4, "cpu")
+    assert (row["images"], row["images scored"]) == (128, 8)
+    assert row["entries masked"] > 0 and 0 < row["loss"] < 10 and 0 <= row["test accuracy"] <= 100
