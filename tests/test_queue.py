@@ -1,5 +1,7 @@
 """What a minute adds, and the list of open experiments."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -10,14 +12,15 @@ from fisher_unlearn.images.budget import Budget
 from fisher_unlearn.lab.executors import complete, work_in
 from fisher_unlearn.lab.experiments import NEEDS, cast, needed, sweep
 from fisher_unlearn.lab.paper import in_our_words, paper_numbers
-from fisher_unlearn.lab.plans import plan
+from fisher_unlearn.lab.plans import kept_record, plan
 from fisher_unlearn.lab.queue import Entry, queue_plan, read_queue, work_off
-from fisher_unlearn.lab.settings import resolve, run_key
+from fisher_unlearn.lab.settings import resolve, run_key, training_key
 from fisher_unlearn.lab.store import read_record, write_record
 from fisher_unlearn.lab.value import by_value, is_printed
 from made import run_record
 
 OVER = Budget(begun=0, until=0)
+DATA = Path(fisher_unlearn.__file__).parent.parent / "data"
 
 
 def entry(**more):
@@ -93,8 +96,9 @@ def test_the_repositorys_own_list_is_one_of_runs_that_a_machine_can_do():
     assert {e.device for e in entries} == {"cpu", "cuda"}
     for found in entries:
         assert all(s.machine.device == found.device for s in found.settings), found.title
-        if found.device == "cpu":
-            assert all(s.machine.trains_on == "cpu" for s in found.settings)
+        if found.device == "cpu":  # w* is trained there, too, or comes with the repository
+            there = [s for s in found.settings if s.machine.trains_on != "cpu"]
+            assert all(kept_record(f"train-{training_key(s)}", DATA) for s in there), found.title
     titles = [e.title for e in entries]
     assert len({*titles}) == len(titles)
     keys = [run_key(s) for e in entries for s in e.settings]
@@ -102,8 +106,6 @@ def test_the_repositorys_own_list_is_one_of_runs_that_a_machine_can_do():
 
 
 def test_nothing_that_can_be_computed_is_typed_in_it():
-    from pathlib import Path
-
     file = Path(fisher_unlearn.__file__).parent / "queue.yaml"
     for row in yaml.safe_load(file.read_text(encoding="utf-8")):
         assert {*row} <= {"experiment", "profile", "device", "why", "seeds", "parameters"}
