@@ -152,6 +152,12 @@ def test_the_same_key_with_another_content_is_said_and_nothing_changes(folders):
     assert content(one / KEYS[1]) == before
 
 
+def test_the_same_result_in_other_words_is_the_same(folders):
+    one, other = folders
+    change(other / KEYS[1] / "record.json", lambda r: r.update(note="It moved."))
+    assert merge(other, one).set_index("key").became[KEYS[1]] == "here already"
+
+
 def test_a_run_that_started_from_another_w_star_is_refused(folders):
     one, other = folders
     change(one / W_STAR / "record.json", lambda r: r.update(weights="0" * 64))

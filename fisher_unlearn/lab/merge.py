@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% ../../nbs/6_lab/18_merge.ipynb #f5478cb4
-_OF_THE_DAY = {"seconds", "spared", "memory", "provenance", "digest", "readouts"}
+_NO_RESULT = {"seconds", "spared", "memory", "provenance", "digest", "readouts", "note"}
 
 
 def _result(record: dict[str, Any]) -> dict[str, Any]:
-    "A record without what depends on the clock, the machine and its load."
-    rest = {name: part for name, part in record.items() if name not in _OF_THE_DAY}
+    """A record without what depends on the clock, the machine and its load, and without the note,
+    a sentence on the rest."""
+    rest = {name: part for name, part in record.items() if name not in _NO_RESULT}
     rows = record.get("history", [])
     return rest | {"history": [{n: v for n, v in r.items() if n != "seconds"} for r in rows]}
 
