@@ -34,15 +34,15 @@ def tried(images: ImageData, network: str, scored: int, device: str) -> dict[str
     sets = [part[:scored].batches(scored, device) for part in (request.forget, request.remain)]
     start = time.perf_counter()
     found = unlearn(model, *sets, preset="authors_code", progress="none")
-    masked = int(found.changed.masked.sum())
+    scoring = time.perf_counter() - start
     return {
         "images": len(images.train),
         "seconds of an epoch": round(trained, 1),
         "loss": round(history.train_loss.iloc[-1], 2),
         "test accuracy": round(accuracy(model, images.test.batches(128, device)), 1),
         "images scored": sum(min(scored, len(p)) for p in (request.forget, request.remain)),
-        "seconds to score and mask": round(time.perf_counter() - start, 1),
-        "entries masked": masked,
+        "seconds to score and mask": round(scoring, 1),
+        "entries masked": int(found.changed.masked.sum()),
     }
 
 

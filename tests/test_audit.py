@@ -510,13 +510,12 @@ def test_samples_are_set_against_images_that_nobody_saw(sampled):
     card = audit(others[0], **given, tests={"forget": themselves, "remain": every})
     table = card.table
     assert table.w_star["membership by loss, area"] > 0.8  # not the images beside themselves
-    assert table.w_star["membership by RMIA, area"] > 0.9
+    assert table.w_star["membership by RMIA, area"] > 0.8
     assert (
         0.3 < table.low["membership by RMIA, area"] <= table.high["membership by RMIA, area"] < 0.7
     )
-    plain = audit(others[0], **given, tests={"remain": every}).table
-    for by in ("loss", "others", "RMIA"):
-        assert table.loc[f"membership by {by}, area"].equals(plain.loc[f"membership by {by}, area"])
+    # nor do they count twice, in ToW or anywhere else
+    assert table.equals(audit(others[0], **given, tests={"remain": every}).table)
 
 
 def test_the_rmia_of_a_card_is_that_of_its_models(sampled):
@@ -540,4 +539,4 @@ def test_the_rmia_of_a_card_is_that_of_its_models(sampled):
     left = [found(o, [r for r in others if r is not o]) for o in others]
     assert (row.low, row.high) == pytest.approx((min(left), max(left)))
     two = audit(w_star, **given, retrained=others[:2]).table.loc["membership by RMIA, area"]
-    assert math.isnan(two.low) and two.model > 0.9  # each alone has one reference, which is too few
+    assert math.isnan(two.low) and two.model > 0.8  # each alone has one reference, which is too few

@@ -76,10 +76,10 @@ def _enough(forget: Answers, unseen: Answers) -> bool:
     return len(balanced([forget, unseen])[0]) >= LEAST
 
 
-def _unseen(said: Said, fresh: Iterable[str]) -> Answers:
+def _unseen(said: Said) -> Answers:
     "What is said of test images of the classes of the forget set."
     forget = said["forget"]
-    parts = [forget[:0], *(said[name] for name in fresh)]
+    parts = [forget[:0], *(part for name, part in said.items() if name.startswith("test_"))]
     own = [part[torch.isin(part.labels, forget.labels)] for part in parts]
     return Answers(
         torch.cat([part.log_probabilities for part in own]), torch.cat([p.labels for p in own])
@@ -147,8 +147,8 @@ class Auditor:
         self.sets |= {f"test_{name}": batches for name, batches in (tests or {}).items()}
         for name, batches in self.sets.items():
             check_batches(original, batches, name)
-        asked = [name for name in self.sets if name.startswith("test_")]
-        self.fresh = [name for name in asked if not _begin_alike(forget, self.sets[name])]
+        if "test_forget" in self.sets and _begin_alike(forget, self.sets["test_forget"]):
+            del self.sets["test_forget"]  # the same images would be asked, and count, twice
         self.classes, self.classifier = [*classes], classifier
         self.relearn, self.cap, self.seed = relearn, cap, seed
 
@@ -180,7 +180,7 @@ class Auditor:
     def _look(self, model: nn.Module) -> "_Look":
         "What a model says of each set, and the readouts that need no other model."
         said = {name: answers_of(model, batches) for name, batches in self.sets.items()}
-        unseen = _unseen(said, self.fresh)
+        unseen = _unseen(said)
         own, asked = dict(_alone(said, unseen, self.seed)), self._askable(said, unseen)
         if asked.probe:
             own["linear probe"] = _probe(model, self.sets, self.classes, self.classifier)
@@ -192,7 +192,7 @@ class Auditor:
     def _askable(self, said: Said, unseen: Answers) -> "_Asked":
         "What can be asked with the sets at hand."
         enough = _enough(said["forget"], unseen)
-        return _Asked.of(self.fresh, enough, self.classifier, self.original, self.classes)
+        return _Asked.of(self.sets, enough, self.classifier, self.original, self.classes)
 
     @property
     def _without_rmia(self) -> Iterator[str]:
@@ -350,18 +350,19 @@ class _Asked:
     @classmethod
     def of(
         cls,
-        fresh: Iterable[str],  # names of the test sets
+        sets: Iterable[str],  # by name
         enough: bool,  # images of either kind
         classifier: str | None,
         original: nn.Module,
         gone: list[int],
     ) -> "_Asked":
-        whole = bool(gone) and {"test_forget", "test_remain"} <= {*fresh}
+        whole = bool(gone) and {"test_forget", "test_remain"} <= {*sets}
+        tested = any(name.startswith("test_") for name in sets)
         known = _has_classifier(original, classifier)
         lacks = {
-            "Without test images of the same classes, membership can't be asked.": (not fresh),
+            "Without test images of the same classes, membership can't be asked.": (not tested),
             f"Membership needs {LEAST} images to forget, and test images of their classes.": (
-                bool(fresh) and not enough
+                tested and not enough
             ),
             "The linear probe needs whole classes, and test images of all kinds.": not whole,
             "The linear probe needs the name of the classifier.": whole and not known,
