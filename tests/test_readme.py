@@ -297,7 +297,7 @@ def test_what_was_not_run_has_no_result():
     assert (
         set(runs.dataset) == {"cifar10"}
         and set(runs.network) == {"resnet20"}
-        and 888 not in set(runs.seed)
+        and 888 not in set(whole.seed)
     )
     assert set(whole.precision) == {"bfloat16"} and not set(whole.result) & {
         "table3",
@@ -420,6 +420,28 @@ def test_what_readme_says_of_the_exhibits_is_true_of_their_records(table_1, shor
     recommended = pd.read_csv(FIGURES / "cpu/recommended.csv")
     assert said["A mask to recommend"] == "none was found"
     assert not recommended[recommended["name"] == "FisherMask (chosen)"].reaches.all()
+
+
+def test_what_an_auditor_finds_where_accuracy_finds_nothing():
+    cards = pd.read_csv(FIGURES / "interpolating/audit.csv")
+    runs = read_kept(FIGURES / "interpolating/audit.parquet")
+    floor = [r for r in runs if r["settings"]["method"] == "retrain"]
+    models = cards.pivot(index="method", columns="readout", values="model")
+    ends = cards.groupby("readout")[["w_star", "low", "high"]].first()
+    gone = models[models["accuracy, test_forget"] <= 1]
+    w_star, high = ends.loc["membership by others, area", ["w_star", "high"]]
+    others = gone["membership by others, area"]
+    assert (others > high).all() and others.drop("FisherNoise (paper)").min() > w_star - 0.03
+    before = outcomes(runs).set_index("label").remain_acc_before["FisherNoise (paper)"]
+    assert abs(before - 100 / 9) < 0.1 and others.idxmin() == "FisherNoise (paper)"
+    for readout in ("classifier alone", "all parameters"):
+        name = f"comes back, {readout} (epochs)"
+        assert ends.high[name] == ends.low[name] == 1 / 8 and (gone[name] == 1 / 8).all()
+    line = next(
+        x for x in README_TEXT.read_text(encoding="utf-8").splitlines() if "[The audit]" in x
+    )
+    assert f"{len(gone)} of {len(gone)} that answer 1 %" in line and "1 w*" in line
+    assert f"{len(floor)} retrained models make the interval" in results()
 
 
 def test_readme_is_one_page_and_its_links_lead_somewhere():
