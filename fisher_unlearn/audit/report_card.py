@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .answers import Answers, answers_of, balanced
-from .comeback import comeback
+from .comeback import Mixed, comeback
 from .features import features_of, linear_probe
 from .floor import Floor
 from .membership import LEAST, REFERENCES, area, membership, rmia
@@ -300,16 +300,6 @@ def _probe(
     return linear_probe((x, y), (test_x, test_y), classes)
 
 
-class _Both:
-    "The forget set and the remain set, one after the other."
-
-    def __init__(self, *sets: Loader):
-        self.sets = sets
-
-    def __iter__(self) -> Iterator[Any]:
-        return itertools.chain.from_iterable(self.sets)
-
-
 def _comebacks(
     model: nn.Module,
     original: nn.Module,
@@ -319,7 +309,7 @@ def _comebacks(
     classifier: str | None,
 ) -> dict[str, float]:
     "Epochs until it is back, in three ways; `cap` + 1 where it isn't."
-    every = _Both(sets["forget"], sets["remain"])
+    every = Mixed(sets["forget"], sets["remain"])
     ways: dict[str, tuple[Loader, Any]] = {
         "comes back, classifier alone": (every, "classifier"),
         "comes back, all parameters": (every, "all"),

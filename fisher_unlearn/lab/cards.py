@@ -19,7 +19,14 @@ from ..images.atomic import locked
 from ..images.budget import Budget, budget_of
 from .run import images_of, model_of, request_of, run, train_original, where_read
 from .settings import RunSettings, run_key
-from .store import card_name, load_run, read_record, runs_root, write_record
+from fisher_unlearn.lab.store import (
+    CARD_RECIPE,
+    card_name,
+    load_run,
+    read_record,
+    runs_root,
+    write_record,
+)
 from ..networks.machine import provenance, repeatable
 
 if TYPE_CHECKING:
@@ -111,4 +118,5 @@ def _made(settings: RunSettings, card: Card, beside: list[str], cap: int) -> dic
         "beside": beside,
         "table": _rows(card.table),
         "missing": [*card.missing],
+        "recipe": CARD_RECIPE,
     }
