@@ -153,7 +153,8 @@ def retrained_apart(
     """How far the answers of retrained models lie apart on the forget and the remain test images:
     means over the others; None if that is not known and nobody is to compute it."""
     beside = [run_key(other) for other in others]
-    path = runs_root(runs) / run_key(own) / f"{card_name(beside, 1)}.json"
+    name = card_name(beside, 1, recipe=1)  # nothing that later recipes changed is asked here
+    path = runs_root(runs) / run_key(own) / f"{name}.json"
     record = read_record(path)
     if record is None and on != "none":
         said = _compared(own, others, runs, root)
