@@ -483,6 +483,7 @@ OWN: dict[str, dict[str, Callable[[], Any]]] = {  # where a name means something
         "history": history,
     },
     "fisher.rebatch": {"size": lambda: 3},
+    "comeback.Mixed": {"first": batches, "others": batches},
     "tfidf.tfidf_scores": {"classes": lambda: (1,)},
     "activation.read_channels": {"readers": lambda: graph.find_readers(net())},
     "activation.mean_activations": {"readers": lambda: graph.find_readers(net())},
@@ -803,6 +804,7 @@ ACCEPTED: list[tuple[str, str, str]] = [
         r"\[",
     ),  # they are checked before, by `check_batches`
     (r"base\.Task", "forget|remain|reference|held_out", r"\["),  # `unlearn` has checked them
+    (r"comeback\.Mixed", "first|others", r"\["),  # `comeback` checks what it yields
     (
         r"fisher\.(rebatch|rank_batches)",
         "batches",

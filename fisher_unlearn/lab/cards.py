@@ -19,14 +19,8 @@ from ..images.atomic import locked
 from ..images.budget import Budget, budget_of
 from .run import images_of, model_of, request_of, run, train_original, where_read
 from .settings import RunSettings, run_key
-from fisher_unlearn.lab.store import (
-    CARD_RECIPE,
-    card_name,
-    load_run,
-    read_record,
-    runs_root,
-    write_record,
-)
+from .store import CARD_RECIPE, card_name, load_run, read_record
+from .store import runs_root, write_record
 from ..networks.machine import provenance, repeatable
 
 if TYPE_CHECKING:
