@@ -804,7 +804,8 @@ ACCEPTED: list[tuple[str, str, str]] = [
         r"\[",
     ),  # they are checked before, by `check_batches`
     (r"base\.Task", "forget|remain|reference|held_out", r"\["),  # `unlearn` has checked them
-    (r"comeback\.Mixed", "first|others", r"\["),  # `comeback` checks what it yields
+    # `comeback` checks what it yields; where one set is left out, the next is the first
+    (r"comeback\.Mixed", "first|others", r"\[|None"),
     (
         r"fisher\.(rebatch|rank_batches)",
         "batches",
