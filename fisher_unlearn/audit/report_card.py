@@ -177,6 +177,11 @@ class Auditor:
         "What each retrained model says."
         return [self._look(model) for model in self.retrained]
 
+    @cached_property
+    def _all(self) -> Mixed:
+        "The forget set and the remain set, mixed; they are counted once."
+        return Mixed(self.sets["forget"], self.sets["remain"])
+
     def _look(self, model: nn.Module) -> "_Look":
         "What a model says of each set, and the readouts that need no other model."
         said = {name: answers_of(model, batches) for name, batches in self.sets.items()}
@@ -185,7 +190,7 @@ class Auditor:
         if asked.probe:
             own["linear probe"] = _probe(model, self.sets, self.classes, self.classifier)
         if self.relearn is not None:
-            ways = (self.sets, self.relearn, self.cap, self.classifier)
+            ways = (self.sets | {"all": self._all}, self.relearn, self.cap, self.classifier)
             own |= _comebacks(model, self.original, *ways)
         return _Look(said, unseen, own, asked.missing)
 
@@ -309,10 +314,9 @@ def _comebacks(
     classifier: str | None,
 ) -> dict[str, float]:
     "Epochs until it is back, in three ways; `cap` + 1 where it isn't."
-    every = Mixed(sets["forget"], sets["remain"])
     ways: dict[str, tuple[Loader, Any]] = {
-        "comes back, classifier alone": (every, "classifier"),
-        "comes back, all parameters": (every, "all"),
+        "comes back, classifier alone": (sets["all"], "classifier"),
+        "comes back, all parameters": (sets["all"], "all"),
         "comes back, by the remain set": (sets["remain"], "all"),
     }
     found = {}
