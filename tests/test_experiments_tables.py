@@ -39,7 +39,8 @@ MEASURES = ("remain_acc", "forget_acc", "unlearn_score")
 def executed(name, runs, figures, profile="smoke", **parameters):
     "Run an experiment, with its folders named by the environment; the folder of its results."
     with pytest.MonkeyPatch.context() as patch:
-        for key, value in {"RUNS": runs, "FIGURES": figures}.items():
+        places = {"RUNS": runs, "FIGURES": figures, "DATA": figures / "no_data"}
+        for key, value in places.items():
             patch.setenv(f"FISHER_UNLEARN_{key}", str(value))
         patch.setenv("OMP_WAIT_POLICY", "passive")
         papermill.execute_notebook(
