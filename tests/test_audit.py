@@ -373,7 +373,8 @@ def test_every_batch_has_of_each_set_its_share(counts, size):
     mixed = Mixed(*sets)
     batches = list(mixed)
     whole = math.ceil(sum(counts) / min(size, max(counts)))
-    assert len(batches) == len(mixed) == min(whole, max(counts))
+    assert len(batches) == len(mixed) == max(1, min(whole, max(counts) // 2))
+    assert min(len(kinds) for _, kinds in batches) >= min(2, sum(counts))
     assert torch.cat([x for x, _ in batches]).sort().values.tolist() == [*range(sum(counts))]
     for _, kinds in batches:
         for kind, count in enumerate(counts):
@@ -391,6 +392,21 @@ def test_sets_of_ours_are_mixed_in_a_new_order_each_pass():
     assert len(first) == len(images.train) and np.array_equal(*whole)
     share = len(request.forget) / len(images.train)
     assert all(abs((y == 3).double().mean() - share) < 0.04 for _, y in passes[0])
+
+
+ONE = [(X[1:2], Y[1:2])]
+
+
+@pytest.mark.parametrize("train", [[*REMAIN, *ONE], Mixed(ONE * 9)])
+def test_a_single_image_is_no_batch_of_a_network_that_norms_over_it(train):
+    torch.manual_seed(0)
+    parts = [nn.Flatten(), nn.Linear(36, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)]
+    model = nn.Sequential(*parts).eval()
+    known = copy.deepcopy(model)
+    with torch.no_grad():
+        model[-1].bias[0], known[-1].bias[0] = -50.0, 50.0
+    found = comeback(model, known, train, FORGET, TRAIN, "all", cap=1)
+    assert found.target == 95 and found.epochs is None and len(found.curve) > 1
 
 
 def test_a_pass_that_can_not_be_repeated_is_not_mixed():

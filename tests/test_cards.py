@@ -9,7 +9,7 @@ from fisher_unlearn.audit.report_card import Auditor
 from fisher_unlearn.lab.cards import cards_of
 from fisher_unlearn.lab.run import run, with_readouts
 from fisher_unlearn.lab.settings import resolve, run_key
-from fisher_unlearn.lab.store import card_name, check_record, read_record
+from fisher_unlearn.lab.store import card_name, check_record, read_record, write_record
 
 SMALL = {"dataset": "digits", "subset": 128, "epochs": 1, "fine_tune_epochs": 1}
 RUNS = [resolve("smoke", method=m, **SMALL) for m in ("finetune", "mask_classifier")]
@@ -77,3 +77,21 @@ def test_a_card_of_other_parts_is_refused(folder):
     for change in ({"beside": None}, {"epochs": 2, "losses": [0.1]}, {"table": None}):
         with pytest.raises(ValueError, match="the parts are not those of the readout card"):
             check_record(record | change)
+
+
+def test_a_card_of_another_recipe_is_not_read_as_todays(folder, tmp_path):
+    place, cards, *_ = folder
+    runs, beside = tmp_path / "runs", [*map(run_key, FLOOR)]
+    shutil.copytree(place, runs)
+    path = runs / run_key(RUNS[0]) / f"{card_name(beside, 1)}.json"
+    old = {name: part for name, part in read_record(path).items() if name != "digest"}
+    del old["recipe"]
+    path.unlink()
+    before = path.with_stem(card_name(beside, 1, recipe=1))
+    assert before.stem == check_record(old).name != path.stem
+    write_record(before, old)
+    read = [settings for settings, _ in cards_of(RUNS, FLOOR, runs, on="none", cap=1)]
+    assert read == RUNS[1:]
+    with pytest.raises(ValueError, match="it is the readout card_1_"):
+        write_record(path, old)
+    assert alike(cards, [card for _, card in cards_of(RUNS, FLOOR, runs, cap=1)])

@@ -24,7 +24,7 @@ from ..networks.models import check_batches, device_of, find_classifier
 from ..networks.optimizers import make_optimizer, set_rate
 from ..networks.parameters import copied, own_memory_, unwrapped
 from ..networks.train import TrainSettings, count_batches, epoch_batches
-from ..networks.train import epoch_seed, laid_out, lay_out_
+from ..networks.train import epoch_seed, laid_out, lay_out_, trainable_batches
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,7 +52,9 @@ class Comeback:
 
 # %% ../../nbs/5_audit/05_comeback.ipynb #4af5dbac
 class Mixed:
-    "Sets as one: every batch has of each set as large a share as the whole has."
+    """Sets as one: every batch has of each set as large a share as the whole has, and is of two
+    samples or more. `ValueError` for a set that is empty, `TypeError` for one that can be read only
+    once."""
 
     @checked
     def __init__(self, first: Loader, *others: Loader):
@@ -62,7 +64,7 @@ class Mixed:
         read = [[len(labels) for _, labels in pairs(part, "train")] for part in self.sets]
         self.counts = [sum(sizes) for sizes in read]
         whole = math.ceil(sum(self.counts) / max(itertools.chain.from_iterable(read)))
-        self.steps = min(whole, max(self.counts))  # so that no batch is empty
+        self.steps = max(1, min(whole, max(self.counts) // 2))  # two of the largest set in each
 
     def __len__(self) -> int:
         return self.steps
@@ -139,6 +141,8 @@ def comeback(
     classifier = classifier and classifier.removeprefix(prefix)
     classes = check_batches(model, train, "train")
     check_batches(model, forget, "forget")
+    if scope == "all" and not isinstance(train, Mixed):
+        train = trainable_batches(model, train, "train")
     target = SHARE * accuracy(original, forget)
     learner, steps = _learner(model, scope, classifier, classes), count_batches(train)
     rows = [(0.0, accuracy(learner, forget))]
