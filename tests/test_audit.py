@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -392,6 +393,20 @@ def test_sets_of_ours_are_mixed_in_a_new_order_each_pass():
     assert len(first) == len(images.train) and np.array_equal(*whole)
     share = len(request.forget) / len(images.train)
     assert all(abs((y == 3).double().mean() - share) < 0.04 for _, y in passes[0])
+
+
+def test_a_class_comes_back_by_the_loss_that_w_star_was_trained_with(models):
+    w_star, row, _ = models
+    asked = []
+
+    def counted(logits, labels):
+        asked.append(logits.requires_grad)
+        return nn.functional.cross_entropy(logits, labels, label_smoothing=0.2)
+
+    comeback(row, w_star, ALL, FORGET, replace(TRAIN, loss=counted), "all", cap=1)
+    assert sum(asked) >= 1  # in training, and not only in the trial before
+    with pytest.raises(ValueError, match="can't be taken of logits"):
+        comeback(row, w_star, ALL, FORGET, replace(TRAIN, loss="binary_cross_entropy"), "all")
 
 
 ONE = [(X[1:2], Y[1:2])]

@@ -21,6 +21,7 @@ from ..images.data import check_repeatable
 from ..networks.logits import read_logits
 from ..networks.metrics import Loader, accuracy
 from ..networks.models import check_batches, device_of, find_classifier
+from ..networks.optimizers import LOSSES, check_loss, function_named
 from ..networks.optimizers import make_optimizer, set_rate
 from ..networks.parameters import copied, own_memory_, unwrapped
 from ..networks.train import TrainSettings, count_batches, epoch_batches
@@ -141,6 +142,7 @@ def comeback(
     classifier = classifier and classifier.removeprefix(prefix)
     classes = check_batches(model, train, "train")
     check_batches(model, forget, "forget")
+    check_loss(model, train, settings.loss)
     if scope == "all" and not isinstance(train, Mixed):
         train = trainable_batches(model, train, "train")
     target = SHARE * accuracy(original, forget)
@@ -167,12 +169,13 @@ def _learned(
     lay_out_(learner, settings.layout)
     usual = {"momentum": settings.momentum, "weight_decay": settings.weight_decay}
     optimizer = make_optimizer("sgd", learner, settings.schedule.lr, **usual)
+    loss_of = function_named(settings.loss, LOSSES, "loss")
     steps, last = count_batches(train), max(marks)
     batches = _batches(train, settings, classes, device_of(learner))
     for number, (inputs, labels) in enumerate(batches, start=1):
         learner.train(scope == "all")  # or the statistics of the features would move
         set_rate(optimizer, settings.schedule.rate(number - 1, steps))
-        loss = nn.functional.cross_entropy(read_logits(learner(inputs)), labels)
+        loss = loss_of(read_logits(learner(inputs)), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
