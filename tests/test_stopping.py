@@ -10,6 +10,8 @@ import time
 import psutil
 import pytest
 
+from fisher_unlearn.images.atomic import locked
+
 COMMAND = [sys.executable, "-c", "from fisher_unlearn.cli import app; app()"]
 LONG = ["--set", "epochs=4000", "--set", "subset=50", "--set", "seeds=[666]"]
 QUIET = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
@@ -98,7 +100,7 @@ def test_what_a_killed_command_left_is_removed_by_the_next_start(tmp_path):
     process.terminate()
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGTERM and not psutil.wait_procs(family, timeout=20)[1]
-    assert len(left_over(tmp_path)) == 1
+    assert [path.suffix for path in left_over(tmp_path / "figures")] == [".draft"]
     again = [
         *COMMAND,
         "figure4",
@@ -111,7 +113,10 @@ def test_what_a_killed_command_left_is_removed_by_the_next_start(tmp_path):
         str(tmp_path / "figures"),
     ]
     subprocess.run(again, capture_output=True, env=QUIET, timeout=120)
-    assert [path.name for path in left_over(tmp_path)] == ["figure4.partial.ipynb"]
+    assert [path.name for path in left_over(tmp_path / "figures")] == ["figure4.partial.ipynb"]
+    [trained] = tmp_path.rglob("progress.safetensors")
+    with locked(trained.parent, wait=False):  # as the training's next start does
+        assert not left_over(tmp_path / "runs")
 
 
 @pytest.mark.slow
