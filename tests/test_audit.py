@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from fisher_unlearn import unlearn
 from fisher_unlearn.audit.answers import Answers, answers_of, balanced
@@ -21,6 +22,7 @@ from fisher_unlearn.audit.comeback import Mixed, _epoch, comeback
 from fisher_unlearn.audit.features import features_of, linear_probe
 from fisher_unlearn.audit.floor import Floor, bootstrap, equivalence, holm, largest_difference
 from fisher_unlearn.audit.membership import area, klom, membership, rate_at, rmia, ulira
+from fisher_unlearn.audit.readouts import relearn_time
 from fisher_unlearn.audit.report_card import audit, tow
 from fisher_unlearn.images.data import load_images
 from fisher_unlearn.images.forget import forget_class
@@ -227,7 +229,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence(call):
 
 def test_ulira_judges_each_model_by_fits_that_it_is_left_out_of():
     unlearned = torch.randn(5, 7, generator=torch.Generator().manual_seed(1)).double() + 1
-    retrained = torch.randn(6, 7, generator=torch.Generator().manual_seed(2)).double()
+    retrained = torch.randn(5, 7, generator=torch.Generator().manual_seed(2)).double()
     inside, outside = [], []
 
     def ratio(value, own, other):
@@ -236,17 +238,23 @@ def test_ulira_judges_each_model_by_fits_that_it_is_left_out_of():
         )
 
     for k, x in itertools.product(range(5), range(7)):
-        own = np.delete(unlearned[:, x].numpy(), k)
-        inside.append(ratio(float(unlearned[k, x]), own, retrained[:, x].numpy()))
-    for k, x in itertools.product(range(6), range(7)):
-        own = np.delete(retrained[:, x].numpy(), k)
-        outside.append(-ratio(float(retrained[k, x]), own, unlearned[:, x].numpy()))
+        gone, never = (np.delete(kind[:, x].numpy(), k) for kind in (unlearned, retrained))
+        inside.append(ratio(float(unlearned[k, x]), gone, never))
+        outside.append(-ratio(float(retrained[k, x]), never, gone))
     found = ulira(unlearned, retrained)
     assert found.area == pytest.approx(area(torch.tensor(inside), torch.tensor(outside)))
     right = sum(v > 0 for v in inside) + sum(v <= 0 for v in outside)
-    assert found.accuracy == pytest.approx(right / (5 * 7 + 6 * 7))
-    with pytest.raises(ValueError, match="which takes four"):
-        ulira(unlearned[:3], retrained)
+    assert found.accuracy == pytest.approx(right / (2 * 5 * 7))
+    for other in (unlearned[:3], unlearned[:4]):
+        with pytest.raises(ValueError, match="which takes four or more, and as many of either"):
+            ulira(other, retrained[:3] if len(other) == 3 else retrained)
+
+
+def test_ulira_of_few_models_of_one_distribution_is_chance():
+    draw = lambda seed: torch.randn(4, 4000, generator=torch.Generator().manual_seed(seed))
+    found = ulira(draw(1), draw(2))
+    assert found.area == pytest.approx(0.5, abs=0.015)
+    assert found.accuracy == pytest.approx(0.5, abs=0.015)
 
 
 def test_ulira_and_klom_know_equal_from_shifted():
@@ -409,11 +417,50 @@ def test_a_class_comes_back_by_the_loss_that_w_star_was_trained_with(models):
         comeback(row, w_star, ALL, FORGET, replace(TRAIN, loss="binary_cross_entropy"), "all")
 
 
+@pytest.mark.parametrize("change", [{"optimizer": "adamw"}, {"clip": 1e-3}])
+def test_a_class_comes_back_by_the_steps_that_w_star_was_trained_with(models, change):
+    "One step of the optimiser, or of SGD on gradients of the norm 0.001."
+    w_star, row, _ = models
+    ways = replace(TRAIN, **change)
+    plain = copy.deepcopy(row).train()
+    usual = {"lr": 0.05, "weight_decay": 1e-4}
+    kinds = {"adamw": torch.optim.AdamW}
+    step = kinds.get(change.get("optimizer"), torch.optim.SGD)(plain.parameters(), **usual)
+    nn.functional.cross_entropy(plain(ALL[0][0]), ALL[0][1]).backward()
+    if "clip" in change:
+        whole = math.sqrt(sum(p.grad.square().sum().item() for p in plain.parameters()))
+        for p in plain.parameters():
+            p.grad *= change["clip"] / whole
+    step.step()
+    met = []
+
+    def seen(logits, labels):
+        met.append(logits.detach().clone())
+        return nn.functional.cross_entropy(logits, labels)
+
+    comeback(row, w_star, ALL[:2], FORGET, replace(ways, loss=seen), "all", cap=1)
+    assert torch.allclose(met[-1], plain(ALL[1][0]), atol=1e-5)
+
+
+@pytest.mark.parametrize("scope", ["classifier", "all"])
+def test_a_comeback_draws_apart(models, scope):
+    "Dropout and a loader that shuffles: the same again, and the generators stay where they were."
+    torch.manual_seed(0)
+    parts = [nn.Flatten(), nn.Linear(36, 64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, 4)]
+    model, whole = nn.Sequential(*parts), loader(X, Y)
+    state = torch.get_rng_state()
+    slow = replace(TRAIN, schedule=Schedule(lr=3e-4, epochs=9, drops=()))
+    once, again = (comeback(model, models[0], whole, FORGET, slow, scope, 2) for _ in range(2))
+    assert once.curve.equals(again.curve) and len(once.curve) > 2
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 ONE = [(X[1:2], Y[1:2])]
 
 
 @pytest.mark.parametrize("train", [[*REMAIN, *ONE], Mixed(ONE * 9)])
 def test_a_single_image_is_no_batch_of_a_network_that_norms_over_it(train):
+    "Nor where the paper's time is counted."
     torch.manual_seed(0)
     parts = [nn.Flatten(), nn.Linear(36, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)]
     model = nn.Sequential(*parts).eval()
@@ -422,6 +469,8 @@ def test_a_single_image_is_no_batch_of_a_network_that_norms_over_it(train):
         model[-1].bias[0], known[-1].bias[0] = -50.0, 50.0
     found = comeback(model, known, train, FORGET, TRAIN, "all", cap=1)
     assert found.target == 95 and found.epochs is None and len(found.curve) > 1
+    quiet = {"scope": "all", "cap": 1, "progress": "none"}
+    assert relearn_time(model, known, [*train], FORGET, TRAIN, **quiet).cap == 1
 
 
 def test_a_pass_that_can_not_be_repeated_is_not_mixed():
@@ -445,20 +494,25 @@ def test_positions_are_marks_and_a_readout_that_tells_nothing_has_none():
 
 
 def test_equivalence_is_two_tests_of_scipy_and_says_nothing_below_three():
-    values, margin = [0.1, -0.2, 0.05, 0.3, -0.1], 0.5
+    rows, margin = [[0.3, -0.1], [-0.2, -0.2], [0.0, 0.1], [0.4, 0.2], [0.1, -0.3]], 0.5
+    values = [(a + b) / 2 for a, b in rows]
     below = stats.ttest_1samp(values, -margin, alternative="greater").pvalue
     above = stats.ttest_1samp(values, margin, alternative="less").pvalue
-    assert equivalence(values, margin) == pytest.approx(max(below, above))
-    assert equivalence(values[:2], margin) is None
-    assert equivalence([0.25] * 4, 0.5) == 0 and equivalence([0.75] * 4, 0.5) == 1
+    assert equivalence(rows, margin) == pytest.approx(max(below, above))
+    assert equivalence([[v] for v in values], margin) == equivalence(rows, margin)
+    assert equivalence(rows[:2], margin) is None and equivalence([[0.0] * 30], margin) is None
+    assert equivalence([[0.25]] * 4, 0.5) == 0 and equivalence([[0.75]] * 4, 0.5) == 1
+    assert equivalence([[0.0]] * 3, 0) == 0 and equivalence([[0.1], [0.0], [0.0]], 0) > 0.5
     assert largest_difference([1.0, 4.0, 2.5]) == 3
     with pytest.raises(ValueError, match="two reference models"):
         largest_difference([1.0])
 
 
 def test_equivalence_errs_as_rarely_as_it_says():
+    "At a difference as large as the margin, also where all classes of a seed differ together."
     rng = np.random.default_rng(1)
-    wrong = [equivalence(list(1.0 + rng.normal(0, 1, 6)), 1.0) < 0.05 for _ in range(2000)]
+    tables = [1.0 + rng.normal(0, 1, (6, 1)) + rng.normal(0, 1, (6, 10)) for _ in range(2000)]
+    wrong = [equivalence(table.tolist(), 1.0) < 0.05 for table in tables]
     assert 0.03 < np.mean(wrong) < 0.07
 
 
@@ -484,6 +538,16 @@ def test_the_bootstrap_covers_the_mean_and_widens_with_what_seeds_share():
     alike = bootstrap(shared.reshape(1, -1).tolist())
     low, high = bootstrap(shared.tolist())
     assert high - low > alike[1] - alike[0]
+
+
+def test_of_one_or_two_nothing_is_drawn():
+    "The interval of two seeds is that of their means by class, and those of one class of its own."
+    rng = np.random.default_rng(3)
+    table = rng.normal(0, 1, (2, 6)) + np.array([[0.0], [50.0]])
+    assert bootstrap(table.tolist()) == pytest.approx(bootstrap([table.mean(0).tolist()]))
+    low, high = bootstrap(table.T.tolist())
+    assert table.mean() - 3 < low < high < table.mean() + 3
+    assert bootstrap([[5.0]]) is None and bootstrap([[1.0, 2.0], [3.0, 4.0]]) is None
 
 
 def test_tow_is_one_for_retraining_and_less_for_all_else():
@@ -528,10 +592,10 @@ def test_a_card_has_every_number_beside_w_star_and_the_floor(models):
         .double()
         .mean()
         .item()
-        for a, b in itertools.permutations(others, 2)
+        for a, b in itertools.combinations(others, 2)
     ]
     assert table.low["agreement, forget"] == pytest.approx(min(pairs))
-    assert table.middle["agreement, forget"] == pytest.approx(sum(pairs) / 6)
+    assert table.middle["agreement, forget"] == pytest.approx(sum(pairs) / 3)
     assert isinstance(card.table, pd.DataFrame) and "<table" in card._repr_html_()
     figure = card.draw()
     assert len(figure.axes) == 1
@@ -540,10 +604,105 @@ def test_a_card_has_every_number_beside_w_star_and_the_floor(models):
 def test_a_retrained_model_stands_at_one_and_w_star_at_nought(models):
     w_star, _, others = models
     given = {"original": w_star, "forget": FORGET, "remain": REMAIN, "tests": TESTS}
-    ways = {"retrained": others[1:], "classes": [0]}
-    as_w_star, as_new = (audit(m, **given, **ways).table.position for m in (w_star, others[0]))
-    assert (as_w_star.dropna() == 0).all() and len(as_w_star.dropna()) > 3
-    assert as_new["accuracy, forget"] == 1 and as_new["divergence, forget"] > 0.5
+    as_w_star = audit(w_star, **given, retrained=others).table.position.dropna()
+    assert (as_w_star == 0).all() and {"accuracy, forget", "divergence, forget"} <= {
+        *as_w_star.index
+    }
+    new = audit(others[0], **given, retrained=others[1:]).table
+    assert new.position["accuracy, forget"] == 1
+    apart = new.loc["divergence, forget"]  # of two retrained models there is but one pair
+    assert apart.low == apart.high and math.isnan(apart.position)
+    assert abs(apart.model - apart.middle) < (apart.w_star - apart.middle) / 2
+
+
+def test_tow_has_one_test_set_and_its_variant_the_attack(models):
+    "Both by a slow count over all images of three sets."
+    w_star, row, others = models
+    given = {"original": w_star, "forget": FORGET, "remain": REMAIN, "tests": TESTS}
+    table = audit(row, **given, retrained=others[:1]).table
+    sets = {"forget": FORGET, "remain": REMAIN, "test": [*TESTS["forget"], *TESTS["remain"]]}
+
+    def left(names):
+        gaps = [abs(accuracy(row, sets[n]) - accuracy(others[0], sets[n])) / 100 for n in names]
+        return math.prod(1 - gap for gap in gaps)
+
+    assert table.model["ToW"] == pytest.approx(left(sets))
+    told = table.loc["membership by loss, accuracy"]
+    gap = abs(told.model - told.middle)
+    by = table.model["ToW, by membership"]
+    assert by == pytest.approx((1 - gap) * left(["remain", "test"]))
+    bare = audit(row, original=w_star, forget=FORGET, remain=REMAIN, retrained=others[:1])
+    assert not any(name.startswith("ToW") for name in bare.table.index)
+    assert "Without test images of the other classes there is no ToW." in bare.missing
+
+
+def loader(x, y, seed=None, read=None):
+    "A DataLoader that shuffles, by its own generator or by torch's."
+    data = TensorDataset(x, y) if read is None else read
+    own = None if seed is None else torch.Generator().manual_seed(seed)
+    return DataLoader(data, 32, shuffle=True, generator=own)
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_loaders_that_shuffle_give_all_models_the_same_images(models, seed):
+    w_star, _, others = models
+    gone = Y == 0
+    forget, remain = loader(X[gone], Y[gone], seed), loader(X[~gone], Y[~gone], seed)
+    state = torch.get_rng_state()
+    table = audit(
+        others[0], original=w_star, forget=forget, remain=remain, retrained=[others[0]]
+    ).table
+    assert torch.equal(torch.get_rng_state(), state)
+    assert table.model["agreement, remain"] == table.model["agreement, forget"] == 100
+    assert table.model["divergence, remain"] == 0 < table.w_star["divergence, remain"]
+
+
+class Redrawn(TensorDataset):
+    "Images that are turned by a generator of their own."
+
+    rng = np.random.default_rng(0)
+
+    def __getitem__(self, index):
+        x, y = super().__getitem__(index)
+        return x + float(self.rng.normal()), y
+
+
+def test_images_that_come_anew_at_each_pass_are_refused(models):
+    w_star, row, _ = models
+    anew = loader(X, Y, read=Redrawn(X[Y > 0], Y[Y > 0]))
+    with pytest.raises(ValueError, match="`remain` gives other images at each pass"):
+        audit(row, original=w_star, forget=FORGET, remain=anew)
+
+
+def test_whether_classes_are_gone_is_seen_from_the_labels(models):
+    w_star, row, others = models
+    given = {"original": w_star, "forget": FORGET, "remain": REMAIN, "tests": TESTS}
+    ways = given | {"retrained": others}
+    seen, said = audit(row, **ways), audit(row, **ways, classes=[0])
+    assert seen.table.equals(said.table) and "linear probe" in seen.table.index
+    assert not any("RMIA" in name for name in seen.table.index)
+    with pytest.raises(ValueError, match=r"`classes` is \[2\], and `forget` has the labels \[0\]"):
+        audit(row, **given, classes=[2])
+    with pytest.raises(ValueError, match=r"`remain` \[0\] of them"):
+        audit(row, **(given | {"remain": ALL}), classes=[0])
+
+
+def test_what_asks_the_classifier_is_left_out_where_it_is_not_known():
+    def scaled(seed):
+        "Its logits are those of no linear layer."
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Flatten(), nn.Linear(36, 4), nn.LayerNorm(4))
+
+    one, other = scaled(0), scaled(1)
+    given = {"original": one, "forget": FORGET, "remain": REMAIN, "tests": TESTS}
+    found = audit(other, **given, relearn=TRAIN, cap=1)
+    asked = {name for name in found.table.index if name.startswith(("comes back", "linear"))}
+    assert asked == {f"comes back, {w} (epochs)" for w in ("all parameters", "by the remain set")}
+    assert "What asks the classifier or its inputs needs its name, `classifier`." in found.missing
+    named = audit(other, **given, classifier="1").table
+    assert "linear probe" in named.index
+    with pytest.raises(ValueError, match="unknown classifier"):
+        audit(other, **given, classifier="c")
 
 
 def test_a_card_says_what_it_lacks(models):
@@ -551,13 +710,14 @@ def test_a_card_says_what_it_lacks(models):
     bare = audit(row, original=w_star, forget=FORGET, remain=REMAIN)
     assert [line.split(",")[0].split(" there")[0] for line in bare.missing] == [
         "Without a retrained model",
-        "RMIA needs 2 to 8 retrained models.",
+        "RMIA of a class needs models that saw half of it",
         "Without test images of the same classes",
         "The linear probe needs whole classes",
         "How soon it comes back was not asked: `relearn` says how w* was trained.",
     ]
     assert bare.table[["low", "position"]].isna().all(axis=None)
-    one = audit(row, original=w_star, forget=FORGET, remain=REMAIN, retrained=others[:1])
+    ways = {"tests": TESTS, "retrained": others[:1]}
+    one = audit(row, original=w_star, forget=FORGET, remain=REMAIN, **ways)
     assert any("no more than their values" in line for line in one.missing)
     assert one.table.loc["ToW", "w_star"] < 0.2 < one.table.loc["ToW", "model"]
     with pytest.raises(ValueError, match="the model can't take the inputs of `remain`"):
@@ -581,7 +741,7 @@ def sampled():
 def test_samples_are_set_against_images_that_nobody_saw(sampled):
     w_star, others, forget, remain, every = sampled
     given = {"original": w_star, "forget": forget, "remain": remain, "retrained": others}
-    themselves = [part for x, y in forget for part in zip(x.split(7), y.split(7))]
+    themselves = [part for x, y in forget for part in zip(x.flip(0).split(7), y.flip(0).split(7))]
     card = audit(others[0], **given, tests={"forget": themselves, "remain": every})
     table = card.table
     assert table.w_star["membership by loss, area"] > 0.8  # not the images beside themselves
@@ -602,11 +762,19 @@ def test_the_rmia_of_a_card_is_that_of_its_models(sampled):
         sets = [answers_of(model, batches) for batches in (forget, every)]
         return [(-a.losses).exp() for a in [*balanced(sets), sets[1]]]
 
+    def alone(k, outside, beside, population, rest):
+        "The score of an unseen image among the others: it is left out where it stands."
+        same = (population == outside[k]) & (rest == beside[:, k : k + 1]).all(0)
+        assert same.sum() == 1
+        keep = ~same
+        return rmia(outside[k : k + 1], beside[:, k : k + 1], population[keep], rest[:, keep])[0]
+
     def found(target, references):
         inside, outside, population = p(target)
         theirs = [torch.stack(rows) for rows in zip(*map(p, references))]
         ins = rmia(inside, theirs[0], population, theirs[2])
-        outs = rmia(outside, theirs[1], population, theirs[2])
+        outs = [alone(k, outside, theirs[1], population, theirs[2]) for k in range(len(outside))]
+        outs = torch.stack(outs)
         return roc_auc_score([1] * len(ins) + [0] * len(outs), torch.cat([ins, outs]))
 
     row = table.loc["membership by RMIA, area"]

@@ -68,6 +68,7 @@ INNER = {  # parts of networks and loops, called for each batch by their owners
     "Tile",
     "GradientSquares",
     "train_epoch",
+    "take_step",
     "epoch_batches",
     "hessian_product",
     "KeptScores",
@@ -366,7 +367,7 @@ OWN: dict[str, dict[str, Callable[[], Any]]] = {  # where a name means something
         "classes": lambda: (1,),
     },
     "floor.largest_difference": {"values": lambda: [1.0, 2.0]},
-    "floor.equivalence": {"differences": lambda: [0.1, 0.2, 0.3], "margin": lambda: 1.0},
+    "floor.equivalence": {"differences": lambda: [[0.1], [0.2], [0.3]], "margin": lambda: 1.0},
     "floor.holm": {"chances": lambda: {"a": 0.1}},
     "floor.bootstrap": {"values": lambda: [[1.0, 2.0]]},
     "report_card.tow": {

@@ -203,6 +203,21 @@ def test_all_parameters_are_trained_as_in_training(fresh, original, sets):
     )
 
 
+def test_the_time_is_counted_in_steps_of_w_stars_optimizer(fresh, original, sets):
+    "An epoch of one batch, beside a step of torch's AdamW."
+    settings = TrainSettings(
+        Schedule(lr=0.01, epochs=2, drops=()), optimizer="adamw", layout="contiguous"
+    )
+    x, y = images(sets[0])
+    plain, batch = copy.deepcopy(fresh).double().train(), (x[:64].double(), y[:64])
+    step = torch.optim.AdamW(plain.parameters(), 0.01, weight_decay=1e-4)
+    nn.functional.cross_entropy(plain(batch[0]), batch[1]).backward()
+    step.step()
+    doubled = [copy.deepcopy(m).double() for m in (fresh, original)]
+    found = relearn_time(*doubled, [batch], [batch], settings, "all", cap=1, **QUIET)
+    assert found.losses.forget_loss[1] == pytest.approx(loss_of(plain, [batch]), rel=1e-6)
+
+
 @pytest.mark.parametrize("scope", ["classifier", "all"])
 def test_what_was_never_forgotten_takes_no_epoch(original, sets, scope):
     found = relearn_time(original, original, *sets, scope=scope, **QUIET)

@@ -18,14 +18,15 @@ from .readouts import Scope
 from ..images.arguments import Count, checked
 from ..images.batches import pairs
 from ..images.data import check_repeatable
-from ..networks.logits import read_logits
+from ..images.draws import drawing_apart
 from ..networks.metrics import Loader, accuracy
 from ..networks.models import check_batches, device_of, find_classifier
 from ..networks.optimizers import LOSSES, check_loss, function_named
 from ..networks.optimizers import make_optimizer, set_rate
 from ..networks.parameters import copied, own_memory_, unwrapped
 from ..networks.train import TrainSettings, count_batches, epoch_batches
-from ..networks.train import epoch_seed, laid_out, lay_out_, trainable_batches
+from ..networks.train import epoch_seed, laid_out, lay_out_, take_step
+from ..networks.train import trainable_batches
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -136,14 +137,31 @@ def comeback(
 ) -> Comeback:
     """Epochs of training, by steps, until 95 % of w*'s accuracy on the forget set is back.
     `ValueError` or `TypeError` for what doesn't fit, before any training."""
+    settings = settings or TrainSettings()
+    parts = train.sets if isinstance(train, Mixed) else (train,)
+    with drawing_apart(settings.seed, *parts, forget):  # so does dropout
+        return _comeback(model, original, train, forget, settings, scope, cap, classifier)
+
+
+def _comeback(
+    model: nn.Module,
+    original: nn.Module,
+    train: Loader,
+    forget: Loader,
+    settings: TrainSettings,
+    scope: Scope,
+    cap: int,
+    classifier: str | None,
+) -> Comeback:
+    "The same, where what is drawn is drawn apart."
     import pandas as pd
 
-    settings, (model, prefix) = settings or TrainSettings(), unwrapped(model)
+    model, prefix = unwrapped(model)
     classifier = classifier and classifier.removeprefix(prefix)
     classes = check_batches(model, train, "train")
     check_batches(model, forget, "forget")
     check_loss(model, train, settings.loss)
-    if scope == "all" and not isinstance(train, Mixed):
+    if not isinstance(train, Mixed):
         train = trainable_batches(model, train, "train")
     target = SHARE * accuracy(original, forget)
     learner, steps = _learner(model, scope, classifier, classes), count_batches(train)
@@ -168,17 +186,14 @@ def _learned(
     "Train in place; the number of epochs whenever it is time to ask."
     lay_out_(learner, settings.layout)
     usual = {"momentum": settings.momentum, "weight_decay": settings.weight_decay}
-    optimizer = make_optimizer("sgd", learner, settings.schedule.lr, **usual)
+    optimizer = make_optimizer(settings.optimizer, learner, settings.schedule.lr, **usual)
     loss_of = function_named(settings.loss, LOSSES, "loss")
     steps, last = count_batches(train), max(marks)
     batches = _batches(train, settings, classes, device_of(learner))
     for number, (inputs, labels) in enumerate(batches, start=1):
         learner.train(scope == "all")  # or the statistics of the features would move
         set_rate(optimizer, settings.schedule.rate(number - 1, steps))
-        loss = loss_of(read_logits(learner(inputs)), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        take_step(learner, optimizer, inputs, labels, loss_of, settings.clip)
         if number in marks:
             yield marks[number]
         if number == last:

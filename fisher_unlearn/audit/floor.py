@@ -15,7 +15,7 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Interval
 
-from ..images.arguments import Count, Number, Positive, Seed, Share, check_fields
+from ..images.arguments import Count, NotNegative, Number, Seed, Share, check_fields
 from ..images.arguments import checked
 
 # %% ../../nbs/5_audit/04_floor.ipynb #e4d055cf
@@ -64,22 +64,30 @@ def largest_difference(values: Sequence[Number]) -> float:
     return max(abs(a - b) for a, b in itertools.combinations(values, 2))
 
 
+def _table(values: Sequence[Sequence[float]]) -> np.ndarray:
+    "Values by seed and class; `ValueError` unless there is one for each."
+    if not len(values) or len({len(row) for row in values}) > 1 or not len(values[0]):
+        lengths = sorted({len(row) for row in values})
+        raise ValueError(f"the rows are {lengths} long: each seed needs a value of each class.")
+    return np.asarray(values, dtype=float)
+
+
 @checked
 def equivalence(
-    differences: Sequence[
-        Number
-    ],  # of a method and its retrained model, one for each seed and class
-    margin: Positive,  # as `largest_difference` gives it, of other reference models
-) -> float | None:  # p: below .05 they are equivalent within the margin; None below three pairs
-    "The larger p of two one-sided t-tests against ±margin (TOST; Schuirmann 1987)."
+    # of a method and its retrained model: a row a seed, a column a class
+    differences: Sequence[Sequence[Number]],
+    margin: NotNegative,  # as `largest_difference` gives it, of other reference models
+) -> float | None:  # p: below .05 they are equivalent within the margin; None below three seeds
+    """The larger p of two one-sided t-tests of the seeds' means against ±margin (TOST; Schuirmann
+    1987), for these classes. `ValueError` unless there is a value for each seed and class."""
     from scipy import stats
 
-    if len(differences) < 3:
+    values = _table(differences).mean(1)
+    if len(values) < 3:
         return None
-    values = np.asarray(differences, dtype=float)
     error = values.std(ddof=1) / math.sqrt(len(values))
     if error == 0:
-        return 0.0 if abs(values.mean()) < margin else 1.0
+        return 0.0 if abs(values.mean()) <= margin else 1.0
     below = stats.t.sf((values.mean() + margin) / error, len(values) - 1)
     above = stats.t.cdf((values.mean() - margin) / error, len(values) - 1)
     return float(max(below, above))
@@ -101,16 +109,22 @@ def bootstrap(
     draws: Count = 10_000,
     seed: Seed = 0,
     share: Share = 0.95,
-) -> tuple[float, float]:
-    """An interval of the mean: percentiles over draws of seeds and of classes. `ValueError` unless
-    there is a value for each seed and class."""
-    if not len(values) or len({len(row) for row in values}) > 1 or not len(values[0]):
-        lengths = sorted({len(row) for row in values})
-        raise ValueError(f"the rows are {lengths} long: each seed needs a value of each class.")
-    table, drawn = np.asarray(values, dtype=float), np.random.default_rng(seed)
-    rows = drawn.integers(len(table), size=(draws, len(table), 1))
-    columns = drawn.integers(table.shape[1], size=(draws, 1, table.shape[1]))
-    means = table[rows, columns].mean((1, 2))
+) -> tuple[float, float] | None:
+    """An interval of the mean: percentiles over draws of seeds and of classes, of each where there
+    are three or more; None where neither are. `ValueError` unless there is a value for each seed
+    and class."""
+    table, drawn = _table(values), np.random.default_rng(seed)
+    if max(table.shape) < 3:
+        return None
+
+    def places(count: int) -> np.ndarray:
+        "Which are drawn, of seeds or of classes."
+        if count < 3:
+            return np.tile(np.arange(count), (draws, 1))
+        return drawn.integers(count, size=(draws, count))
+
+    rows, columns = map(places, table.shape)
+    means = table[rows[:, :, None], columns[:, None, :]].mean((1, 2))
     edge = 100 * (1 - share) / 2
     low, high = np.percentile(means, [edge, 100 - edge])
     return float(low), float(high)

@@ -63,7 +63,7 @@ def _attack(features: Tensor, count: int, seed: int) -> tuple[Tensor, float]:
     from sklearn.preprocessing import StandardScaler
 
     labels = np.repeat([1, 0], count)
-    folds = StratifiedKFold(5, shuffle=True, random_state=seed)
+    folds = StratifiedKFold(5, shuffle=True, random_state=seed % 2**32)
     fit = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     columns = features.clamp(-745, 745).numpy()  # what a double can say
     scores = cross_val_predict(fit, columns, labels, cv=folds, method="decision_function")
@@ -78,7 +78,7 @@ def membership(
     seen: Answers,  # on images to forget, which the model was trained on
     unseen: Answers,  # on images of the same classes that it was not
     seed: Seed = 0,  # of the draw that balances them, and of the folds
-) -> dict[str, Membership]:  # by "loss", and by "others", the answers on all other classes
+) -> dict[str, Membership]:  # by "loss", and by "others", of three classes or more
     "Can members be told? `ValueError` for fewer than ten images of a kind."
     inside, outside = balanced([seen, unseen], seed)
     if len(inside) < LEAST:
@@ -87,7 +87,8 @@ def membership(
             f"needs {LEAST}."
         )
     both = {"loss": [s.losses[:, None] for s in (inside, outside)]}
-    both["others"] = [s.others for s in (inside, outside)]
+    if inside.log_probabilities.shape[1] > 2:  # or there is but one other, with all of the rest
+        both["others"] = [s.others for s in (inside, outside)]
     return {name: _measured(torch.cat(parts), len(inside), seed) for name, parts in both.items()}
 
 
@@ -140,15 +141,15 @@ def _log_density(value: Tensor, fitted: Tensor) -> Tensor:
 @checked
 def ulira(
     unlearned: Tensor,  # margins φ of models that unlearned the images (k, n)
-    retrained: Tensor,  # of models that never saw them (m, n)
+    retrained: Tensor,  # of as many models that never saw them (k, n)
 ) -> Membership:  # how well one tells from which a model comes, over models and images
-    """Likelihood ratios with each model left out of the fit that judges it; `ValueError` for fewer
-    than four models of a kind, and for margins of other images."""
+    """Likelihood ratios with a model of each kind left out of the fits that judge both;
+    `ValueError` for fewer than four models of a kind, more of one, and margins of other images."""
     check_axes(unlearned=(unlearned, "kn"), retrained=(retrained, "mn"))
-    if min(len(unlearned), len(retrained)) < 4:
+    if len(unlearned) != len(retrained) or len(unlearned) < 4:
         raise ValueError(
             f"there are {len(unlearned)} unlearned and {len(retrained)} retrained models: U-LiRA "
-            "fits a Gaussian to each, which takes four."
+            "fits a Gaussian to each kind, which takes four or more, and as many of either."
         )
     inside = _ratios(unlearned, retrained)
     outside = -_ratios(retrained, unlearned)
@@ -159,9 +160,9 @@ def ulira(
 
 
 def _ratios(own: Tensor, other: Tensor) -> Tensor:
-    "log of the densities under its own kind, left out of the fit, over the other kind."
+    "log of the densities under its own kind, left out of the fit, over as many of the other."
     keep = [torch.arange(len(own)) != k for k in range(len(own))]
-    found = [_log_density(v, own[k]) - _log_density(v, other) for v, k in zip(own, keep)]
+    found = [_log_density(v, own[k]) - _log_density(v, other[k]) for v, k in zip(own, keep)]
     return torch.cat(found)
 
 # %% ../../nbs/5_audit/02_membership.ipynb #04cb3b0d

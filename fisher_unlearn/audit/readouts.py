@@ -24,8 +24,10 @@ from ..networks.logits import logits_of
 from ..networks.metrics import Loader, count_broken, mean_loss, refuse_broken
 from ..networks.models import check_batches, check_labels, device_of, eval_mode
 from ..networks.models import find_classifier
+from ..networks.optimizers import make_optimizer
 from ..networks.parameters import copied
 from ..networks.train import Progress, TrainSettings, shows_bar, train_epoch
+from ..networks.train import trainable_batches
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -217,12 +219,8 @@ def _relearn(
     """The loss before the first epoch and after each one, until it is at most the threshold, for
     `cap` epochs at most."""
     learner.requires_grad_()
-    optimizer = torch.optim.SGD(
-        learner.parameters(),
-        settings.schedule.lr,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-    )
+    usual = {"momentum": settings.momentum, "weight_decay": settings.weight_decay}
+    optimizer = make_optimizer(settings.optimizer, learner, settings.schedule.lr, **usual)
     steps, losses = (
         length_hint(train) or sum(1 for _ in train),
         [_loss(learner, forget, "before re-learning")],
@@ -278,7 +276,9 @@ def relearn_time(
     classes = _check_pair(model, original, forget, "forget")
     threshold = _loss(original, forget, "of `original`") + MARGIN
     learner = _laid_out(copied(model), settings)
-    if scope == "classifier":
+    if scope == "all":
+        train = trainable_batches(learner, train, "train")
+    else:
         learner, (train, forget) = _on_features(
             learner, find_classifier(model, classifier, classes), {"train": train, "forget": forget}
         )

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,9 @@ from .floor import Floor
 from .membership import LEAST, REFERENCES, area, membership, rmia
 from .readouts import jensen_shannon
 from ..images.arguments import Count, Percent, Seed, Whole, checked
-from ..images.batches import pairs
+from ..images.batches import first_pair
+from ..images.draws import drawing_apart
+from ..images.overlap import sample_hashes
 from ..networks.metrics import Loader
 from ..networks.models import check_batches, find_classifier
 from ..networks.train import TrainSettings
@@ -71,6 +73,13 @@ def _alone(said: Said, unseen: Answers, seed: int) -> Iterator[tuple[str, float]
             yield f"membership by {by}, at 1 % false", found.true_positives
 
 
+def _pooled(parts: Sequence[Answers]) -> Answers:
+    "What is said of several sets, as one."
+    return Answers(
+        torch.cat([part.log_probabilities for part in parts]), torch.cat([p.labels for p in parts])
+    )
+
+
 def _enough(forget: Answers, unseen: Answers) -> bool:
     "Are there enough images with classes in common for an attack?"
     return len(balanced([forget, unseen])[0]) >= LEAST
@@ -79,27 +88,21 @@ def _enough(forget: Answers, unseen: Answers) -> bool:
 def _unseen(said: Said) -> Answers:
     "What is said of test images of the classes of the forget set."
     forget = said["forget"]
-    parts = [forget[:0], *(part for name, part in said.items() if name.startswith("test_"))]
-    own = [part[torch.isin(part.labels, forget.labels)] for part in parts]
-    return Answers(
-        torch.cat([part.log_probabilities for part in own]), torch.cat([p.labels for p in own])
-    )
+    parts = [part for name, part in said.items() if name.startswith("test_")]
+    return _pooled([forget[:0], *(p[torch.isin(p.labels, forget.labels)] for p in parts)])
 
 
-def _begin_alike(one: Loader, other: Loader) -> bool:
-    "Do two loaders begin with the same images? Samples to forget are their own `test_forget`."
-    a, b = (next(iter(pairs(batches)))[0].cpu() for batches in (one, other))
-    least = min(len(a), len(b))
-    return a.shape[1:] == b.shape[1:] and torch.equal(a[:least], b[:least])
-
-
-def _beside(said: Said, reference: Said) -> Iterator[tuple[str, float]]:
+def _beside(one: "_Look", other: "_Look") -> Iterator[tuple[str, float]]:
     "Readouts of a model beside a retrained one."
     for name in ("forget", "remain"):
-        yield f"divergence, {name}", _divergence(said[name], reference[name])
-        yield f"agreement, {name}", _agreement(said[name], reference[name])
-    accs = ({n: a.accuracy for n, a in s.items()} for s in (said, reference))
-    yield "ToW", tow(*accs)
+        yield f"divergence, {name}", _divergence(one.said[name], other.said[name])
+        yield f"agreement, {name}", _agreement(one.said[name], other.said[name])
+    if "test_remain" in one.said:
+        yield "ToW", tow(one.accuracies, other.accuracies)
+        if (by := "membership by loss, accuracy") in one.own:
+            attacks = ({"forget": 100 * look.own[by]} for look in (one, other))
+            mixed = [look.accuracies | attack for look, attack in zip((one, other), attacks)]
+            yield "ToW, by membership", tow(*mixed)
 
 # %% ../../nbs/5_audit/06_report_card.ipynb #2546b41b
 @dataclass(frozen=True, eq=False)
@@ -122,6 +125,39 @@ class Card:
         "A matplotlib figure: where the model stands between w* (0) and retraining (1)."
         return _drawn(self.table)
 
+# %% ../../nbs/5_audit/06_report_card.ipynb #16832e32
+def _check_same(batches: Loader, name: str, seed: int) -> None:
+    "`ValueError` if a set comes with other images at each pass, though all is drawn by one seed."
+    firsts = []
+    for _ in range(2):
+        with drawing_apart(seed, batches):
+            firsts.append(first_pair(batches, name)[0])
+    if not torch.equal(*firsts):
+        raise ValueError(
+            f"`{name}` gives other images at each pass, and models are compared image by image: "
+            "let what it draws come from torch's generator."
+        )
+
+
+def _within(one: Loader, other: Loader, seed: int) -> bool:
+    "Are all images of a set in another? Samples to forget are their own `test_forget`."
+    found = ({mark for mark, _ in sample_hashes(part, seed=seed)} for part in (one, other))
+    return next(found) <= next(found)
+
+
+def _gone(forget: Loader, remain: Loader, classes: Iterable[int] | None, seed: int) -> list[int]:
+    "The classes that are gone as a whole; `ValueError` for classes that aren't."
+    lost, kept = ({label for _, label in sample_hashes(p, seed=seed)} for p in (forget, remain))
+    if classes is None:
+        return [] if lost & kept else sorted(lost)
+    given = [*classes]
+    if given and (not lost <= {*given} or kept & {*given}):
+        raise ValueError(
+            f"`classes` is {given}, and `forget` has the labels {sorted(lost)} and `remain` "
+            f"{sorted(kept & {*given})} of them: leave it out, and it is seen from the labels."
+        )
+    return given
+
 # %% ../../nbs/5_audit/06_report_card.ipynb #b0680959
 class Auditor:
     "Asks models one after the other, beside the same w* and retrained models, asked only once."
@@ -134,9 +170,11 @@ class Auditor:
         forget: Loader,  # the forget set, normalised (inputs, labels)
         remain: Loader,  # the remain set, or a part of it
         # "forget" and "remain": test images of both kinds
-        tests: Mapping[str, Loader] | None = None,
+        tests: Mapping[Literal["forget", "remain"], Loader] | None = None,
         retrained: Sequence[nn.Module] = (),  # that never saw the forget set, of several seeds
-        classes: Iterable[Whole] = (),  # that were to be forgotten; (): single samples
+        # that were to be forgotten, (): single samples; None: those of `forget`, if `remain` has
+        # none of them
+        classes: Iterable[Whole] | None = None,
         relearn: TrainSettings | None = None,  # how w* was trained, to ask how soon it comes back
         cap: Count = 3,  # epochs of that at most
         classifier: str | None = None,  # the name of the classifier, where it can't be found
@@ -145,15 +183,23 @@ class Auditor:
         self.original, self.retrained = original, [*retrained]
         self.sets = {"forget": forget, "remain": remain}
         self.sets |= {f"test_{name}": batches for name, batches in (tests or {}).items()}
-        for name, batches in self.sets.items():
-            check_batches(original, batches, name)
-        if "test_forget" in self.sets and _begin_alike(forget, self.sets["test_forget"]):
-            del self.sets["test_forget"]  # the same images would be asked, and count, twice
-        self.classes, self.classifier = [*classes], classifier
         self.relearn, self.cap, self.seed = relearn, cap, seed
+        self.classifier, self.known = classifier, _has_classifier(original, classifier)
+        with drawing_apart(seed, *self.sets.values()):
+            for name, batches in self.sets.items():
+                check_batches(original, batches, name)
+                _check_same(batches, name, seed)
+            if "test_forget" in self.sets and _within(self.sets["test_forget"], forget, seed):
+                del self.sets["test_forget"]  # the same images would be asked, and count, twice
+            self.classes = _gone(forget, remain, classes, seed)
 
     def __call__(self, model: nn.Module) -> Card:
         "The card of a model. No model is changed; errors as those of `answers_of`."
+        with drawing_apart(self.seed, *self.sets.values()):
+            return self._card(model)
+
+    def _card(self, model: nn.Module) -> Card:
+        "The card, where what is drawn is drawn apart."
         import pandas as pd
 
         for name, batches in self.sets.items():
@@ -164,6 +210,7 @@ class Auditor:
             rows += _rmia_rows(found, w_star, others, self.seed)
         table = pd.DataFrame(rows, columns=["readout", *_COLUMNS]).set_index("readout")
         lines = [*_without_aim(len(others)), *self._without_rmia, *found.missing]
+        lines += [_NO_TOW] * (bool(others) and "test_remain" not in self.sets)
         lines += [_NOT_ASKED] * (self.relearn is None)
         return Card(table.astype(float), tuple(lines))
 
@@ -184,20 +231,39 @@ class Auditor:
 
     def _look(self, model: nn.Module) -> "_Look":
         "What a model says of each set, and the readouts that need no other model."
-        said = {name: answers_of(model, batches) for name, batches in self.sets.items()}
+        said = {name: self._answers(model, batches) for name, batches in self.sets.items()}
         unseen = _unseen(said)
         own, asked = dict(_alone(said, unseen, self.seed)), self._askable(said, unseen)
         if asked.probe:
             own["linear probe"] = _probe(model, self.sets, self.classes, self.classifier)
         if self.relearn is not None:
-            ways = (self.sets | {"all": self._all}, self.relearn, self.cap, self.classifier)
-            own |= _comebacks(model, self.original, *ways)
+            own |= self._comebacks(model, self.relearn)
         return _Look(said, unseen, own, asked.missing)
+
+    def _answers(self, model: nn.Module, batches: Loader) -> Answers:
+        "What a model says of a set, which comes in one order to all models, if it shuffles, too."
+        with drawing_apart(self.seed, batches):
+            return answers_of(model, batches)
+
+    def _comebacks(self, model: nn.Module, settings: TrainSettings) -> dict[str, float]:
+        "Epochs until it is back, in up to three ways; `cap` + 1 where it isn't."
+        ways: dict[str, tuple[Loader, Any]] = {
+            "comes back, classifier alone": (self._all, "classifier"),
+            "comes back, all parameters": (self._all, "all"),
+            "comes back, by the remain set": (self.sets["remain"], "all"),
+        }
+        found, forget = {}, self.sets["forget"]
+        for name, (train, scope) in ways.items():
+            if self.known or scope == "all":
+                how = (settings, scope, self.cap, self.classifier)
+                epochs = comeback(model, self.original, train, forget, *how).epochs
+                found[f"{name} (epochs)"] = self.cap + 1.0 if epochs is None else epochs
+        return found
 
     def _askable(self, said: Said, unseen: Answers) -> "_Asked":
         "What can be asked with the sets at hand."
         enough = _enough(said["forget"], unseen)
-        return _Asked.of(self.sets, enough, self.classifier, self.original, self.classes)
+        return _Asked.of(self.sets, enough, self.known, self.classes)
 
     @property
     def _without_rmia(self) -> Iterator[str]:
@@ -218,6 +284,7 @@ def audit(
     return Auditor(**beside)(model)
 
 
+_NO_TOW = "Without test images of the other classes there is no ToW."
 _NOT_ASKED = "How soon it comes back was not asked: `relearn` says how w* was trained."
 _COLUMNS = ("w_star", "model", "low", "middle", "high", "position")
 Row = tuple[Any, ...]
@@ -231,6 +298,13 @@ class _Look:
     unseen: Answers  # on test images of the classes of the forget set
     own: dict[str, float]
     missing: tuple[str, ...]
+
+    @cached_property
+    def accuracies(self) -> dict[str, float]:
+        "In percent: forget, remain and, of all test images together, test."
+        tests = [part for name, part in self.said.items() if name.startswith("test_")]
+        three = {"forget": self.said["forget"], "remain": self.said["remain"]}
+        return {n: a.accuracy for n, a in (three | {"test": _pooled(tests)}).items()}
 
 
 def _row(name: str, w_star: float, model: float, floor: Sequence[float]) -> Row:
@@ -251,8 +325,8 @@ def _pair_rows(model: _Look, w_star: _Look, others: Sequence[_Look]) -> Iterator
     "Readouts beside retrained models: means over them, and the floor is that of their pairs."
     if not others:
         return
-    means = [_mean([dict(_beside(m.said, o.said)) for o in others]) for m in (w_star, model)]
-    pairs = [dict(_beside(a.said, b.said)) for a, b in itertools.permutations(others, 2)]
+    means = [_mean([dict(_beside(m, o)) for o in others]) for m in (w_star, model)]
+    pairs = [dict(_beside(a, b)) for a, b in itertools.combinations(others, 2)]
     for name in means[0]:
         at_w_star, at_model = (mean[name] for mean in means)
         yield _row(name, at_w_star, at_model, [pair[name] for pair in pairs])
@@ -277,11 +351,12 @@ def _rmia_area(target: _Look, references: Sequence[_Look], seed: int) -> float:
     "How well its scores tell images to forget from unseen ones, of which all are the population."
     inside, outside, population = _probabilities(target, seed)
     sides = [torch.stack(side) for side in zip(*(_probabilities(r, seed) for r in references))]
-    scores = (
+    members, unseen = (
         rmia(mine, theirs, population, sides[2])
         for mine, theirs in ((inside, sides[0]), (outside, sides[1]))
     )
-    return area(*scores)
+    others = len(population) - 1  # an unseen image is of the population, and never above itself
+    return area(members, unseen * len(population) / others)
 
 
 def _probabilities(look: _Look, seed: int) -> list[Tensor]:
@@ -305,27 +380,6 @@ def _probe(
     return linear_probe((x, y), (test_x, test_y), classes)
 
 
-def _comebacks(
-    model: nn.Module,
-    original: nn.Module,
-    sets: Mapping[str, Loader],
-    settings: TrainSettings,
-    cap: int,
-    classifier: str | None,
-) -> dict[str, float]:
-    "Epochs until it is back, in three ways; `cap` + 1 where it isn't."
-    ways: dict[str, tuple[Loader, Any]] = {
-        "comes back, classifier alone": (sets["all"], "classifier"),
-        "comes back, all parameters": (sets["all"], "all"),
-        "comes back, by the remain set": (sets["remain"], "all"),
-    }
-    found = {}
-    for name, (train, scope) in ways.items():
-        made = comeback(model, original, train, sets["forget"], settings, scope, cap, classifier)
-        found[f"{name} (epochs)"] = cap + 1.0 if made.epochs is None else made.epochs
-    return found
-
-
 def _without_aim(count: int) -> Iterator[str]:
     "What few retrained models can't give."
     if not count:
@@ -346,29 +400,29 @@ class _Asked:
         cls,
         sets: Iterable[str],  # by name
         enough: bool,  # images of either kind
-        classifier: str | None,
-        original: nn.Module,
+        known: bool,  # is it, which layer is the classifier?
         gone: list[int],
     ) -> "_Asked":
         whole = bool(gone) and {"test_forget", "test_remain"} <= {*sets}
         tested = any(name.startswith("test_") for name in sets)
-        known = _has_classifier(original, classifier)
         lacks = {
             "Without test images of the same classes, membership can't be asked.": (not tested),
             f"Membership needs {LEAST} images to forget, and test images of their classes.": (
                 tested and not enough
             ),
             "The linear probe needs whole classes, and test images of all kinds.": not whole,
-            "The linear probe needs the name of the classifier.": whole and not known,
+            "What asks the classifier or its inputs needs its name, `classifier`.": not known,
         }
         return cls(whole and known, tuple(line for line, lacking in lacks.items() if lacking))
 
 
 def _has_classifier(model: nn.Module, classifier: str | None) -> bool:
-    "Is it clear which layer is the classifier?"
+    "Is it clear which layer is the classifier? `ValueError` for a name that no layer has."
     try:
         find_classifier(model, classifier)
     except ValueError:
+        if classifier is not None:
+            raise
         return False
     return True
 

@@ -43,9 +43,9 @@ def seeded_draws(seed: Seed, *generators: torch.Generator) -> Iterator[None]:
 
 @checked
 @contextmanager
-def drawing_apart(seed: Seed, batches: Any) -> Iterator[None]:
-    "Let a loader draw under a seed, and leave all generators as they were."
-    with seeded_draws(seed, *_generators(batches)):
+def drawing_apart(seed: Seed, *batches: Any) -> Iterator[None]:
+    "Let loaders draw under a seed, and leave all generators as they were."
+    with seeded_draws(seed, *(g for part in batches for g in _generators(part))):
         yield
 
 

@@ -63,8 +63,8 @@ def _auditor(
     w_star, _ = train_original(here, images, runs, root=root)
     return Auditor(
         original=w_star.eval(),
-        forget=request.forget.batches(256, device),
-        remain=request.remain.batches(256, device),
+        forget=request.forget.batches(here.train.batch_size, device),
+        remain=request.remain.batches(here.train.batch_size, device),
         tests={
             "forget": request.test_forget.batches(500, device),
             "remain": request.test_remain.batches(500, device),

@@ -163,7 +163,9 @@ _PARTS = {
 }
 
 
-CARD_RECIPE = 2  # 1 let the class come back from the forget set first, and then from the rest
+# 1 let the class come back from the forget set first, and then from the rest; 2 let it come back
+# in batches of 256, and had two test sets in ToW
+CARD_RECIPE = 3
 
 
 @checked

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Progress', 'TrainSettings', 'Joined', 'joined', 'trainable_batches', 'epoch_seed', 'epoch_batches', 'train_epoch',
-           'laid_out', 'tensors_digest', 'save_tensors', 'read_tensors', 'save_weights', 'load_weights', 'train_model',
-           'lay_out_', 'check_extras', 'count_batches', 'shows_bar']
+           'take_step', 'laid_out', 'tensors_digest', 'save_tensors', 'read_tensors', 'save_weights', 'load_weights',
+           'train_model', 'lay_out_', 'check_extras', 'count_batches', 'shows_bar']
 
 # %% ../../nbs/2_networks/09_train.ipynb #16361c62
 import copy, hashlib, json, math, sys, time
@@ -256,14 +256,14 @@ def train_epoch(
         ):
             inputs, labels = laid_out(inputs.to(device), settings.layout), labels.to(device)
             set_rate(optimizer, settings.schedule.rate(step, steps))
-            loss = _step(forward, optimizer, inputs, labels, loss_of, settings.clip)
+            loss = take_step(forward, optimizer, inputs, labels, loss_of, settings.clip)
             total += loss * len(labels)
             seen += len(labels)
             bar.update()
     return (total / seen).item()
 
 # %% ../../nbs/2_networks/09_train.ipynb #30090515
-def _step(
+def take_step(
     forward: Forward,
     optimizer: torch.optim.Optimizer,
     inputs: Tensor,
