@@ -25,7 +25,7 @@ from fisher_unlearn.lab.experiment import Experiment
 from fisher_unlearn.lab.experiments import cast, needed, sweep
 from fisher_unlearn.lab.notebook import execute, failures, in_notebook
 from fisher_unlearn.lab.plans import plan
-from fisher_unlearn.lab.run import _paced, run
+from fisher_unlearn.lab.run import _paced, estimator, run
 from fisher_unlearn.lab.settings import resolve, run_key, training_key
 from fisher_unlearn.lab.store import KeptScores, write_record
 from fisher_unlearn.networks import train
@@ -305,6 +305,17 @@ def test_scores_that_are_kept_are_computed_again_for_another_w_star(tmp_path):
     assert seconds_of(tmp_path, other, other.but(ratio=0.4)) == 2.5  # by the first of the two
     assert seconds_of(tmp_path, smoke(method="fisher_mask"), known) == 2.5
     assert seconds_of(tmp_path, other, smoke(method="fisher_mask", seed=3)) == 1002
+    theirs = known.but(preset="authors_code")  # from other scores
+    assert seconds_of(tmp_path, smoke(method="fisher_mask"), theirs) == 1002
+
+
+def test_scores_are_known_by_the_names_under_which_methods_keep_them(tmp_path):
+    ours, theirs = (smoke(method="fisher_mask", preset=p) for p in ("paper", "authors_code"))
+    run(ours, tmp_path, progress="none")
+    (folder,) = {file.parent for file in tmp_path.rglob("fisher/*/*.safetensors")}
+    kept = KeptScores(folder, "cpu")
+    assert kept.there(estimator(ours)) and not kept.there(estimator(theirs))
+    assert estimator(smoke(method="finetune")) == ""
 
 
 def test_epochs_before_an_interruption_count_and_are_not_done_again(clock, tmp_path):

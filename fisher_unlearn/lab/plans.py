@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from ..images.arguments import checked
 from ..images.atomic import is_held
 from ..images.budget import Budget, OutOfTime
-from .run import alike, other_images, taken, timings
+from .run import alike, estimator, other_images, taken, timings
 from .settings import Request, RunSettings, TuningSettings, run_key
 from .settings import training_key, unusual_options
 from .store import kept_root, read_record, runs_root
@@ -140,9 +140,8 @@ _THERE = ("done", "kept")
 
 def _scores(settings: RunSettings) -> tuple[Any, ...]:
     "Which scores a run asks for, as far as its settings say: it computes what none before it did."
-    request = settings.request
-    asked = (repr(request), settings.draws_by, settings.method.name)
-    return training_key(settings), *asked
+    method, request = settings.method.name, repr(settings.request)
+    return training_key(settings), request, settings.draws_by, method, estimator(settings)
 
 # %% ../../nbs/6_lab/04_plans.ipynb #49ad760b
 @checked

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['READOUTS', 'images_of', 'request_of', 'model_of', 'train_original', 'images_digest', 'check_same_images',
-           'other_images', 'timings', 'pace_key', 'alike', 'taken', 'run', 'write_failure', 'readout', 'where_read',
-           'with_readouts']
+           'other_images', 'timings', 'pace_key', 'alike', 'estimator', 'taken', 'run', 'write_failure', 'readout',
+           'where_read', 'with_readouts']
 
 # %% ../../nbs/6_lab/02_run.ipynb #ba5cf420
 import math
@@ -361,6 +361,13 @@ def alike(
 
 
 @checked
+def estimator(settings: RunSettings) -> str:  # empty for a method that asks for none
+    "How the scores of a method are computed, as it is part of the names under which they are kept."
+    how = (getattr(settings.method, n, "") for n in ("fisher_labels", "fisher_per"))
+    return "-".join(filter(None, how))
+
+
+@checked
 def taken(
     found: Any,  # of a method, from `alike`
     what: str,  # "seconds" or "own"
@@ -472,7 +479,8 @@ def _done(
     else:
         original, _ = train_original(settings, images, runs, progress, root, budget)
     kept = _scores_of(settings, request, original, runs, wait=budget is None)
-    own, budget = _paced(budget, settings, settings.method.name, runs, root, kept.there)
+    scored = kept.there(estimator(settings))
+    own, budget = _paced(budget, settings, settings.method.name, runs, root, scored)
     if budget:
         budget.check(own, f"{settings.method.name} with an epoch after it")
     with repeatable(settings.machine.threads), peak_memory(settings.machine.device) as memory:

@@ -543,10 +543,9 @@ class KeptScores:
         self.folder, self.device, self.wait = folder, device, wait
         self.spared = 0.0  # seconds that computing took of what was only read
 
-    @property
-    def there(self) -> bool:
-        "Are any scores kept?"
-        return any(self.folder.glob("*.safetensors"))
+    def there(self, how: str) -> bool:
+        "Are any scores kept that were computed in a certain way, which is part of their name?"
+        return any(how in path.stem for path in self.folder.glob("*.safetensors"))
 
     def __call__(self, name: str, compute: Callable[[], Scores]) -> Scores:
         "The scores of that name: read, or first computed and written."
