@@ -22,7 +22,7 @@ from typer.core import TyperGroup
 
 import fisher_unlearn
 from .images.atomic import writable_folder
-from .images.budget import OutOfTime, budget_of
+from .images.budget import Budget, OutOfTime, budget_of
 from .images.data import choose, find_data, load_images
 from .lab.cluster import given_share
 from .lab.deletion_order import forget as carry_out
@@ -237,7 +237,7 @@ def _read(name: str, text: str) -> Any:
     "A value as YAML reads it; `ValueError` if it can't."
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"`{name}={text}`: the value can't be read.") from error
 
 
@@ -388,12 +388,8 @@ def quickstart(
         places = {"runs": str(keep), "figures": str(results)} | (
             {"root": str(root)} if root else {}
         )
-        execute(
-            find_notebook("quickstart"),
-            folder / f"{name}.ipynb",
-            {"profile": profile, **chosen, **places},
-            budget=limit,
-        )
+        output, given = folder / f"{name}.ipynb", {"profile": profile, **chosen, **places}
+        _execute("quickstart", output, given, limit)
     print(f"\n{(folder / f'{name}.md').read_text(encoding='utf-8')}")
     for what, file in {
         "table": f"{name}.csv",
@@ -467,11 +463,27 @@ def _given(
             f"`--{'address' if address else 'gpu-share'}` is for runs on a Ray "
             "cluster: give --on ray with it, or leave it out."
         )
+    if on != "inline" and "on" not in known:
+        raise ValueError(f"`--on {on}` has no meaning for {name}: leave it out.")
     if address:
         os.environ["RAY_ADDRESS"] = address
     if share:
         os.environ["FISHER_UNLEARN_GPU_SHARE"] = str(given_share(share))
     return found | ({"on": on} if "on" in known else {})
+
+
+_LEFT = "not all was begun, as the lines above say."
+
+
+def _execute(name: str, output: Path, parameters: dict[str, Any], budget: Budget | None) -> None:
+    "Execute a notebook; one that fails after it left something for want of time goes on later."
+    try:
+        execute(find_notebook(name), output, parameters, budget=budget)
+    except NotebookFailed:
+        partial = output.with_suffix(".partial.ipynb")
+        if budget and not failures(partial) and failures(partial, "left: "):
+            _stop_for_now(_LEFT)
+        raise
 
 
 def _places(name: str, runs: Path, root: Path | None, figures: Path) -> dict[str, str]:
@@ -513,12 +525,12 @@ def _add(name: str) -> None:
             places = _places(name, done, root, results)
             output = folder / f"{name}.ipynb"
             parameters = {"profile": profile, **places, **given}
-            execute(find_notebook(name), output, parameters, budget=limit)
+            _execute(name, output, parameters, limit)
             failed, left = failures(output), failures(output, "left: ")
         print(f"executed notebook: {output}")
         _fail_with(failed)
         if left:
-            _stop_for_now("not all runs were begun, as the lines above say.")
+            _stop_for_now(_LEFT)
 
     app.command(name, help=_title(notebooks()[name]))(command)
 
@@ -640,7 +652,7 @@ def queue_(
         left = work_off(entries, runs, root, on, limit)
     for entry in left:
         print(f"left: {entry.title}")
-    if left and limit:
+    if left and limit and limit.lacked:
         _stop_for_now("the budget is spent.")
     if left:
         raise typer.Exit(1)

@@ -2,7 +2,9 @@
 is killed or a kernel started."""
 
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,15 +20,18 @@ from fisher_unlearn.cli import LATER, app
 from fisher_unlearn.images.budget import PASSED_ON, Budget, OutOfTime, budget_of, duration
 from fisher_unlearn.images.budget import passed_on, spoken
 from fisher_unlearn.lab import cluster
-from fisher_unlearn.lab.executors import complete, reading
+from fisher_unlearn.lab.executors import complete, reading, work_in
 from fisher_unlearn.lab.experiment import Experiment
-from fisher_unlearn.lab.experiments import cast, sweep
+from fisher_unlearn.lab.experiments import cast, needed, sweep
 from fisher_unlearn.lab.notebook import execute, failures, in_notebook
-from fisher_unlearn.lab.run import run
-from fisher_unlearn.lab.settings import run_key, training_key
+from fisher_unlearn.lab.plans import plan
+from fisher_unlearn.lab.run import _paced, estimator, run
+from fisher_unlearn.lab.settings import resolve, run_key, training_key
+from fisher_unlearn.lab.store import KeptScores, write_record
 from fisher_unlearn.networks import train
 from fisher_unlearn.networks.schedule import Schedule
 from fisher_unlearn.networks.train import TrainSettings, read_tensors, train_model
+from made import run_record
 from test_grid import timeless
 
 OVER = Budget(begun=0, until=0)
@@ -164,7 +169,7 @@ def test_a_small_budget_leaves_what_a_larger_one_ends(clock, tmp_path, capsys):
     assert complete(wanted, runs, budget=clock.budget(25)) == [None, None]  # two epochs of w*
     said = capsys.readouterr().out
     assert "an epoch after it takes 10s, and 5s of the budget are left" in said
-    assert "\nleft: 2 runs, about " in said and "failed" not in said
+    assert "\nleft: 2 runs, 2 of them like nothing" in said and "failed" not in said
     files = {p.relative_to(runs) for p in runs.rglob("*.*") if p.name != ".lock"}
     key = f"train-{training_key(wanted[0])}"
     assert {p.parts[0] for p in files} == {key} and (runs / key / "record.json").exists()
@@ -215,14 +220,156 @@ def test_who_has_little_time_waits_for_nobody(clock, tmp_path, capsys):
     assert clock.now == 0 and not list(tmp_path.rglob("failure.json"))
 
 
-def test_nothing_is_read_out_when_time_is_over(tmp_path):
+def test_nothing_is_read_out_when_time_is_over(tmp_path, capsys):
     assert reading(few()[0], "agreement", tmp_path, budget=OVER) is None
     assert not list(tmp_path.iterdir())
+    assert "left: agreement of digits resnet20 666: finetune: 0s" in capsys.readouterr().out
+
+
+def test_what_a_readout_needs_keeps_to_the_budget(clock, tmp_path, capsys):
+    "Its run, w*, and the retrained model; what is done by then is read out in the next one."
+    wanted = few()[0]
+    small = clock.budget(15)
+    assert reading(wanted, "relearn_all", tmp_path, cap=1, budget=small) is None
+    assert clock.now == 10 and not list(tmp_path.rglob("record.json"))
+    said = capsys.readouterr().out
+    assert "left: relearn_all_1 of digits resnet20 666: finetune: an epoch takes 10s" in said
+    assert small.lacked == ["relearn_all_1"]
+    run(wanted, tmp_path, progress="none")
+    before = clock.now
+    assert reading(wanted, "agreement", tmp_path, budget=clock.budget(15)) is None
+    assert clock.now - before == 10 and len([*tmp_path.rglob("record.json")]) == 2
+    assert reading(wanted, "relearn_all", tmp_path, cap=1, budget=clock.budget(15))["cap"] == 1
+    assert not list(tmp_path.rglob("failure.json"))
+
+
+def test_nobody_waits_for_scores_who_has_little_time(tmp_path):
+    from fisher_unlearn.images.atomic import locked
+
+    with locked(tmp_path), pytest.raises(BlockingIOError):
+        KeptScores(tmp_path, "cpu", wait=False)("scores", dict)
+
+
+# ---------------------------------------------------------------- estimates
+
+
+def told(folder, settings, age=1000, method=1.0, epoch=2.0, tuned=None, **more):
+    "A record that was written so many seconds ago, of a run that took so long."
+    record = run_record(settings, **more)
+    rows = record["history"]
+    for row in rows:
+        row["seconds"] = epoch if row["epoch"] else None
+    seconds = epoch * (len(rows) - 1) if tuned is None else tuned
+    record["seconds"] = {"method": method, "fine_tune": seconds}
+    file = folder / run_key(settings) / "record.json"
+    file.parent.mkdir(parents=True)
+    write_record(file, record)
+    then = time.time() - age
+    os.utime(file, (then, then))
+
+
+def smoke(**more):
+    return resolve("smoke", device="cpu", **more)
+
+
+def seconds_of(folder, *settings):
+    "What a plan says of the last of some runs."
+    return plan(settings, folder, folder).seconds.iloc[-1]
+
+
+def paced(folder, settings, scored=False):
+    budget = Budget(begun=time.time() - 10, until=time.time() + 60)
+    own, told = _paced(budget, settings, settings.method.name, folder, folder, scored)
+    return own, told.epoch
+
+
+def test_a_record_of_today_says_nothing_of_what_it_did_not_do(tmp_path):
+    wanted = smoke(method="influence", seed=2)
+    told(tmp_path, smoke(method="influence", seed=1), method=1000.0)
+    assert paced(tmp_path, wanted) == (1002, 2)
+    told(tmp_path, smoke(method="finetune", seed=1), age=0, epoch=3.0)
+    assert paced(tmp_path, wanted) == (1003, 3)
+    told(tmp_path, smoke(method="mask_classifier", fine_tune_epochs=0), age=0)
+    assert paced(tmp_path, wanted) == (1003, 3)
+    told(tmp_path, smoke(method="influence", seed=3), age=0, method=5.0, epoch=3.0)
+    assert paced(tmp_path, wanted) == (8, 3)
+
+
+def test_scores_that_are_kept_are_computed_again_for_another_w_star(tmp_path):
+    told(tmp_path, smoke(method="fisher_mask"), method=1000.0)
+    for ratio in (0.1, 0.2, 0.3):
+        told(tmp_path, smoke(method="fisher_mask", ratio=ratio), method=0.5, spared=999.5)
+    known, other = smoke(method="fisher_mask", ratio=0.4), smoke(method="fisher_mask", seed=2)
+    assert paced(tmp_path, other) == (1002, 2) and paced(tmp_path, known, True) == (2.5, 2)
+    assert seconds_of(tmp_path, other) == 1002
+    assert seconds_of(tmp_path, other, other.but(ratio=0.4)) == 2.5  # by the first of the two
+    assert seconds_of(tmp_path, smoke(method="fisher_mask"), known) == 2.5
+    assert seconds_of(tmp_path, other, smoke(method="fisher_mask", seed=3)) == 1002
+    theirs = known.but(preset="authors_code")  # from other scores
+    assert seconds_of(tmp_path, smoke(method="fisher_mask"), theirs) == 1002
+
+
+def test_scores_are_known_by_the_names_under_which_methods_keep_them(tmp_path):
+    ours, theirs = (smoke(method="fisher_mask", preset=p) for p in ("paper", "authors_code"))
+    run(ours, tmp_path, progress="none")
+    (folder,) = {file.parent for file in tmp_path.rglob("fisher/*/*.safetensors")}
+    kept = KeptScores(folder, "cpu")
+    assert kept.there(estimator(ours)) and not kept.there(estimator(theirs))
+    assert estimator(smoke(method="finetune")) == ""
+
+
+def test_epochs_before_an_interruption_count_and_are_not_done_again(clock, tmp_path):
+    long = {"method": "retrain", "epochs": 12}
+    told(tmp_path, smoke(**long), method=0.0, epoch=10.0, tuned=20.0)
+    assert seconds_of(tmp_path, smoke(**long, seed=2)) == 120
+    with pytest.raises(OutOfTime):
+        run(smoke(**long, seed=2), tmp_path, progress="none", budget=clock.budget(55))
+    assert seconds_of(tmp_path, smoke(**long, seed=2)) == 70
+    (file,) = tmp_path.rglob("progress.safetensors")
+    file.write_bytes(b"damaged")
+    assert seconds_of(tmp_path, smoke(**long, seed=2)) == 120
+
+
+def test_what_nobody_did_takes_nobody_knows_how_long(tmp_path):
+    told(tmp_path, smoke(method="finetune"), method=0.0)
+    for odd in ({"method": "influence", "fine_tune_epochs": 0}, {"method": "ct", "own_epochs": 50}):
+        assert math.isnan(seconds_of(tmp_path, smoke(**odd)))
+    assert seconds_of(tmp_path, smoke(method="retrain", epochs=9)) == 18  # which is but epochs
+    told(tmp_path, smoke(method="influence", seed=1), method=7.0)
+    assert seconds_of(tmp_path, smoke(method="influence", fine_tune_epochs=0)) == 7
+    assert seconds_of(tmp_path, smoke(method="influence", fine_tune_epochs=3)) == 13
+
+
+def test_other_threads_another_precision_and_other_batches_have_another_pace(tmp_path):
+    told(tmp_path, smoke(method="retrain"))
+    assert seconds_of(tmp_path, smoke(method="retrain", seed=1)) > 0
+    for other in ({"threads": 7}, {"precision": "bfloat16"}, {"batch_size": 7}):
+        assert math.isnan(seconds_of(tmp_path, smoke(method="retrain", **other)))
+
+
+def test_a_w_star_from_which_no_missing_run_starts_is_no_work(tmp_path):
+    done, missing = few(), few(seed=4)
+    complete(done, tmp_path)
+    assert [*plan(done, tmp_path, tmp_path).state] == ["done"] * 3
+    shutil.rmtree(tmp_path / f"train-{training_key(done[0])}")
+    assert work_in(plan(done, tmp_path, tmp_path)) == ""
+    words = work_in(plan([*done, *missing], tmp_path, tmp_path))
+    assert words.startswith("2 runs, 1 training of w*, ")
 
 
 def test_an_experiment_without_a_run_says_why(tmp_path):
     with pytest.raises(OutOfTime, match="none of the 13 runs"):
         print(Experiment("table1", "smoke", runs=tmp_path, device="cpu", budget=OVER).records)
+
+
+def test_a_failure_within_a_budget_is_not_for_want_of_time(tmp_path, capsys):
+    folder = tmp_path / run_key(needed("floor", "smoke", device="cpu")[0])
+    folder.mkdir()
+    (folder / "record.json").write_text("broken", encoding="utf-8")
+    asked = Experiment("floor", "smoke", runs=tmp_path, device="cpu", budget="1h")
+    with pytest.raises(ValueError, match="none of the 1 runs"):
+        print(asked.records)
+    assert "left" not in capsys.readouterr().out
 
 
 def test_over_is_over_for_notebooks_and_clusters_too(tmp_path, capsys, monkeypatch):

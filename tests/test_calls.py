@@ -542,6 +542,8 @@ OWN: dict[str, dict[str, Callable[[], Any]]] = {  # where a name means something
     "budget.duration": {"text": lambda: "12m"},
     "run.timings": {"records": list},
     "run.alike": {"known": pd.DataFrame},
+    "run.taken": {"found": pd.DataFrame},
+    "run.pace_key": {"chosen": lambda: settings().flat},
     "executors.work_in": {"table": lambda: pd.DataFrame({"key": [], "state": [], "seconds": []})},
     "value.by_value": {"experiments": dict},
     "queue.queue_plan": {"entries": list},

@@ -99,6 +99,12 @@ def test_what_is_typed_is_what_is_meant(words, wanted, monkeypatch, tmp_path):
         (["table5", "--set", "seeds=[1]", "--set", "seeds=[2]"], "`seeds` is given twice"),
         (["table5", "--address", "auto"], "`--address` is for runs on a Ray cluster"),
         (["table5", "--gpu-share", ".5"], "`--gpu-share` is for runs on a Ray cluster"),
+        (["table6", "--on", "none"], "`--on none` has no meaning for table6"),
+        (["train", "--on", "papermill"], "`--on papermill` has no meaning for train"),
+        (["plan", "floor", "--set", "seed=5"], "`seed` is what floor itself chooses: give `seeds`"),
+        (["plan", "floor", "--set", "method=ssd"], "`method` is what floor itself chooses"),
+        (["plan", "figure4", "--set", "ratio=.5"], "`ratio` is what figure4 itself chooses"),
+        (["plan", "floor", "--set", "epochs=" + "[" * 5000], "the value can't be read"),
         (["plan", "table1", "--set", "seeds=666"], "`seeds` is 666"),
         (["plan", "table1", "--set", "seeds=[]"], "`seeds` is empty"),
         (["plan", "table1", "--set", "seeds=[x]"], "`seeds"),
@@ -190,6 +196,32 @@ def test_a_table_some_of_whose_runs_failed_ends_with_1(tmp_path, monkeypatch):
         cli, "execute", notebook_that_says("13 of 13 runs are done.", "none failed: good")
     )
     assert command("table1", *places).exit_code == 0
+
+
+def test_a_notebook_that_fails_for_what_was_left_goes_on_later(tmp_path, monkeypatch):
+    """Whatever it then says: it is for want of time, unless a run failed, or nobody spoke of
+    time."""
+    places = ["--runs", str(tmp_path / "runs"), "--figures", str(tmp_path / "figures")]
+
+    def failing(*lines):
+        says = notebook_that_says(*lines)
+
+        def execute(notebook, output, parameters, budget=None):
+            says(notebook, output.with_suffix(".partial.ipynb"), parameters)
+            raise cli.NotebookFailed("no re-learn time was read.", "ValueError")
+
+        return execute
+
+    left, failed = "left: relearn_all_3 of a run", "failed: a run: it diverged"
+    for lines, budget, code in (
+        ([left], ["--budget", "1h"], cli.LATER),
+        ([left], [], 2),
+        ([left, failed], ["--budget", "1h"], 2),
+        (["nothing"], ["--budget", "1h"], 2),
+    ):
+        monkeypatch.setattr(cli, "execute", failing(*lines))
+        said = command("figure2", *budget, *places)
+        assert said.exit_code == code and said.output.count("\n") == 1, said.output
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from test_grid import RUNNER, same, wanted
 from fisher_unlearn.lab.cluster import _room, gpu_share, on_ray, training_parameters
 from fisher_unlearn.lab.executors import complete
 from fisher_unlearn.lab.experiments import NEEDS, needed
+from fisher_unlearn.lab.notebook import declared
 from fisher_unlearn.lab.plans import label
 from fisher_unlearn.lab.settings import profiles, resolve, training_key
 from fisher_unlearn.lab.store import write_record
@@ -30,6 +31,31 @@ def test_the_notebook_train_gives_the_w_star_of_every_run(profile):
     wanted = [s for name in NEEDS for s in needed(name, profile, seeds=[666], device="cpu")]
     for s in {training_key(s): s for s in wanted}.values():
         assert training_key(resolve(**training_parameters(s))) == training_key(s), label(s)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"optimizer": "adamw"},
+        {"loss": "binary_cross_entropy"},
+        {"clip": 1.0},
+        {"subset": 400, "data_seed": 5},
+        {"request": "poison", "count": 9, "data_seed": 5},
+    ],
+    ids=str,
+)
+def test_the_notebook_train_gives_the_w_star_of_unusual_runs_too(given):
+    s = resolve("smoke", device="cpu", **given)
+    assert training_key(s) != training_key(resolve("smoke", device="cpu"))
+    assert training_key(resolve(**training_parameters(s))) == training_key(s)
+
+
+def test_what_the_notebook_train_does_not_take_is_said(monkeypatch):
+    known = [name for name in declared("train") if name != "clip"]
+    monkeypatch.setattr("fisher_unlearn.lab.cluster.declared", lambda name: known)
+    assert training_parameters(resolve("smoke", device="cpu"))
+    with pytest.raises(ValueError, match="say all of the w"):
+        training_parameters(resolve("smoke", device="cpu", clip=1.0))
 
 
 def test_a_share_of_a_gpu_is_given_or_measured_or_one(on_gpu, tmp_path, monkeypatch):

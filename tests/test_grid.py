@@ -169,14 +169,13 @@ def test_the_rest_is_done_and_nothing_twice(folder):
     assert len(list(folder.glob("train-*"))) == 1 and all(
         r["memory"]["host"] > 100 for r in records
     )
-    table = plan([*wanted, *few("fisher_mask")], folder)
-    assert (
-        table.state.tolist() == ["done"] * 5 + ["missing"] * 2
-        and table.what[0] == "digits resnet20 666: w*"
-    )
-    assert table.seconds.notna().all() and table.seconds.iloc[-1] == pytest.approx(
-        plan(few("fisher_mask"), folder).seconds.iloc[-1]
-    )
+    more = [*few("finetune", seed=1), *few("fisher_mask")]
+    table = plan([*wanted, *more], folder)
+    assert table.what.str.endswith("w*").tolist() == [True] * 2 + [False] * 7
+    states = ["done", "missing", *["done"] * 4, *["missing"] * 3]
+    assert table.state.tolist() == states and table.what[0] == "digits resnet20 666: w*"
+    assert table.seconds.isna().tolist() == [False] * 7 + [True] * 2  # nobody ran a FisherMask
+    assert table.seconds[6] == pytest.approx(plan(more[:1], folder).seconds.iloc[-1])
 
 
 def test_a_plan_knows_what_is_kept_beside_the_data(folder, tmp_path):
@@ -223,14 +222,13 @@ def test_an_epoch_of_few_images_says_nothing_about_one_of_all(tmp_path):
     asked = [*few("finetune", remain_limit=20, **every), *few("finetune", **every)]
     (record, _) = complete(asked, tmp_path)
     whole, limited, others = (
-        plan(few("mask_classifier", remain_limit=limit, **every), tmp_path).seconds.iloc[-1]
+        plan(few("finetune", remain_limit=limit, **every, fine_tune_epochs=2), tmp_path)
         for limit in (None, 20, 40)
     )
-    assert (
-        limited == pytest.approx(record["history"][-1]["seconds"])
-        and whole > 2 * limited
-        and pd.isna(others)
-    )
+    seconds = [table.seconds.iloc[-1] for table in (whole, limited, others)]
+    two = record["seconds"]["method"] + 2 * record["history"][-1]["seconds"]
+    assert seconds[1] == pytest.approx(two) and seconds[0] > 2 * seconds[1]
+    assert pd.isna(seconds[2])
 
 
 def test_nobody_does_what_is_missing_and_what_is_done_is_read(folder, capsys):
@@ -487,7 +485,7 @@ def test_plan_and_status_say_what_is_left(folder):
 )
 def test_experiments_refuse_in_one_line_before_they_start(words, message, tmp_path):
     extra = [] if "--runs" in words else ["--runs", str(tmp_path / "r")]
-    failed = command("train", *words, *extra, "--figures", str(tmp_path / "f"))
+    failed = command("table1", *words, *extra, "--figures", str(tmp_path / "f"))
     assert (
         failed.exit_code == 2
         and message in failed.output

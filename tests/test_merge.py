@@ -17,8 +17,10 @@ from fisher_unlearn.lab.experiments import cast, sweep
 from fisher_unlearn.lab.merge import merge
 from fisher_unlearn.lab.results import outcomes
 from fisher_unlearn.lab.run import readout, with_readouts
-from fisher_unlearn.lab.settings import run_key, training_key
-from fisher_unlearn.lab.store import read_record, write_record
+from fisher_unlearn.lab.settings import resolve, run_key, training_key
+from fisher_unlearn.lab.store import keep_run, read_record, write_record
+from fisher_unlearn.networks.train import read_tensors, save_tensors
+from made import listed
 from test_budget import rows_in
 from test_grid import timeless
 
@@ -219,6 +221,76 @@ def test_a_training_that_was_stopped_is_taken_in_and_goes_on(tmp_path):
     assert became(merge(tmp_path / "there", tmp_path / "third")) == {(key, "run"): "refused"}
 
 
+def test_a_training_comes_in_pieces(tmp_path):
+    "The longer one takes the place of the one that it goes on from, and of no other."
+    ticks = iter(range(1000))
+    wanted = sweep("smoke", cast("finetune"), seed=3, epochs=9, device="cpu")
+    there, here, old = (tmp_path / name for name in ("there", "here", "old"))
+    key = f"train-{training_key(wanted[0])}"
+    file = here / key / "progress.safetensors"
+    lengths = []
+    for _ in range(2):
+        start = next(ticks) + 1
+        soon = Budget(begun=0, until=start + 7, clock=lambda: next(ticks))
+        complete(wanted, there, budget=soon)
+        assert became(merge(there, here)) == {(key, "run"): "taken in"}
+        assert file.read_bytes() == (there / key / "progress.safetensors").read_bytes()
+        lengths.append(len(rows_in(file)))
+        if not old.exists():
+            shutil.copytree(here, old)
+    assert 1 <= lengths[0] < lengths[1] < 9
+    longest = file.read_bytes()
+    assert became(merge(old, here)) == {(key, "run"): "here already"}
+    assert file.read_bytes() == longest
+    tensors, said = read_tensors(file)
+    other = [row | {"train_loss": 77.0} for row in json.loads(said["rows"])]
+    for part in ({"rows": json.dumps(other)}, {"fingerprint": "another"}):
+        save_tensors(there / key / "progress.safetensors", tensors, **{**said, **part})
+        assert became(merge(there, here)) == {(key, "run"): "differs"}
+        assert file.read_bytes() == longest
+    parts, whole = (complete(wanted, p)[0] for p in (here, tmp_path / "whole"))
+    assert timeless(parts) == timeless(whole)
+
+
+def test_a_w_star_without_weights_is_refused_and_spares_our_checkpoint(folders, tmp_path):
+    _, other = folders
+    (other / W_STAR / "weights.safetensors").unlink()
+    ours = tmp_path / "fresh" / W_STAR / "progress.safetensors"
+    ours.parent.mkdir(parents=True)
+    ours.write_bytes(b"so far")
+    table = merge(other, tmp_path / "fresh").set_index("key")
+    assert table.became[W_STAR] == "refused" and "without its weights" in table.why[W_STAR]
+    assert listed(ours.parent) == ["progress.safetensors"]
+    assert all(complete(FEW[1:2], tmp_path / "fresh"))
+
+
+@pytest.mark.parametrize("key", [W_STAR, KEYS[1]])
+def test_what_is_kept_beside_the_data_is_compared_as_well(folders, tmp_path, key):
+    _, other = folders
+    shutil.copytree(other / key, tmp_path / "elsewhere" / key)
+    keep_run(key, tmp_path / "elsewhere", root := tmp_path / "root")
+    assert became(merge(tmp_path / "elsewhere", tmp_path / "same", root))[key, "run"] == "taken in"
+    change(root / "checkpoints" / f"{key}.json", lambda r: r["history"][-1].update(train_loss=7.5))
+    table = merge(other, tmp_path / "fresh", root).set_index("key")
+    assert (table.became[key], table.why[key]) == (
+        "differs",
+        "it differs from the one here in history",
+    )
+    assert not (tmp_path / "fresh" / key / "record.json").exists()
+
+
+def test_settings_that_mean_nothing_to_a_run_make_no_other_one(tmp_path):
+    "A retraining is the same in both readings, and is not fine-tuned."
+    asked = {"profile": "smoke", "method": "retrain", "device": "cpu"}
+    one, other = (
+        resolve(**asked, preset=preset, fine_tune_epochs=epochs)
+        for preset, epochs in (("paper", 5), ("authors_code", 0))
+    )
+    assert run_key(one) == run_key(other) and one.flat != other.flat
+    complete([one], tmp_path / "one"), complete([other], tmp_path / "other")
+    assert {*merge(tmp_path / "other", tmp_path / "one").became} == {"here already"}
+
+
 def test_what_was_read_out_comes_with_its_run(folders, tmp_path):
     one, other = folders
     readout(FEW[1], "relearn_classifier", other, progress="none", cap=1)
@@ -230,6 +302,15 @@ def test_what_was_read_out_comes_with_its_run(folders, tmp_path):
     assert became(merge(other, one))[KEYS[1], "relearn_classifier_1"] == "differs"
     path.write_text("{}", encoding="utf-8")
     assert became(merge(other, one))[KEYS[1], "relearn_classifier_1"] == "refused"
+
+
+def test_a_readout_without_a_digest_is_refused_as_a_record_is(folders):
+    one, other = folders
+    said = readout(FEW[1], "relearn_classifier", other, progress="none", cap=1)
+    path = other / KEYS[1] / "relearn_classifier_1.json"
+    path.write_text(json.dumps({n: v for n, v in said.items() if n != "digest"}), "utf-8")
+    assert became(merge(other, one))[KEYS[1], "relearn_classifier_1"] == "refused"
+    assert not (one / KEYS[1] / path.name).exists()
 
 
 def test_a_folder_in_use_is_left_for_the_next_time(folders):

@@ -56,6 +56,17 @@ def timed(settings, seconds, folder):
     write_record(folder / run_key(settings) / "record.json", record)
 
 
+@pytest.mark.parametrize(
+    "given",
+    [{"batch_size": 32}, {"optimizer": "adamw"}, {"loss": "binary_cross_entropy"}, {"clip": 0.01}],
+    ids=str,
+)
+def test_another_training_is_none_that_the_paper_prints(given):
+    usual = {"profile": "paper", "method": "finetune", "device": "cpu"}
+    assert is_printed(resolve(**usual)) and is_printed(resolve(**usual, precision="bfloat16"))
+    assert not is_printed(resolve(**usual, **given))
+
+
 def test_printed_runs_a_minute_come_first_then_others_a_minute_then_the_unknown(tmp_path):
     """Retrainings need no w*, and what one takes is told by another seed of it: so the minutes
     are those that were written here."""
@@ -111,6 +122,9 @@ def test_nothing_that_can_be_computed_is_typed_in_it():
         assert {*row} <= {"experiment", "profile", "device", "why", "seeds", "parameters"}
 
 
+FLOOR = "- {experiment: floor, profile: smoke, device: cpu, why: x"
+
+
 @pytest.mark.parametrize(
     "text, said",
     [
@@ -130,6 +144,16 @@ def test_nothing_that_can_be_computed_is_typed_in_it():
             "- {experiment: floor, profile: smoke, device: cpu, why: x, parameters: {epochs: -1}}",
             "`epochs`",
         ),
+        *(
+            (f"{FLOOR}, parameters: {given}}}", said)
+            for given, said in (
+                ("{seed: 5}", "`seed` is what floor itself chooses: give `seeds`"),
+                ("{method: ssd}", "`method` is what floor itself chooses"),
+                ("{device: cuda}", "`device` is no parameter"),
+                ("{seeds: [3]}", "`seeds` is no parameter"),
+            )
+        ),
+        ("[" * 5000, "nested too deeply"),
     ],
 )
 def test_what_is_no_entry_is_one_sentence(text, said, tmp_path):
@@ -187,6 +211,18 @@ def test_the_command_says_how_far_it_is_works_it_off_and_says_what_is_left(tmp_p
     assert "left: floor in smoke, seeds 2, epochs 900" in said.output
     assert read_record(runs / run_key(entry().settings[0]) / "record.json")
     assert list(runs.rglob("progress.safetensors"))
+
+
+def test_a_budget_that_is_not_spent_is_not_what_is_lacking(tmp_path):
+    "A damaged record is a failure: the same command again would find the same."
+    file, runs = tmp_path / "queue.yaml", tmp_path / "runs"
+    file.write_text(yaml.safe_dump([entry().model_dump()]), encoding="utf-8")
+    (damaged := runs / run_key(entry().settings[0]) / "record.json").parent.mkdir(parents=True)
+    damaged.write_text("broken", encoding="utf-8")
+    words = ["queue", "--file", str(file), "--runs", str(runs), "--budget", "1h"]
+    said = CliRunner().invoke(app, words)
+    assert said.exit_code == 1 and "left: floor in smoke" in said.output, said.output
+    assert "failed: " in said.output and "the budget is" not in said.output
 
 
 def test_an_estimate_is_computed_from_records(tmp_path):

@@ -709,6 +709,12 @@ def test_the_training_of_a_run_departs_by_its_training_only():
         (dict(train={"momentum": 0.0}), "`momentum` is 0.0 (paper: 0.9)"),
         (dict(train={"weight_decay": 0.0}), "`weight_decay` is 0.0 (paper: 0.0001)"),
         (dict(train={"select": "last"}), "`select` is last (paper: best)"),
+        (dict(train={"optimizer": "adamw"}), "`optimizer` is adamw (paper: sgd)"),
+        (
+            dict(train={"loss": "binary_cross_entropy"}),
+            "`loss` is binary_cross_entropy (paper: cross_entropy)",
+        ),
+        (dict(train={"clip": 0.01}), "`clip` is 0.01 (paper: None)"),
         (dict(train={"epochs": 10}), "`length` is 10 (paper: None)"),
         (dict(subset=5000), "`subset` is 5000 (paper: None)"),
         (dict(fine_tune_epochs=4), "`fine_tune_epochs` is 4 (paper: 5)"),

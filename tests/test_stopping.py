@@ -6,11 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from fisher_unlearn.images.atomic import locked
+from fisher_unlearn.lab import notebook
 
 COMMAND = [sys.executable, "-c", "from fisher_unlearn.cli import app; app()"]
 LONG = ["--set", "epochs=4000", "--set", "subset=50", "--set", "seeds=[666]"]
@@ -92,6 +95,32 @@ def test_a_kernel_that_is_killed_is_said_in_one_line(tmp_path):
         and "was killed by signal 9, most likely because the memory ran out" in error
     ), error
     assert "goes on from there" in error
+
+
+DEAF = """
+import signal, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_kernel_that_listens_to_nothing_is_killed_where_there_are_no_signals(monkeypatch):
+    "By the process itself: Windows has no SIGKILL to send."
+    words = [sys.executable, "-c", DEAF]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    monkeypatch.setattr(notebook, "signal", SimpleNamespace(SIGINT=signal.SIGINT))
+    watch = notebook._Watch({})
+    provisioner = SimpleNamespace(process=process, pid=process.pid)
+    watch.kernels.append(SimpleNamespace(provisioner=provisioner))
+    watch.stop()
+    time.sleep(0.5)
+    assert process.poll() is None
+    watch.stop()
+    assert process.wait(20) == -signal.SIGKILL
+    watch.over.set()
+    assert "memory ran out" in str(notebook._death(Path("some.ipynb"), watch))
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .arguments import NotNegative, checked
 
@@ -52,6 +52,8 @@ class Budget:
     until: float
     epoch: float = math.nan  # what one takes, as far as is known before one was measured
     clock: Callable[[], float] = time.time
+    # what was left for want of time, as far as this process knows
+    lacked: list[str] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def left(self) -> float:

@@ -22,8 +22,8 @@ from ..images.budget import Budget
 from ..images.data import data_root
 from .notebook import declared, execute, find_notebook, in_notebook, parameters
 from .plans import attempt, label, seen
-from .run import write_failure
-from .settings import RunSettings, run_key, training_key
+from .run import pace_key, write_failure
+from .settings import RunSettings, resolve, run_key, training_key
 from .store import runs_root
 
 # %% ../../nbs/6_lab/06_cluster.ipynb #daff9f40
@@ -67,9 +67,13 @@ def gpu_share(
 # %% ../../nbs/6_lab/06_cluster.ipynb #5e41ff46
 @checked
 def training_parameters(settings: RunSettings) -> dict[str, Any]:
-    "What of a run's parameters the notebook `train` takes; they give the same w*."
+    """What of a run's parameters the notebook `train` takes; `ValueError` if they don't give the
+    same w*."""
     known = declared("train")
-    return {name: value for name, value in parameters(settings).items() if name in known}
+    found = {name: value for name, value in parameters(settings).items() if name in known}
+    if training_key(resolve(**found)) != training_key(settings):
+        raise ValueError(f"no parameters of `train` say all of the w* of {label(settings)}.")
+    return found
 
 
 def _train(settings: RunSettings, runs: Path, root: Path, budget: Budget | None) -> None:
@@ -115,12 +119,6 @@ def _joined() -> Iterator[ModuleType]:
         ray.shutdown()
 
 
-def _place(settings: RunSettings) -> tuple[Any, ...]:
-    "What the room that a run asks for depends on."
-    data, machine = settings.data, settings.machine
-    return data.dataset, data.subset, settings.network, machine.device, machine.threads
-
-
 def _room(ray: ModuleType, settings: RunSettings, runs: Path) -> dict[str, float]:
     "The cores and the share of a GPU that a run asks for; `ValueError` if no node can give them."
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -148,7 +146,9 @@ def on_ray(
         return
     folder, data = runs_root(runs).resolve(), data_root(root).resolve()
     with _joined() as ray:
-        rooms = {_place(s): _room(ray, s, folder) for s in {_place(s): s for s in todo}.values()}
+        rooms = {
+            key: _room(ray, s, folder) for key, s in {pace_key(s.flat): s for s in todo}.items()
+        }
         training, unlearning, started = ray.remote(_train), ray.remote(_unlearn), {}
         for s in todo:
             if (
@@ -156,9 +156,11 @@ def on_ray(
                 and not (folder / (key := f"train-{training_key(s)}") / "record.json").exists()
                 and key not in started
             ):
-                started[key] = training.options(**rooms[_place(s)]).remote(s, folder, data, budget)
+                started[key] = training.options(**rooms[pace_key(s.flat)]).remote(
+                    s, folder, data, budget
+                )
         refs = {
-            unlearning.options(**rooms[_place(s)]).remote(
+            unlearning.options(**rooms[pace_key(s.flat)]).remote(
                 s,
                 folder,
                 data,
@@ -167,17 +169,19 @@ def on_ray(
             ): s
             for s in todo
         }
-        _collect(ray, refs, folder)
+        _collect(ray, refs, folder, budget)
 
 # %% ../../nbs/6_lab/06_cluster.ipynb #ee877cf5
-def _collect(ray: ModuleType, refs: dict[Any, RunSettings], folder: Path) -> None:
+def _collect(
+    ray: ModuleType, refs: dict[Any, RunSettings], folder: Path, budget: Budget | None
+) -> None:
     "Wait for runs, tell which failed, and call off the rest if it can't go on."
     left = list(refs)
     try:
         with tqdm(total=len(left), unit="run", disable=not sys.stderr.isatty()) as bar:
             while left:
                 (ready,), left = ray.wait(left)
-                attempt(refs[ready], partial(_result, ray, ready, refs[ready], folder))
+                attempt(refs[ready], partial(_result, ray, ready, refs[ready], folder), budget)
                 bar.update()
     finally:
         for ref in left:

@@ -49,7 +49,7 @@ def complete(
     chosen, folder = list(settings), runs_root(runs)
     todo = [s for s in once(chosen) if not (folder / run_key(s) / "record.json").exists()]
     EXECUTORS[choose(on, EXECUTORS, "executor")](todo, runs, root, limit)
-    if limit:
+    if limit and limit.lacked:
         _say_left(todo, runs, root)
     records = [_whole(folder / run_key(s), root, clean=on != "none") for s in chosen]
     if on == "none":
@@ -87,7 +87,7 @@ def _in_turn(
         todo = [
             s
             for s in tqdm(todo, unit="run", disable=not sys.stderr.isatty())
-            if not attempt(s, partial(_begun, one, s, runs, root, wait, budget))
+            if not attempt(s, partial(_begun, one, s, runs, root, wait, budget), budget)
         ]
 
 
@@ -189,9 +189,18 @@ def reading(
     budget: str | Budget | None = None,  # as in `complete`
 ) -> dict[str, Any] | None:  # as `readout` gives it
     """What a readout of a run says, which is done here if it is not there; None if nobody is to
-    do it, or no time is left."""
-    limit = budget_of(budget)
-    if on != "none" and (limit is None or limit.left):
-        return readout(settings, kind, runs, root, "none", cap)
+    do it, or, in a line that says so, if there is no time for it."""
     name = choose(kind, READOUTS, "readout") + ("" if kind == "agreement" else f"_{cap}")
-    return read_record(runs_root(runs) / run_key(settings) / f"{name}.json")
+    limit, why = budget_of(budget), ""
+    if on != "none":
+        try:
+            if limit:
+                limit.check(math.nan, name)
+            return readout(settings, kind, runs, root, "none", cap, limit)
+        except (OutOfTime, BlockingIOError) as error:
+            why = str(error)
+    found = read_record(runs_root(runs) / run_key(settings) / f"{name}.json")
+    if why and limit and found is None:
+        print(f"left: {name} of {label(settings)}: {why}", flush=True)
+        limit.lacked.append(name)
+    return found

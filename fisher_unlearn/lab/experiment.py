@@ -77,7 +77,7 @@ class Experiment:
         """The records, after the missing runs are done; `ValueError` if there is none, and
         `OutOfTime` if that is for want of time."""
         found = complete(self.settings, self.runs, self.root, self.on, self.budget)
-        if self.budget and self.on != "none" and not any(found):
+        if self.budget and self.budget.lacked and not any(found):
             raise OutOfTime(
                 f"none of the {len(found)} runs that this is made from is done yet: the same "
                 "command goes on from where it stopped."

@@ -299,18 +299,22 @@ def needed(
     over = {name: value for name, value in given.items() if value is not None}
     sizes = profiles()[profile]["tasks"]["small"] if experiment in _SMALL else {}
     sized = [{**sizes.get(part["dataset"], {}), **part} for part in _product(chosen, [over])]
-    settings = sweep(profile, sized, *axes, _axis("seed", *_seeds(profile, seeds)))
-    _check_read(experiment, over, settings)
-    return settings
+    made = _product(*axes, _axis("seed", *_seeds(profile, seeds)))
+    _check_read(experiment, over, made)
+    return sweep(profile, sized, made)
 
 
-def _check_read(experiment: str, given: Iterable[str], settings: Iterable[RunSettings]) -> None:
-    "`ValueError` for an option that no method of an experiment has."
-    every = option_hints()
-    read = {name for method in {s.method.name for s in settings} for name in option_hints(method)}
+def _check_read(experiment: str, given: Iterable[str], made: Axis) -> None:
+    "`ValueError` for what no run of an experiment reads."
+    every, usual = option_hints(), RunSettings().method.name
     for name in given:
-        if name in every and name not in read:
+        readers = [m for m in METHODS if name not in every or name in option_hints(m)]
+        able = [part for part in made if part.get("method", usual) in readers]
+        if not able:
             raise ValueError(f"`{name}` is no option of any method in {experiment}.")
+        if all(name in part for part in able):
+            hint = "give `seeds` in its place" if name == "seed" else "leave it out"
+            raise ValueError(f"`{name}` is what {experiment} itself chooses: {hint}.")
 
 
 def _seeds(profile: str, seeds: Iterable[int] | None) -> tuple[int, ...]:

@@ -6,7 +6,7 @@
 __all__ = ['Unfit', 'merge']
 
 # %% ../../nbs/6_lab/18_merge.ipynb #adb697e1
-import os, shutil
+import json, os, shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% ../../nbs/6_lab/18_merge.ipynb #f5478cb4
-_NO_RESULT = {"seconds", "spared", "memory", "provenance", "digest", "readouts", "note"}
+_NO_RESULT = {"seconds", "spared", "memory", "provenance", "digest", "readouts", "note", "settings"}
 
 
 def _result(record: dict[str, Any]) -> dict[str, Any]:
-    """A record without what depends on the clock, the machine and its load, and without the note,
-    a sentence on the rest."""
+    """A record without what depends on the clock, the machine and its load, and without what the
+    rest says: the note is a sentence on it, and of the settings the key is what matters."""
     rest = {name: part for name, part in record.items() if name not in _NO_RESULT}
     rows = record.get("history", [])
     return rest | {"history": [{n: v for n, v in r.items() if n != "seconds"} for r in rows]}
@@ -44,6 +44,9 @@ class Unfit(ValueError):
     "Why something from elsewhere is not taken in."
 
 
+_UNSIGNED = "its record has no digest, so that nothing says that it is whole"
+
+
 def _checked_run(folder: Path, root: str | Path | None) -> dict[str, Any] | None:
     "The record in a folder from elsewhere, if it can be believed; None if it is not done."
     checked_key(folder.name)
@@ -51,7 +54,7 @@ def _checked_run(folder: Path, root: str | Path | None) -> dict[str, Any] | None
     if record is None:
         return None
     if "digest" not in record:
-        raise Unfit("its record has no digest, so that nothing says that it is whole")
+        raise Unfit(_UNSIGNED)
     if reason := other_images(record, folder, root):
         raise Unfit(reason)
     weights = folder / "weights.safetensors"
@@ -59,6 +62,8 @@ def _checked_run(folder: Path, root: str | Path | None) -> dict[str, Any] | None
         read_tensors(weights, record["weights"])
     elif weights.exists():
         raise Unfit("its record doesn't say which its weights are")
+    elif folder.name.startswith("train-"):
+        raise Unfit("it is a w* without its weights, from which no run can start")
     return record
 
 
@@ -84,10 +89,13 @@ def _take(source: Path, target: Path) -> None:
     write_whole(target, copy)
 
 
-def _take_run(theirs: Path, ours: Path, record: dict[str, Any]) -> tuple[str, str]:
+def _take_run(
+    theirs: Path, ours: Path, record: dict[str, Any], root: str | Path | None
+) -> tuple[str, str]:
     "Take in a finished run, under the lock of our folder: what became of it, and why."
     here = read_record(ours / "record.json")
-    if here and (differs := _compared(record, here)):
+    known = here or kept_record(ours.name, root)
+    if known and (differs := _compared(record, known)):
         return "differs", differs
     source, target = (place / "weights.safetensors" for place in (theirs, ours))
     lacks = source.exists() and not (here and target.exists())
@@ -99,19 +107,36 @@ def _take_run(theirs: Path, ours: Path, record: dict[str, Any]) -> tuple[str, st
     return ("here already", "") if here and not lacks else ("taken in", "")
 
 # %% ../../nbs/6_lab/18_merge.ipynb #610efac8
+def _epochs(checkpoint: Path) -> list[Any]:
+    """What a checkpoint belongs to, and its epochs, without what is another if they are done again
+    or go on; nothing if there is none, `ValueError` if it is damaged."""
+    if not checkpoint.exists():
+        return []
+    _, said = read_tensors(checkpoint, signed=True)
+    try:
+        rows = [{**row, "seconds": None, "selected": None} for row in json.loads(said["rows"])]
+        return [said["fingerprint"], *rows]
+    except (KeyError, TypeError, ValueError):
+        raise Unfit(f"{checkpoint} is damaged: it doesn't say which epochs it holds") from None
+
+
 def _take_progress(theirs: Path, ours: Path) -> tuple[str, str] | None:
-    "Take in the checkpoint of a training that was stopped; None if there is none."
+    """Take in the checkpoint of a training that was stopped, unless ours is as long; None if there
+    is none."""
     source, target = theirs / "progress.safetensors", ours / "progress.safetensors"
-    if not source.exists():
+    if not (there := _epochs(source)):
         return None
-    read_tensors(source, signed=True)
     if (ours / "record.json").exists():
         return "here already", "the run is done here"
-    if not target.exists():
+    try:
+        here = _epochs(target)
+    except ValueError:
+        return "differs", "a damaged checkpoint of this training is here"
+    if here[: len(there)] == there:
+        return "here already", ""
+    if there[: len(here)] == here:
         _take(source, target)
         return "taken in", "a training that was stopped"
-    if target.read_bytes() == source.read_bytes():
-        return "here already", ""
     return "differs", "another checkpoint of this training is here"
 
 # %% ../../nbs/6_lab/18_merge.ipynb #0c17a5b5
@@ -120,10 +145,12 @@ def _take_readouts(theirs: Path, ours: Path) -> Iterator[tuple[str, str, str]]:
     for source in sorted(path for path in theirs.glob("*.json") if is_readout(path.stem)):
         what, why = "taken in", ""
         try:
-            found, here = read_record(source), read_record(ours / source.name)
+            found, here = read_record(source) or {}, read_record(ours / source.name)
             if here:
-                what, why = "here already", _compared(found or {}, here)
+                what, why = "here already", _compared(found, here)
                 what = "differs" if why else what
+            elif "digest" not in found:
+                what, why = "refused", _UNSIGNED
             else:
                 _take(source, ours / source.name)
         except ValueError as error:
@@ -162,7 +189,7 @@ def _merged(theirs: Path, ours: Path, root: str | Path | None) -> Iterator[tuple
         if is_held(theirs):
             raise BlockingIOError("a process works on it there")
         with locked(writable_folder(ours / theirs.name), wait=False):
-            yield from _taken(theirs, ours / theirs.name, record)
+            yield from _taken(theirs, ours / theirs.name, record, root)
     except BlockingIOError as error:
         yield "run", "in use", str(error)
     except (ValueError, FileNotFoundError) as error:
@@ -170,10 +197,10 @@ def _merged(theirs: Path, ours: Path, root: str | Path | None) -> Iterator[tuple
 
 
 def _taken(
-    theirs: Path, ours: Path, record: dict[str, Any] | None
+    theirs: Path, ours: Path, record: dict[str, Any] | None, root: str | Path | None
 ) -> Iterator[tuple[str, str, str]]:
     "Take in one folder, which is locked."
-    found = _take_run(theirs, ours, record) if record else _take_progress(theirs, ours)
+    found = _take_run(theirs, ours, record, root) if record else _take_progress(theirs, ours)
     if found:
         yield "run", *found
     if record and found and found[0] != "differs":

@@ -193,23 +193,24 @@ class _Watch:
     def stop(self, *signal_and_frame: Any) -> None:
         "Interrupt the kernel; the second time, kill it."
         if self.stopped:
-            self._send(signal.SIGKILL)
+            self._send(kill=True)
         else:
             self.stopped = True
             threading.Thread(target=self._insist, daemon=True).start()
 
     def _insist(self) -> None:
         "Interrupt the kernel, again if it was not listening yet, and kill it in the end."
-        for seconds, kind in ((0, signal.SIGINT), (5, signal.SIGINT), (25, signal.SIGKILL)):
+        for seconds, kill in ((0, False), (5, False), (25, True)):
             if self.over.wait(seconds):
                 return
-            self._send(kind)
+            self._send(kill)
 
-    def _send(self, kind: int) -> None:
+    def _send(self, kill: bool) -> None:
+        "Kill the kernel, or interrupt it where the system can."
         for kernel in self.kernels:
-            if pid := getattr(kernel.provisioner, "pid", None):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, kind)
+            if process := getattr(kernel.provisioner, "process", None):
+                with suppress(ProcessLookupError, ValueError):
+                    process.kill() if kill else process.send_signal(signal.SIGINT)
 
 # %% ../../nbs/6_lab/05_notebook.ipynb #a9223313
 @contextmanager
@@ -239,6 +240,9 @@ class KernelDied(RuntimeError):
     "The kernel of a notebook ended before the notebook did."
 
 
+_KILLED = -9  # what a process ends with that was killed, where the system has signals
+
+
 def _death(notebook: Path, watch: _Watch) -> KernelDied:
     "What happened to a kernel, its likely cause, and how it goes on."
     ends = [
@@ -248,7 +252,7 @@ def _death(notebook: Path, watch: _Watch) -> KernelDied:
     how = f"was killed by signal {-code}" if code < 0 else "died"
     why = (
         "most likely because the memory ran out"
-        if code in (0, -signal.SIGKILL)
+        if code in (0, _KILLED)
         else "which is a fault of a library or of the machine"
     )
     return KernelDied(

@@ -199,10 +199,8 @@ def _of_training(s: RunSettings, paper: RunSettings) -> list[str]:
         (n, s.train.schedule, paper.train.schedule)
         for n in ("lr", "epochs", "drops", "factor", "warmup", "replay")
     ]
-    parts += [
-        (n, s.train, paper.train)
-        for n in ("length", "batch_size", "momentum", "weight_decay", "select", "precision")
-    ]
+    own = ("length", "batch_size", "momentum", "weight_decay", "select", "precision")
+    parts += [(n, s.train, paper.train) for n in (*own, "optimizer", "loss", "clip")]
     return [
         text
         for name, ours, theirs in parts

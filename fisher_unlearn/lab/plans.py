@@ -6,14 +6,17 @@
 __all__ = ['state', 'kept_record', 'as_done', 'label', 'plan', 'seen', 'attempt']
 
 # %% ../../nbs/6_lab/04_plans.ipynb #67bf437d
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError, safe_open
+
 from ..images.arguments import checked
 from ..images.atomic import is_held
-from ..images.budget import OutOfTime
-from .run import alike, other_images, timings
+from ..images.budget import Budget, OutOfTime
+from .run import alike, estimator, other_images, taken, timings
 from .settings import Request, RunSettings, TuningSettings, run_key
 from .settings import training_key, unusual_options
 from .store import kept_root, read_record, runs_root
@@ -111,48 +114,77 @@ def plan(
 
     folder, chosen = runs_root(runs), list(settings)
     known = timings([*folder.glob("*/record.json"), *kept_root(root).glob("*.json")])
-    trained = {f"train-{training_key(s)}": s for s in chosen if not s.retrains}
-    rows = [
-        (
-            key,
-            f"{s.data.dataset} {s.network} {s.seed}: w*",
-            *state(folder / key, root),
-            _estimate(known, s, "w*"),
-        )
-        for key, s in trained.items()
-    ]
-    rows += [
-        (
-            key := run_key(s),
-            label(s),
-            *state(folder / key, root),
-            _estimate(known, s, s.method.name),
-        )
-        for s in chosen
-    ]
-    table = pd.DataFrame(rows, columns=["key", "what", "state", "reason", "seconds"])
+    first = {_scores(s): s for s in reversed(chosen)}
+    columns = ["key", "what", "state", "reason", "seconds"]
+
+    def row(key: str, what: str, s: RunSettings, method: str, scored: bool) -> tuple[Any, ...]:
+        seconds = _estimate(known, s, method, folder / key, scored)
+        return key, what, *state(folder / key, root), seconds
+
+    own = pd.DataFrame(
+        [row(run_key(s), label(s), s, s.method.name, first[_scores(s)] is not s) for s in chosen],
+        columns=columns,
+    )
+    starts = [None if s.retrains else f"train-{training_key(s)}" for s in chosen]
+    needed = {key for key, there in zip(starts, own.state.isin(_THERE)) if not there}
+    named = {key: s for key, s in zip(starts, chosen) if key}
+    said = "{0.data.dataset} {0.network} {0.seed}: w*"
+    rows = [row(key, said.format(s), s, "w*", False) for key, s in named.items()]
+    rows = [found for found in rows if found[0] in needed or found[2] in _THERE]
+    table = pd.concat([pd.DataFrame(rows, columns=columns), own], ignore_index=True)
     return table.assign(seconds=table.seconds.mask(table.state == "kept", 0.0))
+
+
+_THERE = ("done", "kept")
+
+
+def _scores(settings: RunSettings) -> tuple[Any, ...]:
+    "Which scores a run asks for, as far as its settings say: it computes what none before it did."
+    method, request = settings.method.name, repr(settings.request)
+    return training_key(settings), request, settings.draws_by, method, estimator(settings)
 
 # %% ../../nbs/6_lab/04_plans.ipynb #49ad760b
 @checked
 def seen(runs: str | Path | None, settings: RunSettings) -> "pd.DataFrame":
-    """What runs on the same data set, network and device took: method, epochs, seconds, seconds
-    of an epoch, peak of a GPU's memory in MB."""
+    """What runs that are alike in pace took: method, epochs, seconds, seconds of an epoch, peak of
+    a GPU's memory in MB."""
     found = alike(timings(runs_root(runs).glob("*/record.json")), settings)
     columns = ["method", "epochs", "seconds", "epoch", "memory"]
     return found[columns].astype({"memory": float})
 
 # %% ../../nbs/6_lab/04_plans.ipynb #098a84f7
-def _estimate(known: "pd.DataFrame", settings: RunSettings, method: str) -> float:
-    "Seconds that a run may take; NaN if nothing like it was done."
+def _estimate(
+    known: "pd.DataFrame", settings: RunSettings, method: str, folder: Path, scored: bool
+) -> float:
+    "Seconds that a run may still take; NaN if nothing like it was done."
     found = alike(known, settings, method)  # an epoch of few images is short
-    epochs = settings.train.epochs if method in ("w*", "retrain") else settings.tuning.epochs
-    same = found[(found.method == method) & (found.epochs == epochs)]
-    return float(same.seconds.median() if len(same) else found.epoch.median() * epochs)
+    trains = method == "w*" or settings.retrains
+    epochs = settings.train.epochs if trains else settings.tuning.epochs
+    its, pace = found[found.method == method], found.epoch.median()
+    same = its[its.epochs == epochs]
+    if len(same):
+        whole = taken(same, "seconds", scored).median()
+    else:
+        alone = 0.0 if trains else taken(its, "own", scored).median()
+        whole = alone + (pace * epochs if epochs else 0.0)
+    return float(max(whole - pace * done, 0.0) if (done := _epochs_in(folder)) else whole)
+
+
+def _epochs_in(folder: Path) -> int:
+    "The epochs of a training that was stopped; 0 if there is no checkpoint that says so."
+    try:
+        with safe_open(folder / "progress.safetensors", framework="pt") as file:
+            return len(json.loads(file.metadata()["rows"]))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return 0
 
 # %% ../../nbs/6_lab/04_plans.ipynb #ec1b08b6
 @checked
-def attempt(settings: RunSettings, do: Callable[[], Any]) -> bool:
+def attempt(
+    settings: RunSettings,
+    do: Callable[[], Any],
+    budget: Budget | None = None,  # which is told of what is left
+) -> bool:
     """Do a run, or say why it failed or was left for another time; False if another process does
     it. Raises `OSError` if the disk is full or the folder can't be written: the next run would
     fare no better."""
@@ -162,6 +194,8 @@ def attempt(settings: RunSettings, do: Callable[[], Any]) -> bool:
         return False
     except OutOfTime as error:
         _say(settings, error, "left")
+        if budget:
+            budget.lacked.append(label(settings))
     except FileNotFoundError as error:
         _say(settings, error)  # its data are not at hand; others' may be
     except OSError:

@@ -41,14 +41,16 @@ class Entry(BaseModel):
 
     @model_validator(mode="after")
     def _of_runs(self) -> "Entry":
+        for name in {*type(self).model_fields} & {*self.parameters}:
+            raise ValueError(f"`{name}` is no parameter: give it a line of its own in the entry")
         assert self.settings
         return self
 
     @property
     def settings(self) -> list[RunSettings]:
         "Its runs."
-        given = {"device": self.device, **self.parameters}
-        return needed(self.experiment, self.profile, self.seeds, **given)
+        given = self.parameters
+        return needed(self.experiment, self.profile, self.seeds, device=self.device, **given)
 
     @property
     def title(self) -> str:
@@ -69,6 +71,8 @@ def read_queue(
         rows = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"the queue can't be read: {' '.join(str(error).split())}.") from None
+    except RecursionError:
+        raise ValueError("the queue can't be read: it is nested too deeply.") from None
     if not isinstance(rows, list):
         raise ValueError("the queue is no list: write an entry as `- experiment: …`.")
     return [_entry(number, row) for number, row in enumerate(rows, start=1)]
@@ -137,5 +141,7 @@ def work_off(
             print(f"=== {entry.title}", flush=True)
             if all(complete(wanted, runs, root, on, limit)):
                 continue
+        else:
+            limit.lacked.append(entry.title)
         left.append(entry)
     return left

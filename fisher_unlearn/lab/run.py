@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['READOUTS', 'images_of', 'request_of', 'model_of', 'train_original', 'images_digest', 'check_same_images',
-           'other_images', 'timings', 'alike', 'run', 'write_failure', 'readout', 'where_read', 'with_readouts']
+           'other_images', 'timings', 'pace_key', 'alike', 'estimator', 'taken', 'run', 'write_failure', 'readout',
+           'where_read', 'with_readouts']
 
 # %% ../../nbs/6_lab/02_run.ipynb #ba5cf420
 import math
@@ -267,7 +268,11 @@ def other_images(
 
 # %% ../../nbs/6_lab/02_run.ipynb #e39e641a
 def _scores_of(
-    settings: RunSettings, request: ForgetRequest, model: nn.Module, runs: str | Path | None
+    settings: RunSettings,
+    request: ForgetRequest,
+    model: nn.Module,
+    runs: str | Path | None,
+    wait: bool,
 ) -> KeptScores:
     "Where the scores of a model for a request are kept."
     weights = digest(*(value.cpu() for value in model.state_dict().values()))
@@ -279,17 +284,21 @@ def _scores_of(
         / "fisher"
         / f"{request.digest[:12]}-{weights[:12]}{elsewhere}",
         machine.device,
+        wait,
     )
 
 # %% ../../nbs/6_lab/02_run.ipynb #3dc711e8
-_COLUMNS = ["place", "limit", "method", "epochs", "seconds", "epoch", "own", "memory", "written"]
+_COLUMNS = [
+    *("place", "limit", "method", "epochs", "seconds", "epoch", "own", "spared", "memory"),
+    "written",
+]
 
 
 @checked
 def timings(records: Iterable[Path]) -> "pd.DataFrame":
     """What the runs of some records took: one row a record, with the seconds in all, for an epoch
-    of training, and for the method itself; the peak of a GPU's memory in MB; and when the record
-    was written."""
+    of training, and for the method itself, those that kept scores spared it; the peak of a GPU's
+    memory in MB; and when the record was written."""
     import pandas as pd
 
     stamps = [(path, path.stat().st_mtime_ns) for path in records]
@@ -313,21 +322,27 @@ def _timing(record: dict[str, Any]) -> tuple[Any, ...]:
 
     chosen, spent = record["settings"], record.get("seconds", {})
     epochs = [row["seconds"] for row in record["history"] if row.get("seconds")]
+    tuned = max(spent.get("fine_tune", 0.0), sum(epochs))  # with those before an interruption
     return (
-        _place(chosen),
+        pace_key(chosen),
         chosen.get("remain_limit"),
         chosen["method"] if "request" in record else "w*",
         len(epochs),
-        sum(spent.values()) if spent else sum(epochs),
+        sum((spent | {"fine_tune": tuned}).values()),
         pd.Series(epochs, dtype=float).median(),
         spent.get("method", 0.0),
+        record.get("spared", 0.0),
         record.get("memory", {}).get("device"),
     )
 
 # %% ../../nbs/6_lab/02_run.ipynb #22c9540b
-def _place(chosen: Mapping[str, Any]) -> tuple[Any, ...]:
-    "What the pace of a run depends on."
-    return chosen["dataset"], chosen["subset"], chosen["network"], chosen["device"]
+@checked
+def pace_key(
+    chosen: Mapping[str, Any],  # settings by their flat names, as records hold them
+) -> tuple[Any, ...]:
+    "What the pace of a run depends on, and the memory that it takes."
+    where = [chosen[n] for n in ("dataset", "subset", "network", "device", "threads")]
+    return *where, *(chosen["train"].get(n) for n in ("precision", "batch_size"))
 
 
 @checked
@@ -336,13 +351,33 @@ def alike(
     settings: RunSettings,
     method: str | None = None,  # None: any; else a name, or "w*", and as many remain images
 ) -> "pd.DataFrame":
-    "What runs took on the same data set, network and device."
-    wanted = _place(settings.flat)
+    "What runs took that are alike in pace."
+    wanted = pace_key(settings.flat)
     found = known.loc[[place == wanted for place in known.place]]
     if method is None:
         return found
     limit = None if method == "w*" else settings.request.remain_limit
     return found[found.limit.isna() if limit is None else found.limit == limit]
+
+
+@checked
+def estimator(settings: RunSettings) -> str:  # empty for a method that asks for none
+    "How the scores of a method are computed, as it is part of the names under which they are kept."
+    how = (getattr(settings.method, n, "") for n in ("fisher_labels", "fisher_per"))
+    return "-".join(filter(None, how))
+
+
+@checked
+def taken(
+    found: Any,  # of a method, from `alike`
+    what: str,  # "seconds" or "own"
+    scored: bool,  # are the scores kept that the method asks for?
+) -> "pd.Series":
+    "What runs take with their scores, or without them, as far as there were such runs."
+    if not scored:
+        return found[what] + found.spared
+    spared = found[found.spared > 0]
+    return (found if spared.empty else spared)[what]
 
 # %% ../../nbs/6_lab/02_run.ipynb #c75decca
 def _paced(
@@ -351,6 +386,7 @@ def _paced(
     method: str,
     runs: str | Path | None,
     root: str | Path | None,
+    scored: bool = False,  # as in `taken`
 ) -> tuple[float, Budget | None]:
     "What a method takes with an epoch after it, and the budget with what an epoch takes."
     if budget is None:
@@ -358,12 +394,18 @@ def _paced(
     kept = {path.stem: path for path in kept_root(root).glob("*.json")}
     own_ones = [p for p in runs_root(runs).glob("*/record.json") if p.parent.name not in kept]
     found = alike(timings([*own_ones, *kept.values()]), settings, method)
-    found = found if (now := found[found.written >= budget.begun]).empty else now
-    epoch = float(found.epoch.median())
-    own = float(found.own[found.method == method].median())
+    epoch = _lately(found.epoch, found.written, budget)
+    own = _lately(taken(found[found.method == method], "own", scored), found.written, budget)
     tunes = settings.retrains or settings.tuning.fine_tune_epochs
     first = epoch if tunes and not math.isnan(epoch) else 0.0
     return first if math.isnan(own) else own + first, replace(budget, epoch=epoch)
+
+
+def _lately(seconds: "pd.Series", written: "pd.Series", budget: Budget) -> float:
+    "The median of what was measured since a budget began, or else of all; NaN if nothing was."
+    known = seconds.dropna()
+    now = known[written[known.index] >= budget.begun]
+    return float((known if now.empty else now).median())
 
 # %% ../../nbs/6_lab/02_run.ipynb #a0620115
 @checked
@@ -436,11 +478,12 @@ def _done(
         original = model_of(settings, images)
     else:
         original, _ = train_original(settings, images, runs, progress, root, budget)
-    own, budget = _paced(budget, settings, settings.method.name, runs, root)
+    kept = _scores_of(settings, request, original, runs, wait=budget is None)
+    scored = kept.there(estimator(settings))
+    own, budget = _paced(budget, settings, settings.method.name, runs, root, scored)
     if budget:
         budget.check(own, f"{settings.method.name} with an epoch after it")
     with repeatable(settings.machine.threads), peak_memory(settings.machine.device) as memory:
-        kept = _scores_of(settings, request, original, runs)
         result = _unlearned(
             settings,
             images,
@@ -561,6 +604,7 @@ def readout(
     root: str | Path | None = None,  # folder of data sets
     progress: Progress = "lines",  # as in `train_model`
     cap: Count = 100,  # epochs of re-learning at most
+    budget: str | Budget | None = None,  # as in `run`; a readout that is begun comes to its end
 ) -> dict[
     str, Any
     # the readout: `Agreement` on the forget and the remain test set, or `Relearned` without its
@@ -568,24 +612,27 @@ def readout(
 ]:
     """Read something out of a run, or find it read. Does the runs that are missing; raises what
     they raise."""
+    limit = budget_of(budget)
     name = f"{choose(kind, READOUTS, 'readout')}{'' if kind == 'agreement' else f'_{cap}'}"
-    record = run(settings, runs, root, progress)
+    record = run(settings, runs, root, progress, budget=limit)
     path = runs_root(runs) / record["key"] / f"{name}.json"
     if (found := read_record(path)) is not None:
         return found
     here = where_read(settings)
     images = images_of(here, root)
     retrained = (
-        _retrained(here, images, runs, root, progress) if kind == "agreement" else None
+        _retrained(here, images, runs, root, progress, limit) if kind == "agreement" else None
     )  # before the lock: it may be this run
-    with locked(path.parent), repeatable(here.machine.threads):
+    with locked(path.parent, wait=limit is None), repeatable(here.machine.threads):
         if (found := read_record(path)) is not None:  # another process was here first
             return found
+        if limit:
+            limit.check(math.nan, name)
         model = load_run(model_of(here, images), path.parent, record)
         result = (
             _agreement(model, retrained, here, images)
             if retrained
-            else _relearned(model, here, images, runs, root, _SCOPES[kind], cap, progress)
+            else _relearned(model, here, images, runs, root, _SCOPES[kind], cap, progress, limit)
         )
         return write_record(
             path,
@@ -626,11 +673,12 @@ def _retrained(
     runs: str | Path | None,
     root: str | Path | None,
     progress: Progress,
+    budget: Budget | None,
 ) -> nn.Module:
     "The model that was retrained with the same settings."
     unlimited = dict.fromkeys(["remain_limit", "fine_tune_length", "fine_tune_lr"])
     retraining = settings.but(method="retrain", preset="paper", **unlimited)
-    record = run(retraining, runs, root, progress)
+    record = run(retraining, runs, root, progress, budget=budget)
     return load_run(model_of(settings, images), runs_root(runs) / record["key"], record)
 
 
@@ -654,10 +702,11 @@ def _relearned(
     scope: Scope,
     cap: int,
     progress: Progress,
+    budget: Budget | None,
 ) -> dict[str, Any]:
     "Re-learn time, and the loss after each epoch."
     request, size = request_of(settings, images), settings.train.batch_size
-    original, _ = train_original(settings, images, runs, progress, root)
+    original, _ = train_original(settings, images, runs, progress, root, budget)
     found = relearn_time(
         model,
         original,

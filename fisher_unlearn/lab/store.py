@@ -541,14 +541,18 @@ def tidy(folder: Path) -> None:
 class KeptScores:
     "Scores by name in the files of a folder, each computed once."
 
-    def __init__(self, folder: Path, device: str):
-        self.folder, self.device = folder, device
+    def __init__(self, folder: Path, device: str, wait: bool = True):
+        self.folder, self.device, self.wait = folder, device, wait
         self.spared = 0.0  # seconds that computing took of what was only read
+
+    def there(self, how: str) -> bool:
+        "Are any scores kept that were computed in a certain way, which is part of their name?"
+        return any(how in path.stem for path in self.folder.glob("*.safetensors"))
 
     def __call__(self, name: str, compute: Callable[[], Scores]) -> Scores:
         "The scores of that name: read, or first computed and written."
         path = writable_folder(self.folder) / f"{name}.safetensors"
-        with locked(self.folder):
+        with locked(self.folder, self.wait):
             if found := _whole_scores(path):
                 self.spared += float(found[1]["seconds"])
             else:

@@ -9,7 +9,7 @@ __all__ = ['is_printed', 'by_value']
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..images.arguments import checked
 from .paper import PAPER_NETWORKS, in_our_words, paper_numbers
@@ -36,6 +36,14 @@ def _setting(settings: RunSettings) -> str:
     return setting_name({"settings": settings.flat, "request": asked})
 
 
+_COMPUTED = ("seed", "layout", "compile", "precision", "cuda_graph")  # how, and not what
+
+
+def _learned(settings: RunSettings) -> dict[str, Any]:
+    "What of a training decides what is learned, however its steps are computed."
+    return {name: v for name, v in settings.train.record.items() if name not in _COMPUTED}
+
+
 @checked
 def is_printed(settings: RunSettings) -> bool:
     "Is a run a seed of a cell for which the paper prints a number?"
@@ -44,7 +52,7 @@ def is_printed(settings: RunSettings) -> bool:
         return False
     paper = resolve("paper", dataset=data.dataset, network=network, device="cpu")
     whole = (data.subset, data.held_out) == (None, None)
-    trained = settings.train.schedule == paper.train.schedule
+    trained = _learned(settings) == _learned(paper)
     tuned = settings.tuning == paper.tuning or settings.request.remain_limit is not None
     named = (_setting(settings), settings.method.title) in _printed_cells()
     return whole and trained and tuned and named
