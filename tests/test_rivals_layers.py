@@ -1,0 +1,170 @@
+"""Which layers the rivals change, and which they must leave as they are."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fisher_unlearn import unlearn
+from fisher_unlearn.methods.layers import CFk, EUk, last_modules
+
+X = torch.randn(24, 1, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(24) % 3
+LOST = [(X[Y == 0], Y[Y == 0])]
+KEPT = [(X[Y > 0][:8], Y[Y > 0][:8]), (X[Y > 0][8:], Y[Y > 0][8:])]
+
+
+class Attending(nn.Module):
+    "Rows of an image look at each other."
+
+    def __init__(self):
+        super().__init__()
+        self.e = nn.Linear(6, 8)
+        self.a = nn.MultiheadAttention(8, 2, dropout=0.5, batch_first=True)
+        self.h = nn.Linear(8, 3)
+
+    def forward(self, x):
+        rows = self.e(x[:, 0])
+        return self.h(self.a(rows, rows, rows)[0].mean(1))
+
+
+class Tied(nn.Module):
+    "A table of words whose rows are the classes, too."
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(3, 4)
+        self.head = nn.Linear(4, 3)
+        self.head.weight = self.words.weight
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.words(x).mean(1)))
+
+
+def made(build, seed=0):
+    "A network of doubles, drawn under a seed."
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build().double()
+
+
+def plain():
+    first = [nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Conv2d(4, 6, 3), nn.Tanh(), nn.Flatten()]
+    return nn.Sequential(*first, nn.Linear(24, 3))
+
+
+def normed():
+    model = plain()
+    nn.utils.parametrizations.weight_norm(model[5])
+    return model
+
+
+def trained(model, names, still=()):
+    "Two epochs of SGD over KEPT on these parameters; `still` modules stay in evaluation mode."
+    model.train()
+    for module in still:
+        module.eval()
+    own = dict(model.named_parameters())
+    sgd = torch.optim.SGD([own[n] for n in names], 0.05, 0.9, weight_decay=5e-4)
+    for x, y in KEPT * 2:
+        model.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        sgd.step()
+    return model.state_dict()
+
+
+def done(method, build, **more):
+    "A network's state after a method."
+    model = made(build)
+    before = copy.deepcopy(model.state_dict())
+    ways = {"build": lambda: made(build, 7), "progress": "none"}
+    result = unlearn(model, LOST, KEPT, method=method, **ways | more)
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    return result.model.state_dict()
+
+
+def close(found, wanted):
+    "Are two states the same up to rounding?"
+    return all(torch.allclose(found[n], t, 1e-9, 1e-12) for n, t in wanted.items())
+
+
+SETTINGS = {"own_epochs": 2, "own_lr": 0.05}
+KINDS = pytest.mark.parametrize("kind", [CFk, EUk])
+
+
+@KINDS
+def test_a_last_layer_under_a_parametrisation_is_a_layer(kind):
+    start, head = made(normed), [n for n, _ in made(normed).named_parameters() if n[0] == "5"]
+    if kind is EUk:
+        fresh = made(normed, 7).state_dict()
+        start.load_state_dict({**start.state_dict(), **{n: fresh[n] for n in head}})
+    assert len(head) == 3 and last_modules(start, 1)[0] == "5"
+    found = done(kind(last_k=1, **SETTINGS), normed)
+    assert close(found, trained(start, head))
+    before = made(normed).state_dict()
+    assert {n for n in found if not torch.equal(found[n], before[n])} == {*head}
+
+
+@KINDS
+def test_a_model_may_be_one_layer(kind):
+    build, flat = lambda: nn.Linear(36, 3), lambda s: [(x.flatten(1), y) for x, y in s]
+    start = made(build, 7 if kind is EUk else 0).train()
+    sgd = torch.optim.SGD(start.parameters(), 0.05, 0.9, weight_decay=5e-4)
+    for x, y in flat(KEPT) * 2:
+        sgd.zero_grad()
+        F.cross_entropy(start(x), y).backward()
+        sgd.step()
+    sets, ways = (flat(LOST), flat(KEPT)), {"build": lambda: made(build, 7), "progress": "none"}
+    found = unlearn(made(build), *sets, method=kind(last_k=1, **SETTINGS), **ways)
+    assert close(found.model.state_dict(), start.state_dict())
+
+
+@KINDS
+def test_attention_goes_with_its_output_map(kind):
+    before, after = made(Attending), done(kind(last_k=2, **SETTINGS), Attending)
+    moved = {n for n, t in before.state_dict().items() if not torch.equal(t, after[n])}
+    assert moved == {n for n in after if n[0] in "ah"}
+    assert last_modules(before, 2) == ["a", "a.out_proj", "h"]
+
+
+def test_what_lies_before_the_last_layers_is_asked_in_evaluation_mode():
+    "Attention with dropout, before the only layer that learns."
+    model = made(Attending)
+    wanted = trained(model, ["h.weight", "h.bias"], [model.a])
+    assert close(done(CFk(last_k=1, **SETTINGS), Attending), wanted)
+
+
+@KINDS
+@pytest.mark.parametrize("twice", ["weight", "module", "memory"])
+def test_a_last_layer_that_an_earlier_one_shares_is_refused(kind, twice):
+    def build():
+        model = Tied() if twice == "weight" else nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+        model = model.double()  # which takes memory apart
+        if twice == "module":
+            model[1] = model[0]
+        if twice == "memory":
+            model[1].weight.data = model[0].weight.data
+        return model
+
+    x = torch.arange(18).reshape(6, 3) % 3 if twice == "weight" else X[:6, 0, 0]
+    sets = [(x[:2], torch.tensor([0, 0]))], [(x[2:], torch.tensor([1, 1, 2, 2]))]
+    with pytest.raises(ValueError, match="the last layers share `(words|0).weight`") as refused:
+        method = kind(last_k=1, **SETTINGS)
+        unlearn(made(build), *sets, method=method, build=lambda: made(build, 7), progress="none")
+    assert "\n" not in str(refused.value)
+
+
+@KINDS
+def test_frozen_parameters_among_the_last_stay(kind):
+    def build():
+        model = plain()
+        model[2].requires_grad_(False)
+        return model
+
+    found, before = done(kind(last_k=2, **SETTINGS), build), made(build).state_dict()
+    assert {n for n in found if not torch.equal(found[n], before[n])} == {"5.weight", "5.bias"}
+    frozen = lambda: nn.Sequential(*plain()[:5], plain()[5].requires_grad_(False))
+    with pytest.raises(ValueError, match="no parameter of the last layers requires a gradient"):
+        done(kind(last_k=1, **SETTINGS), frozen)
