@@ -1,6 +1,7 @@
 """Which layers the rivals change, and which they must leave as they are."""
 
 import copy
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -8,7 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from fisher_unlearn import unlearn
+from fisher_unlearn.methods.base import READINGS
 from fisher_unlearn.methods.layers import CFk, EUk, last_modules
+from fisher_unlearn.methods.unlearn import METHODS
 
 X = torch.randn(24, 1, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(24) % 3
@@ -168,3 +171,55 @@ def test_frozen_parameters_among_the_last_stay(kind):
     frozen = lambda: nn.Sequential(*plain()[:5], plain()[5].requires_grad_(False))
     with pytest.raises(ValueError, match="no parameter of the last layers requires a gradient"):
         done(kind(last_k=1, **SETTINGS), frozen)
+
+
+def blocks():
+    "Two convolutions with their norms and a classifier, of which much is frozen."
+    first = [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU()]
+    second = [nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU()]
+    model = nn.Sequential(*first, *second, nn.Flatten(), nn.Linear(24, 3))
+    for part in (model[0], model[1], model[4]):
+        part.requires_grad_(False)
+    model[3].bias.requires_grad_(False)
+    model[7].bias.requires_grad_(False)
+    return model
+
+
+EACH = [method for kind in METHODS.values() for method in dict.fromkeys(map(kind.preset, READINGS))]
+
+
+@pytest.mark.parametrize("method", [m for m in EACH if m.name != "retrain"], ids=lambda m: m.name)
+def test_frozen_parameters_stay_under_every_method(method):
+    few = {"ratio": 0.5, "lissa_epochs": 1, "sfron_steps": 3, "unsir_steps": 2, "own_epochs": 1}
+    few |= {"last_k": 3, "ssd_alpha": 0.5, "lissa_scale": 1e4}
+    known = {f.name for f in fields(method)}
+    method = replace(method, **{n: v for n, v in few.items() if n in known})
+    found = done(method, blocks, reference=[(X, Y)], held_out=LOST)
+    start = dict(made(blocks).named_parameters())
+    moved = {n for n, p in start.items() if not torch.equal(p, found[n])}
+    free = {n for n, p in start.items() if p.requires_grad}
+    assert free == {"3.weight", "7.weight"} and moved <= free
+    assert moved or method.name == "finetune"
+
+
+def test_a_frozen_classifier_has_no_row_to_zero():
+    frozen = lambda: nn.Sequential(*plain()[:5], plain()[5].requires_grad_(False))
+    with pytest.raises(ValueError, match="the classifier '5' is frozen"):
+        done("mask_classifier", frozen)
+
+
+@pytest.mark.parametrize("name", ["msg", "ct"])
+def test_a_convolution_that_may_not_change_is_left_out(name):
+    def build(parts=(0,)):
+        model = plain()
+        for k in parts:
+            weight = model[k].weight.detach()
+            del model[k].weight
+            model[k].register_buffer("weight", weight)
+        return model
+
+    found, before = done(name, build, own_epochs=1), made(build).state_dict()
+    assert torch.equal(found["0.weight"], before["0.weight"])
+    assert (found["2.weight"] - before["2.weight"]).abs().max() > 0.01
+    with pytest.raises(ValueError, match="changes convolutions, and the model has none that may"):
+        done(name, lambda: build((0, 2)))

@@ -59,7 +59,8 @@ class Kick(FisherMask):
         "The direction, of any length."
         if self.kick_where == "along":
             return removed
-        drawn = _drawn({n: p.detach() for n, p in parameters_by_name(model).items()}, seed)
+        own = parameters_by_name(model).items()
+        drawn = _drawn({n: p.detach() for n, p in own if p.requires_grad}, seed)
         if self.kick_where == "all":
             return drawn
         return {name: drawn[name] * mask[name] for name in removed}

@@ -135,15 +135,16 @@ def _ascent(
 
 # %% ../../nbs/4_methods/08_saliency.ipynb #f4e2f0b3
 def _convolutions(model: nn.Module) -> list[str]:
-    "The first names of the kernels of convolutions; `ValueError` if there are none."
-    names, found = state_names(model), []
+    "The first names of kernels that may change; `ValueError` if there are none."
+    names, free, found = state_names(model), every_parameter(model).shapes, []
     for layer, module in model.named_modules():
         part = maskable(module) if isinstance(module, _ConvNd) else None
         if part is not None:
             found.append(names[f"{layer}.{part}" if layer else part])
-    if not found:
-        raise ValueError("this method changes convolutions, and the model has none.")
-    return list(dict.fromkeys(found))
+    kernels = [name for name in dict.fromkeys(found) if name in free]
+    if not kernels:
+        raise ValueError("this method changes convolutions, and the model has none that may.")
+    return kernels
 
 
 @checked
@@ -178,8 +179,7 @@ class MSG(Scored, Trained):
     msg_rest: NotNegative = option(0.1, "factor of the gradients of all the rest")
 
     def pool(self, model: nn.Module, task: Task) -> Pool:
-        parameters = parameters_by_name(model)
-        return Pool("weight", {n: parameters[n].shape for n in _convolutions(model)}, {})
+        return every_parameter(model).among(dict.fromkeys(_convolutions(model)))
 
     def score(self, model: nn.Module, task: Task, pool: Pool) -> Scores:
         forget = loss_gradient(model, task.forget)
