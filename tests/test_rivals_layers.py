@@ -3,14 +3,20 @@
 import copy
 from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from fisher_unlearn import unlearn
-from fisher_unlearn.methods.base import READINGS
+from fisher_unlearn.images.data import Samples
+from fisher_unlearn.methods import saliency
+from fisher_unlearn.methods.base import READINGS, Task
+from fisher_unlearn.methods.kick import Kick
 from fisher_unlearn.methods.layers import CFk, EUk, last_modules
+from fisher_unlearn.methods.saliency import MSG
 from fisher_unlearn.methods.unlearn import METHODS
 
 X = torch.randn(24, 1, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -223,3 +229,121 @@ def test_a_convolution_that_may_not_change_is_left_out(name):
     assert (found["2.weight"] - before["2.weight"]).abs().max() > 0.01
     with pytest.raises(ValueError, match="changes convolutions, and the model has none that may"):
         done(name, lambda: build((0, 2)))
+
+
+ASKED = nn.Linear(1, 3)  # nobody reads its weights
+
+
+def sampled(loader, seed):
+    "Which of thirty images that remain MSG reads beside five to forget; image k is full of k."
+    lost = [(torch.zeros(5, 1, 6, 6), torch.zeros(5).long())]
+    task = Task(lost, loader, num_classes=3, original=ASKED, seed=seed)
+    return sorted(int(x.flatten()[0]) for inputs, _ in saliency._as_many(task) for x in inputs)
+
+
+FULL = torch.arange(30.0).reshape(30, 1, 1, 1).expand(30, 1, 6, 6).contiguous()
+SORTED = [(FULL[:15], torch.ones(15).long()), (FULL[15:], torch.full((15,), 2))]
+
+
+def test_msg_draws_its_sample_from_all_that_remains():
+    "By the seed, out of batches that are sorted by class; each image as often as any other."
+    found = [sampled(SORTED, seed) for seed in range(240)]
+    assert all(len({*each}) == 5 and 0 <= each[0] <= each[-1] < 30 for each in found)
+    counts = torch.tensor(found).flatten().bincount(minlength=30)
+    assert 15 < counts.min() and counts.max() < 70  # of 40 each
+    assert found[3] == sampled(SORTED, 3) != found[4]
+    assert sampled([(FULL[:4], torch.ones(4).long())], 0) == [0, 1, 2, 3]  # where fewer remain
+
+
+def test_msg_draws_the_same_sample_from_a_loader_that_shuffles():
+    data, own = TensorDataset(FULL, torch.ones(30).long()), torch.Generator().manual_seed(5)
+    for more in ({}, {"generator": own}):
+        loader, found = DataLoader(data, 4, shuffle=True, **more), set()
+        for state in range(3):
+            with torch.random.fork_rng():
+                torch.manual_seed(state)
+                before = torch.get_rng_state(), own.get_state()
+                found.add(tuple(sampled(loader, 7)))
+                after = torch.get_rng_state(), own.get_state()
+                assert all(torch.equal(a, b) for a, b in zip(before, after))
+        assert len(found) == 1 and sampled(loader, 8) != [*found.pop()]
+
+
+def test_msg_reads_the_first_of_our_batches_in_their_order():
+    pixels = torch.arange(30, dtype=torch.uint8).reshape(30, 1, 1, 1).expand(30, 1, 6, 6)
+    ours = Samples(pixels.contiguous(), torch.ones(30).long(), (0.0,), (1 / 255,), 6).batches(4)
+    for seed in (0, 666):
+        mixed = int(np.random.SeedSequence([seed, 0]).generate_state(1, np.uint64)[0]) >> 1
+        order = torch.randperm(30, generator=torch.Generator().manual_seed(mixed))
+        task = Task(SORTED[:1], ours, num_classes=3, original=ASKED, seed=seed)
+        read = [x.amax((1, 2, 3)).round().int() for x, _ in saliency._as_many(task)]
+        assert torch.cat(read).tolist() == order[:15].tolist()
+
+
+def test_the_seed_decides_what_msg_draws_anew():
+    "All that remains is compared, so that the mask is the same under each seed."
+    method = MSG(own_epochs=1, own_lr=1e-12)
+    go = lambda seed: unlearn(
+        made(plain), LOST, [KEPT[0]], method=method, seed=seed, progress="none"
+    )
+    one, two, again = go(1), go(2), go(1)
+    for name, mask in one.mask.items():
+        values = [r.model.state_dict()[name][mask] for r in (one, two, again)]
+        assert torch.equal(mask, two.mask[name]) and torch.equal(values[0], values[2])
+        assert (values[0] - values[1]).abs().min() > 0
+
+
+WHERES = pytest.mark.parametrize("where", ["units", "along"])
+
+
+@WHERES
+def test_a_length_without_a_direction_is_refused_before_scoring(where, monkeypatch):
+    monkeypatch.setattr(Kick, "score", lambda *given: pytest.fail("scored"))
+    with pytest.raises(ValueError, match="`kick_length` has no direction") as refused:
+        done(Kick(ratio=1e-4, kick_length=0.25, kick_where=where), plain)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_kick_along_zeros_is_refused_and_one_on_all_weights_needs_no_mask():
+    def zeros():
+        model = plain()
+        for k in (0, 2):
+            nn.init.zeros_(model[k].weight)
+        return model
+
+    with pytest.raises(ValueError, match="removes zeros only"):
+        done(Kick(ratio=0.1, kick_length=0.25, kick_where="along"), zeros)
+    start = made(plain).state_dict()
+    with pytest.warns(UserWarning, match="less than one"):
+        found = done(Kick(ratio=1e-4, kick_length=0.25), plain)
+    length = sum(float((found[n] - t).square().sum()) for n, t in start.items()) ** 0.5
+    assert length == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("given, said", [({"hard": True}, "hard"), ({"ratio": 0}, "ratio` is 0")])
+def test_a_kick_refuses_what_it_would_ignore(given, said):
+    with pytest.raises(ValueError, match=said) as refused:
+        Kick(**{"kick_length": 0.25} | given)
+    assert "\n" not in str(refused.value)
+
+
+class Scaled(nn.Module):
+    "A parameter without dimensions."
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.scale = plain(), nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x):
+        return self.scale * self.inner(x)
+
+
+@pytest.mark.parametrize("name", ["salun", "sfron", "ssd", "lfssd"])
+def test_a_parameter_may_be_a_single_number(name):
+    few = {"ssd_alpha": 1e-6, "sfron_steps": 3, "sfron_threshold": 1e-6, "own_epochs": 1}
+    few |= {"salun_ratio": 0.99, "ssd_lambda": 1e-6}
+    known = {f.name for f in fields(METHODS[name])}
+    method = METHODS[name](**{n: v for n, v in few.items() if n in known})
+    result = unlearn(made(Scaled), LOST, KEPT, method=method, reference=[(X, Y)], progress="none")
+    assert result.mask["scale"].shape == () and bool(result.mask["scale"])
+    assert result.model.scale != 1.5
