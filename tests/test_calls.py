@@ -76,6 +76,7 @@ INNER = {  # parts of networks and loops, called for each batch by their owners
     "check_labels",
     "place_of",
     "joined",
+    "as_one",
     "Joined",
     "laid_out",
     "cross_entropy",

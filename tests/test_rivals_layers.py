@@ -347,3 +347,22 @@ def test_a_parameter_may_be_a_single_number(name):
     result = unlearn(made(Scaled), LOST, KEPT, method=method, reference=[(X, Y)], progress="none")
     assert result.mask["scale"].shape == () and bool(result.mask["scale"])
     assert result.model.scale != 1.5
+
+
+class Turning(nn.Module):
+    "A convolution, and a linear map of complex numbers."
+
+    def __init__(self):
+        super().__init__()
+        self.c, self.l = nn.Conv2d(1, 2, 3), nn.Linear(8, 3)
+        self.w = nn.Parameter(torch.randn(32, 8, dtype=torch.complex128))
+
+    def forward(self, x):
+        return self.l((self.c(x).flatten(1).to(self.w.dtype) @ self.w).abs())
+
+
+@pytest.mark.parametrize("name", ["salun", "msg"])
+def test_complex_parameters_have_no_gradient_to_be_ranked(name):
+    with pytest.raises(ValueError, match="the parameter `w` is complex") as refused:
+        done(name, Turning)
+    assert "\n" not in str(refused.value)
