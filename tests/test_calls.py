@@ -75,6 +75,7 @@ INNER = {  # parts of networks and loops, called for each batch by their owners
     "read_logits",
     "check_labels",
     "place_of",
+    "memory_of",
     "joined",
     "as_one",
     "Joined",

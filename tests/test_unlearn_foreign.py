@@ -378,6 +378,14 @@ def test_a_network_that_is_not_fresh_is_refused():
     with pytest.raises(ValueError, match="`build` returns the trained model itself"):
         forget(untrained, "retrain", build=lambda: untrained)
 
+    def seen_otherwise():
+        fresh = dense()
+        fresh[0].weight.data = untrained[0].weight.data.t()
+        return fresh
+
+    with pytest.raises(ValueError, match="or its parameters"):
+        forget(untrained, "retrain", build=seen_otherwise)
+
 
 @pytest.mark.parametrize(
     ("build", "kind", "message"),

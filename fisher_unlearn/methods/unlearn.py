@@ -43,7 +43,7 @@ from ..networks.models import check_batches
 from ..networks.objective import minimise
 from ..networks.optimizers import check_loss
 from ..networks.parameters import by_first_name, copied, extras_of
-from ..networks.parameters import own_memory_, place_of, put_state_
+from ..networks.parameters import memory_of, own_memory_, put_state_
 from ..networks.parameters import state_names, tensors_of, unwrapped
 from ..networks.train import Progress, TrainSettings, check_extras, shows_bar
 from ..networks.train import train_model, trainable_batches
@@ -213,8 +213,8 @@ def _new(build: Callable[[], nn.Module], model: nn.Module) -> nn.Module:
     """What `build` makes; `ValueError` if that is the trained model itself, or shares memory
     with it."""
     fresh = build()
-    known = {place_of(p) for p in model.parameters()}
-    if isinstance(fresh, nn.Module) and any(place_of(p) in known for p in fresh.parameters()):
+    known = {memory_of(p) for p in model.parameters()}
+    if isinstance(fresh, nn.Module) and any(memory_of(p) in known for p in fresh.parameters()):
         raise ValueError(
             "`build` returns the trained model itself, or its parameters, so that nothing would be "
             "retrained: let it make a freshly initialised network."
