@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from fisher_unlearn.images.batches import first_pair, pairs, read_pair
+from fisher_unlearn.images.batches import as_one, first_pair, pairs, read_pair
 from fisher_unlearn.images.data import load_images
 
 X = torch.randn(4, 3)
@@ -118,3 +118,12 @@ def test_a_dataloader_and_our_batches_are_read_as_they_are():
         torch.equal(a, b) and torch.equal(c, d)
         for (a, c), (b, d) in zip(ours, pairs(ours), strict=True)
     )
+
+
+def test_batches_become_one_unless_their_inputs_differ_in_shape():
+    inputs, labels = as_one([(X, Y), (X[:1] + 1, Y[:1])])
+    assert inputs.tolist() == [*X.tolist(), (X[0] + 1).tolist()]
+    assert labels.tolist() == [0, 2, 1, 0, 0]
+    with pytest.raises(ValueError, match=r"of the shapes \(3,\) and \(2,\), .*: make all") as error:
+        as_one([(X, Y), (X[:, :2], Y), (X, Y)])
+    assert "\n" not in str(error.value)

@@ -213,6 +213,12 @@ def test_rebatch_keeps_order_and_content(sizes, size):
     assert all(len(b) == size for _, b in again[:-1]) and 0 < len(again[-1][1]) <= size
 
 
+def test_rebatch_says_that_sizes_differ():
+    two = [(torch.zeros(2, 1, 6, 6), torch.zeros(2)), (torch.zeros(2, 1, 8, 8), torch.zeros(2))]
+    with pytest.raises(ValueError, match=r"shapes \(1, 6, 6\) and \(1, 8, 8\)"):
+        list(rebatch(two, 3))
+
+
 def test_rebatch_reads_a_shuffling_loader_in_order_and_can_be_read_again():
     data = TensorDataset(torch.arange(10.0), torch.arange(10))
     again = rebatch(DataLoader(data, 3, shuffle=True), 4)

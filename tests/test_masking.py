@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fisher_unlearn.methods.masking import (
+    Pool,
     Stretch,
     candidates,
     draw_mask,
@@ -18,7 +19,9 @@ from fisher_unlearn.methods.masking import (
     masked_rows,
     masked_units,
     quota,
+    select_above,
     select_bottom,
+    select_in_each,
     select_random,
     select_top,
     zero_,
@@ -379,3 +382,13 @@ def test_zeroing_touches_the_masked_entries_and_no_others():
     ).tolist() and masked_rows({}, "0.weight", 3) == [0, 0, 0]
     with pytest.raises(ValueError, match="which is no parameter or buffer of the model"):
         zero_(model, {"9.weight": torch.ones(1, dtype=torch.bool)})
+
+
+def test_a_parameter_without_dimensions_is_one_unit():
+    scores = {"a": torch.tensor(3.0), "b": torch.tensor([1.0, 5.0, 2.0])}
+    pool = Pool("weight", {name: s.shape for name, s in scores.items()}, {})
+    for mask in (select_top(scores, 0.5, pool), select_above(scores, 2.0, pool)):
+        assert mask["a"].shape == () and mask["a"] and mask["b"].tolist() == [False, True, False]
+    assert select_bottom(scores, 0.25, pool)["b"].tolist() == [True, False, True]  # two remain
+    assert {*select_in_each(scores, 0.5, pool)} == {"b"}
+    assert sum(int(w.sum()) for w in select_random(0.5, pool, 0).values()) == 2

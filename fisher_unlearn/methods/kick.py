@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..images.arguments import Positive, Seed, checked, option
 from .base import Scores, Task
-from .masking import Mask, zero_
+from .masking import Mask, Pool, quota, zero_
 from .masks import FisherMask
 from ..networks.parameters import copied, parameters_by_name
 
@@ -46,11 +46,30 @@ class Kick(FisherMask):
     kick_length: Positive | None = option(None, "length itself, in place of that")
     kick_seed: Seed | None = option(None, "seed of the direction; without a value: the run's")
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.hard:
+            raise ValueError("`hard` holds a mask's zeros, and a kick makes none: leave it out.")
+        if self.kick_length and self.ratio == 0:
+            raise ValueError("`kick_length` needs a mask, and `ratio` is 0: name a ratio above 0.")
+
+    def pool(self, model: nn.Module, task: Task) -> Pool:
+        pool = super().pool(model, task)
+        lost = self.kick_where != "all" and not quota(self.ratio, len(pool))
+        if self.kick_length and lost:
+            raise ValueError(
+                f"`kick_length` has no direction, as a ratio of {self.ratio} makes less than one "
+                f"{self.unit} of {len(pool):,}: raise it."
+            )
+        return pool
+
     def act(self, model: nn.Module, task: Task, scores: Scores, mask: Mask) -> None:
         removed = _removed(model, mask)
         seed = task.seed if self.kick_seed is None else self.kick_seed
         way = self.way(model, removed, mask, seed)
         size = self.kick_length or self.kick_scale * length_of(removed)
+        if size and not length_of(way):
+            raise ValueError("the mask removes zeros only, so that `kick_length` has no direction.")
         _move(model, way, size / length_of(way) if size else 0.0)
 
     def way(
@@ -59,7 +78,8 @@ class Kick(FisherMask):
         "The direction, of any length."
         if self.kick_where == "along":
             return removed
-        drawn = _drawn({n: p.detach() for n, p in parameters_by_name(model).items()}, seed)
+        own = parameters_by_name(model).items()
+        drawn = _drawn({n: p.detach() for n, p in own if p.requires_grad}, seed)
         if self.kick_where == "all":
             return drawn
         return {name: drawn[name] * mask[name] for name in removed}

@@ -20,7 +20,8 @@ from .base import Task, Trained, cross_entropy
 from .masking import Mask
 from .retraining import check_fresh
 from ..networks.objective import Step
-from ..networks.parameters import parameters_by_name, tensors_of, unwrapped
+from ..networks.parameters import parameters_by_name, state_names
+from ..networks.parameters import tensors_of, unwrapped
 from ..scores.graph import LAYERS
 
 # %% ../../nbs/4_methods/10_layers.ipynb #22835154
@@ -30,13 +31,46 @@ def last_modules(
     k: Count,  # convolutions and linear layers
 ) -> list[str]:
     "The names of the modules from the k-th last layer on; `ValueError` if there are fewer."
-    named = [(name, m) for name, m in model.named_modules() if not any(m.children())]
+    named = [*model.named_modules(remove_duplicate=False)]
     places = [place for place, (_, module) in enumerate(named) if isinstance(module, LAYERS)]
     if k > len(places):
         raise ValueError(f"`last_k` is {k}, and the model has {len(places)} layers: name fewer.")
-    return [name for name, _ in named[places[-k] :]]
+    names, first = [name for name, _ in named], places[-k]
+    while first and _holds(names[first - 1], names[first]):
+        first -= 1
+    return names[first:]
 
 
+def _holds(outer: str, inner: str) -> bool:
+    "Is a module within another? The model itself is called ''."
+    return not outer or inner.startswith(f"{outer}.")
+
+
+def _tensors_in(model: nn.Module, last: list[str]) -> set[str]:
+    """The first names of what may change in some modules; `ValueError` if nothing may, or if a
+    parameter is in other modules too."""
+    names, parameters = state_names(model), parameters_by_name(model)
+    owners = [(first, name.rpartition(".")[0] in last) for name, first in names.items()]
+    inside, outside = ({first for first, own in owners if own == side} for side in (True, False))
+    if tied := [name for name in parameters if name in inside & outside]:
+        raise ValueError(
+            f"the last layers share `{tied[0]}` with layers before them, so that they can't be "
+            "trained alone: choose another `last_k`, or another method."
+        )
+    if not any(p.requires_grad for name, p in parameters.items() if name in inside):
+        raise ValueError(
+            "no parameter of the last layers requires a gradient: name more of them by `last_k`."
+        )
+    return inside - outside - {name for name, p in parameters.items() if not p.requires_grad}
+
+
+def _apart(model: nn.Module, last: list[str]) -> frozenset[str]:
+    "The names of the modules that hold none of these."
+    held = {id(model.get_submodule(name)) for name in last}
+    named = model.named_modules()
+    return frozenset(name for name, m in named if held.isdisjoint(map(id, m.modules())))
+
+# %% ../../nbs/4_methods/10_layers.ipynb #b6edd4eb
 @checked
 @dataclass(frozen=True)
 class LastLayers(Trained):
@@ -51,14 +85,13 @@ class LastLayers(Trained):
     def around(self, task: Task, mask: Mask) -> dict[str, Any]:
         assert task.original is not None  # as `unlearn` gives it
         last = last_modules(task.original, self.last_k)
-        trained = {f"{name}." for name in last}
-        leaves = [name for name, m in task.original.named_modules() if not any(m.children())]
+        trained = _tensors_in(task.original, last)
         frozen = {
             name: torch.ones_like(p, dtype=torch.bool)
             for name, p in parameters_by_name(task.original).items()
-            if not name.startswith(tuple(trained))
+            if name not in trained
         }
-        return {"frozen": frozen, "still": frozenset(leaves) - {*last}}
+        return {"frozen": frozen, "still": _apart(task.original, last)}
 
 # %% ../../nbs/4_methods/10_layers.ipynb #e81bf745
 @checked
@@ -86,8 +119,9 @@ class EUk(LastLayers):
         with seeded_draws(task.seed):
             fresh = task.build()
         check_fresh(model, fresh, task.remain)
-        new, last = tensors_of(unwrapped(fresh)[0]), last_modules(model, self.last_k)
+        drawn = _tensors_in(model, last_modules(model, self.last_k))
+        new, names = tensors_of(unwrapped(fresh)[0]), state_names(model)
         for name, tensor in tensors_of(model).items():
-            if name.startswith(tuple(f"{module}." for module in last)):
+            if names.get(name) in drawn:
                 tensor.copy_(new[name])
         return {}

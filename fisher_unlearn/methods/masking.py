@@ -190,15 +190,21 @@ def _followers(
 def _stretches(
     model: nn.Module, names: Mapping[str, str], owner: str, start: int, parts: Sequence[str]
 ) -> list[Stretch]:
-    "Entries from `start` on in those of a module's vectors that it has, each under its first name."
+    """Entries from `start` on in those of a module's vectors that it has and that are not frozen,
+    each under its first name."""
     module = model.get_submodule(owner)
     state = {**module._parameters, **module._buffers}
     own = [entry for entry in (maskable(module, part) for part in parts) if entry]
     return [
         Stretch(names[_entry(owner, entry)], len(value), start)
         for entry in own
-        if (value := state[entry]) is not None
+        if (value := state[entry]) is not None and not _frozen(value)
     ]
+
+
+def _frozen(value: Tensor) -> bool:
+    "Is a tensor of the state a parameter that is not trained?"
+    return isinstance(value, nn.Parameter) and not value.requires_grad
 
 # %% ../../nbs/4_methods/00_masking.ipynb #0aa4a5de
 def _decimal(ratio: float) -> Fraction:
@@ -284,7 +290,7 @@ def _mask(chosen: Tensor, pool: Pool) -> Mask:
         if not part.any():
             continue
         mask[name] = (
-            part.reshape(*shape[: pool.dims(name)], *[1] * (len(shape) - pool.dims(name)))
+            part.reshape([*shape[: pool.dims(name)], *[1] * (len(shape) - pool.dims(name))])
             .expand(shape)
             .clone()
         )

@@ -255,7 +255,8 @@ class MaskClassifier(Method):
 
 
 def _parts(model: nn.Module, head: str) -> dict[str, Tensor]:
-    "What can be masked of a classifier's weight and bias, by its name in the state."
+    """What can be masked of a classifier's weight and bias, by its name in the state; `ValueError`
+    if nothing can."""
     names, layer, found = state_names(model), model.get_submodule(head), dict[str, Tensor]()
     for part in ("weight", "bias"):
         entry = maskable(layer, part)
@@ -264,8 +265,11 @@ def _parts(model: nn.Module, head: str) -> dict[str, Tensor]:
                 f"the {part} of the classifier {head!r} is computed by a parametrisation, so that "
                 "no row of it can be zeroed: remove the parametrisation first."
             )
-        if entry is not None:
-            found[names[f"{head}.{entry}" if head else entry]] = layer.get_parameter(entry)
+        own = layer._parameters.get(entry or "")
+        if entry and own is not None and own.requires_grad:
+            found[names[f"{head}.{entry}" if head else entry]] = own
+    if not found:
+        raise ValueError(f"the classifier {head!r} is frozen, so that no row of it can be zeroed.")
     return found
 
 # %% ../../nbs/4_methods/02_masks.ipynb #8e1a2c4e

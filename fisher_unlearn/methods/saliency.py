@@ -19,7 +19,10 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..images.arguments import Count, NotNegative, Positive, Seed, Share
 from ..images.arguments import checked, option
+from ..images.data import Batches
+from ..images.draws import drawing_apart
 from .base import FisherOptions, Scores, Task, Trained, cross_entropy
+from .influence import count_images
 from .labels import RandomLabels, endless
 from .masking import Mask, Pool, every_parameter, select_above
 from .masking import select_in_each, select_top
@@ -135,15 +138,16 @@ def _ascent(
 
 # %% ../../nbs/4_methods/08_saliency.ipynb #f4e2f0b3
 def _convolutions(model: nn.Module) -> list[str]:
-    "The first names of the kernels of convolutions; `ValueError` if there are none."
-    names, found = state_names(model), []
+    "The first names of kernels that may change; `ValueError` if there are none."
+    names, free, found = state_names(model), every_parameter(model).shapes, []
     for layer, module in model.named_modules():
         part = maskable(module) if isinstance(module, _ConvNd) else None
         if part is not None:
             found.append(names[f"{layer}.{part}" if layer else part])
-    if not found:
-        raise ValueError("this method changes convolutions, and the model has none.")
-    return list(dict.fromkeys(found))
+    kernels = [name for name in dict.fromkeys(found) if name in free]
+    if not kernels:
+        raise ValueError("this method changes convolutions, and the model has none that may.")
+    return kernels
 
 
 @checked
@@ -178,8 +182,7 @@ class MSG(Scored, Trained):
     msg_rest: NotNegative = option(0.1, "factor of the gradients of all the rest")
 
     def pool(self, model: nn.Module, task: Task) -> Pool:
-        parameters = parameters_by_name(model)
-        return Pool("weight", {n: parameters[n].shape for n in _convolutions(model)}, {})
+        return every_parameter(model).among(dict.fromkeys(_convolutions(model)))
 
     def score(self, model: nn.Module, task: Task, pool: Pool) -> Scores:
         forget = loss_gradient(model, task.forget)
@@ -198,16 +201,32 @@ class MSG(Scored, Trained):
         for inputs, labels in task.pass_over("remain", epoch):
             yield Step(partial(cross_entropy, inputs, labels), factors)
 
-
+# %% ../../nbs/4_methods/08_saliency.ipynb #538163a5
 def _as_many(task: Task) -> list[tuple[Tensor, Tensor]]:
-    "As many samples of the remain set as are to be forgotten, in an order drawn by the seed."
-    wanted, found = sum(len(labels) for _, labels in task.pass_over("forget", 0)), []
+    "As many samples of the remain set as are to be forgotten, drawn from all of it by the seed."
+    of = _first if isinstance(task.remain, Batches) else _drawn
+    with drawing_apart(task.seed, task.remain):
+        return [*of(task, count_images(task.forget))]
+
+
+def _first(task: Task, wanted: int) -> Iterator[tuple[Tensor, Tensor]]:
+    "The first samples of a pass in an order that is drawn, as our batches come."
     for inputs, labels in task.pass_over("remain", 0):
         if wanted <= 0:
-            break
-        found.append((inputs[:wanted], labels[:wanted]))
+            return
+        yield inputs[:wanted], labels[:wanted]
         wanted -= len(labels)
-    return found
+
+
+def _drawn(task: Task, wanted: int) -> Iterator[tuple[Tensor, Tensor]]:
+    "The samples at places that are drawn, in whatever order anyone's loader comes."
+    assert task.remain is not None  # as `needs` says
+    drawn = torch.Generator().manual_seed(task.seed)
+    chosen = torch.randperm(count_images(task.remain), generator=drawn) < wanted
+    for inputs, labels in task.pass_over("remain", 0):
+        here, chosen = chosen[: len(labels)], chosen[len(labels) :]
+        if here.any():
+            yield inputs[here], labels[here]
 
 # %% ../../nbs/4_methods/08_saliency.ipynb #16d40b89
 @checked

@@ -9,7 +9,8 @@ __all__ = ['METHODS', 'MANY', 'method_named', 'unlearn']
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -42,7 +43,7 @@ from ..networks.models import check_batches
 from ..networks.objective import minimise
 from ..networks.optimizers import check_loss
 from ..networks.parameters import by_first_name, copied, extras_of
-from ..networks.parameters import own_memory_, place_of, put_state_
+from ..networks.parameters import memory_of, own_memory_, put_state_
 from ..networks.parameters import state_names, tensors_of, unwrapped
 from ..networks.train import Progress, TrainSettings, check_extras, shows_bar
 from ..networks.train import train_model, trainable_batches
@@ -165,6 +166,7 @@ def unlearn(
         held_out,
     )
     check_needs(chosen, task)
+    _check_free(chosen, changing, fine_tune)
     ready = _ready(chosen, changing, task)
     _check_tuning(changing, remain, fine_tune, checkpoint)
     whole = True
@@ -211,8 +213,8 @@ def _new(build: Callable[[], nn.Module], model: nn.Module) -> nn.Module:
     """What `build` makes; `ValueError` if that is the trained model itself, or shares memory
     with it."""
     fresh = build()
-    known = {place_of(p) for p in model.parameters()}
-    if isinstance(fresh, nn.Module) and any(place_of(p) in known for p in fresh.parameters()):
+    known = {memory_of(p) for p in model.parameters()}
+    if isinstance(fresh, nn.Module) and any(memory_of(p) in known for p in fresh.parameters()):
         raise ValueError(
             "`build` returns the trained model itself, or its parameters, so that nothing would be "
             "retrained: let it make a freshly initialised network."
@@ -285,6 +287,17 @@ def _warn_of_cost(method: Method, task: Task) -> None:
 MANY = 50  # passes of a batch
 
 
+def _check_free(method: Method, model: nn.Module, settings: TrainSettings | None) -> None:
+    "Raise `ValueError` if all is frozen, unless nothing is trained and whole tensors are put in."
+    if not settings and isinstance(method, (Finetune, Retrain, GivenMask)):
+        return
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError(
+            "no parameter of the model requires a gradient, so that none may change: let those "
+            "that may require one, as `model.requires_grad_()` does."
+        )
+
+
 def _check_tuning(
     model: nn.Module,
     remain: Loader | None,
@@ -303,13 +316,17 @@ def _check_tuning(
 
 # %% ../../nbs/4_methods/13_unlearn.ipynb #453ab538
 def _ready(method: Method, model: nn.Module, task: Task) -> Task:
-    """The task with batches that the model can be trained on, for a method that trains;
+    """The task with batches that the model can be trained on, of the sets that a method trains on;
     `ValueError` if there are none."""
     if type(method).objective is Method.objective:
         return task
-    forget = trainable_batches(model, task.forget, "forget")
-    remain = None if task.remain is None else trainable_batches(model, task.remain, "remain")
-    return replace(task, forget=forget, remain=remain)
+    names = [name for name, spared in _SPARED.items() if not isinstance(method, spared)]
+    given = {name: getattr(task, name) for name in names if getattr(task, name) is not None}
+    sets: dict[str, Any] = {n: trainable_batches(model, b, n) for n, b in given.items()}
+    return replace(task, **sets)
+
+
+_SPARED = {"forget": (L1Sparse, MSG, CT, CFk, EUk), "remain": (DELETE,)}  # who trains on the other
 
 
 def _changed(method: Method, model: nn.Module, task: Task, ready: Task) -> Mask:
@@ -319,10 +336,25 @@ def _changed(method: Method, model: nn.Module, task: Task, ready: Task) -> Mask:
     if objective is None:
         return mask
     keep = lambda trained: seen.append({n: t.clone() for n, t in tensors_of(trained).items()})
-    minimise(model, objective, task.seed, keep if method.rewinds else None)
+    with _dense(model):
+        minimise(model, objective, task.seed, keep if method.rewinds else None)
     if method.rewinds:
         put_state_(model, seen[method.best(model, task, seen)], extras_of(model))
     return mask
+
+
+@contextmanager
+def _dense(model: nn.Module) -> Iterator[None]:
+    "Let tables give whole gradients, which every optimizer takes."
+    tables = [m for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))]
+    kinds = [table.sparse for table in tables]
+    try:
+        for table in tables:
+            table.sparse = False
+        yield
+    finally:
+        for table, sparse in zip(tables, kinds):
+            table.sparse = sparse
 
 
 def _answered(model: nn.Module, batches: Loader) -> float:
@@ -357,7 +389,8 @@ def _fine_tuned(
     history = pd.DataFrame([{"epoch": 0, **evaluate(model, sets)}])
     middle = time.perf_counter()
     if settings and remain is not None:
-        rows = train_model(model, remain, settings, sets, checkpoint, progress, zeros, budget)
+        with _dense(model):
+            rows = train_model(model, remain, settings, sets, checkpoint, progress, zeros, budget)
         history = pd.concat([history, rows.drop(columns="selected")], ignore_index=True)
     return history, {"evaluate": middle - start, "fine_tune": time.perf_counter() - middle}
 

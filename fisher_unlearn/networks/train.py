@@ -29,7 +29,7 @@ from ..images.arguments import Count, NotNegative, Number, Positive, Seed, Share
 from ..images.arguments import Whole
 from ..images.arguments import check_fields, checked, option
 from ..images.atomic import writable_folder, write_whole
-from ..images.batches import first_pair, pairs
+from ..images.batches import as_one, first_pair, pairs
 from ..images.budget import Budget
 from ..images.data import Batches, Samples, digest
 from ..images.draws import samples_digest
@@ -143,7 +143,7 @@ def joined(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, T
     held: tuple[Tensor, Tensor] | None = None
     for inputs, labels in batches:
         if held and len(labels) == 1:
-            held = torch.cat([held[0], inputs]), torch.cat([held[1], labels])
+            held = as_one([held, (inputs, labels)])
             continue
         if held:
             yield held

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 from tqdm import tqdm
 
 from ..images.arguments import Count, Seed, checked
-from ..images.batches import first_pair, pairs
+from ..images.batches import as_one, first_pair, pairs
 from ..images.data import Batches
 from ..networks.logits import logits_of
 from ..networks.metrics import Loader
@@ -415,7 +415,7 @@ class rebatch:
         held: list[tuple[Tensor, Tensor]] = []
         for batch in pairs(self.batches):
             held.append(batch)
-            inputs, labels = (torch.cat(parts) for parts in zip(*held))
+            inputs, labels = as_one(held)
             whole = len(labels) // self.size * self.size
             yield from (
                 zip(inputs[:whole].split(self.size), labels[:whole].split(self.size))
@@ -424,4 +424,4 @@ class rebatch:
             )
             held = [(inputs[whole:], labels[whole:])] if whole < len(labels) else []
         if held:
-            yield torch.cat([x for x, _ in held]), torch.cat([y for _, y in held])
+            yield as_one(held)

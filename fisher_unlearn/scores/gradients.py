@@ -67,6 +67,12 @@ def loss_gradient(
 ) -> dict[str, Tensor]:  # {parameter name: float64 tensor of its shape}
     """Σ ∂(−log p(y|x))/∂w over the samples, in evaluation mode, however they are cut into batches.
     Errors as those of `diag_fisher`."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_complex() and parameter.requires_grad:
+            raise ValueError(
+                f"the parameter `{name}` is complex: gradients are added up as real numbers, so "
+                "keep its real and imaginary parts as parameters, or freeze it."
+            )
     return _folded(model, batches, _total_loss, lambda slope: slope)[0]
 
 
