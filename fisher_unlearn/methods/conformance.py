@@ -111,15 +111,6 @@ def _alike(one: Unlearned, other: Unlearned) -> bool:
     return _same(one.model.state_dict(), other.model.state_dict())
 
 
-class _OtherDraws(TorchDispatchMode):
-    "Within it, whoever draws from a generator of torch gets what would have come next."
-
-    def __torch_dispatch__(self, call, types, args=(), kwargs=None):
-        if torch.Tag.nondeterministic_seeded in call.tags:
-            call(*args, **(kwargs or {}))
-        return call(*args, **(kwargs or {}))
-
-
 def _draws() -> tuple[Any, ...]:
     "The state of all global generators."
     drawn = numpy.random.get_state(legacy=False)["state"]["key"].tolist()
@@ -159,17 +150,6 @@ def _check_run(method: Method, build: Callable[[], nn.Module]) -> None:
     _claim(_alike(first, second), method, "gives two results under one seed")
 
 
-def _check_seed(method: Method, build: Callable[[], nn.Module]) -> None:
-    "If another draw gives another result, another seed does, too."
-    model = build()
-    first = _forgotten(method, model)
-    with _OtherDraws():
-        second = _forgotten(method, model)
-    others = (_forgotten(method, model, seed=seed) for seed in range(5, 9))
-    follows = _alike(first, second) or not all(_alike(first, other) for other in others)
-    _claim(follows, method, "draws the same under each seed: use `task.seed`")
-
-
 def _check_double(method: Method, build: Callable[[], nn.Module]) -> None:
     "A model of doubles stays one."
     state = _forgotten(method, build().double()).model.state_dict()
@@ -198,6 +178,26 @@ def _check_needs(method: Method, build: Callable[[], nn.Module]) -> None:
         said = what in method.needs
         _claim(refused or not said, method, f"says that it needs `{what}`, and does without")
         _claim(said or not refused, method, f"can't do without `{what}`: say so in `needs`")
+
+# %% ../../nbs/4_methods/14_conformance.ipynb #1cc7cd53
+class _OtherDraws(TorchDispatchMode):
+    "Within it, whoever draws from a generator of torch gets what would have come next."
+
+    def __torch_dispatch__(self, call, types, args=(), kwargs=None):
+        if torch.Tag.nondeterministic_seeded in call.tags:
+            call(*args, **(kwargs or {}))
+        return call(*args, **(kwargs or {}))
+
+
+def _check_seed(method: Method, build: Callable[[], nn.Module]) -> None:
+    "If another draw gives another result, another seed does, too."
+    model = build()
+    first = _forgotten(method, model)
+    with _OtherDraws():
+        second = _forgotten(method, model)
+    others = (_forgotten(method, model, seed=seed) for seed in range(5, 9))
+    follows = _alike(first, second) or not all(_alike(first, other) for other in others)
+    _claim(follows, method, "draws the same under each seed: use `task.seed`")
 
 # %% ../../nbs/4_methods/14_conformance.ipynb #f28bade5
 _LOOKS = (_check_run, _check_seed, _check_double, _check_held, _check_needs)
