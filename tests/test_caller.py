@@ -80,7 +80,7 @@ def few():
 def calls(request, model):
     "The public jobs, by name."
     forget, remain = request.forget.batches(16), request.remain.batches(16)
-    build = lambda: network(1)
+    build, unseen = lambda: network(1), load_images("digits").test.batches(64)
     pool = candidates(model)
     scores = diag_fisher(model, forget)
     yield "diag_fisher", lambda: diag_fisher(model, remain, "expected", "batch")
@@ -108,7 +108,7 @@ def calls(request, model):
                 fine_tune=TUNE,
                 reference=[*forget, *remain],
                 build=build,
-                held_out=forget,
+                held_out=unseen,
                 progress="none",
                 **fewer,
             ),

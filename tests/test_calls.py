@@ -392,7 +392,7 @@ OWN: dict[str, dict[str, Callable[[], Any]]] = {  # where a name means something
     "teachers.without_class": {"logits": lambda: torch.randn(12, 3)},
     "layers.last_modules": {"k": lambda: 1},
     "kick.length_of": {"step": scores},
-    "retraining.check_fresh": {"fresh": net},
+    "base.check_fresh": {"fresh": net},
     "optimizers.check_loss": {"choice": lambda: nn.functional.cross_entropy},
     "models.Network": {"title": lambda: "Tiny", "build": lambda: net},
     "data.digest": {"tensors": lambda: torch.ones(2)},

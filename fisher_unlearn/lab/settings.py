@@ -642,13 +642,14 @@ def run_key(settings: RunSettings) -> str:
 
 
 def _rare_values(settings: RunSettings) -> dict[str, Any]:
-    "What is in the key of a run only where it is given, or where two devices had a part in it."
+    "What is in the key of a run only where it is not as it usually is."
     tuning, machine = settings.tuning, settings.machine
     rare = {
         "remain_limit": settings.request.remain_limit,
         "fine_tune_length": tuning.fine_tune_length,
         "fine_tune_lr": tuning.fine_tune_lr,
         "unlearned_on": machine.device if machine.device != machine.trains_on else None,
+        "method_recipe": settings.method.recipe if settings.method.recipe > 1 else None,
     }
     if settings.retrains:
         del rare["unlearned_on"]

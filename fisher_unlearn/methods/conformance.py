@@ -16,6 +16,7 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..images.arguments import checked
 from .base import READINGS, Method
@@ -38,21 +39,21 @@ def _network() -> nn.Module:
         return nn.Sequential(*first, *second, *last)
 
 
-def _images(dtype: torch.dtype) -> tuple[Pairs, Pairs]:
-    "The forget set, of class 0, and the remain set."
-    numbers = torch.Generator().manual_seed(0)
-    images = torch.randn(12, 1, 8, 8, generator=numbers).to(dtype)
-    labels = torch.arange(12) // 4
-    forget = [(images[:2], labels[:2]), (images[2:4], labels[2:4])]
-    return forget, [(images[4:8], labels[4:8]), (images[8:], labels[8:])]
+def _images(dtype: torch.dtype) -> tuple[Pairs, Pairs, Pairs]:
+    "The forget set, of class 0, the remain set, and held-out images of class 0."
+    drawn = numpy.random.default_rng(0).standard_normal((16, 1, 8, 8))
+    images = torch.from_numpy(drawn).to(dtype)
+    labels = torch.tensor([0, 1, 2, 0]).repeat_interleave(4)
+    cut = [(images[k : k + 2], labels[k : k + 2]) for k in (0, 2, 12, 14)]
+    return cut[:2], [(images[4:8], labels[4:8]), (images[8:12], labels[8:12])], cut[2:]
 
 
 def _forgotten(method: Method, model: nn.Module, **more: Any) -> Unlearned:
     "What a method makes of a network, with all that a task may have."
     dtype = next(p.dtype for p in model.parameters())
-    forget, remain = _images(dtype)
+    forget, remain, held_out = _images(dtype)
     given: dict[str, Any] = {"forget": forget, "remain": remain, "reference": [*forget, *remain]}
-    given["held_out"] = forget
+    given["held_out"] = held_out
     fresh = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in fresh.parameters():
@@ -105,6 +106,11 @@ def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(same)
 
 
+def _alike(one: Unlearned, other: Unlearned) -> bool:
+    "Did two runs end with the same network?"
+    return _same(one.model.state_dict(), other.model.state_dict())
+
+
 def _draws() -> tuple[Any, ...]:
     "The state of all global generators."
     drawn = numpy.random.get_state(legacy=False)["state"]["key"].tolist()
@@ -141,8 +147,7 @@ def _check_run(method: Method, build: Callable[[], nn.Module]) -> None:
     _claim(_draws() == drawn, method, "draws from a global generator: use `task.seed`")
     _check_copy(method, first, model, before)
     _check_mask(method, first)
-    same = _same(first.model.state_dict(), second.model.state_dict())
-    _claim(same, method, "gives two results under one seed")
+    _claim(_alike(first, second), method, "gives two results under one seed")
 
 
 def _check_double(method: Method, build: Callable[[], nn.Module]) -> None:
@@ -174,8 +179,28 @@ def _check_needs(method: Method, build: Callable[[], nn.Module]) -> None:
         _claim(refused or not said, method, f"says that it needs `{what}`, and does without")
         _claim(said or not refused, method, f"can't do without `{what}`: say so in `needs`")
 
+# %% ../../nbs/4_methods/14_conformance.ipynb #1cc7cd53
+class _OtherDraws(TorchDispatchMode):
+    "Within it, whoever draws from a generator of torch gets what would have come next."
+
+    def __torch_dispatch__(self, call, types, args=(), kwargs=None):
+        if torch.Tag.nondeterministic_seeded in call.tags:
+            call(*args, **(kwargs or {}))
+        return call(*args, **(kwargs or {}))
+
+
+def _check_seed(method: Method, build: Callable[[], nn.Module]) -> None:
+    "If another draw gives another result, another seed does, too."
+    model = build()
+    first = _forgotten(method, model)
+    with _OtherDraws():
+        second = _forgotten(method, model)
+    others = (_forgotten(method, model, seed=seed) for seed in range(5, 9))
+    follows = _alike(first, second) or not all(_alike(first, other) for other in others)
+    _claim(follows, method, "draws the same under each seed: use `task.seed`")
+
 # %% ../../nbs/4_methods/14_conformance.ipynb #f28bade5
-_LOOKS = (_check_run, _check_double, _check_held, _check_needs)
+_LOOKS = (_check_run, _check_seed, _check_double, _check_held, _check_needs)
 
 
 @checked

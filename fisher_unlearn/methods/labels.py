@@ -9,7 +9,7 @@ __all__ = ['RandomLabels', 'endless', 'NegGradPlus', 'L1Sparse', 'repelling_nois
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, count
+from itertools import chain, count, islice
 from typing import Any, ClassVar
 
 import torch
@@ -18,11 +18,13 @@ from torch import Tensor, nn
 
 from ..images.arguments import Count, NotNegative, Positive, Seed, Share, Whole
 from ..images.arguments import checked, option
+from ..images.draws import drawing_apart
 from .base import Task, Trained, cross_entropy
-from .masking import Mask
+from .masking import Mask, quota
 from ..networks.logits import read_logits
 from ..networks.objective import Step
-from ..networks.train import epoch_seed
+from ..networks.parameters import parameters_by_name
+from ..networks.train import count_batches, epoch_seed
 
 # %% ../../nbs/4_methods/07_labels.ipynb #662b3820
 @checked
@@ -48,10 +50,12 @@ class RandomLabels(Trained):
 def endless(
     task: Task,
     of: str,  # "forget" or "remain"
-    first: Whole = 0,  # number of the first pass, which decides its order
+    done: Whole = 0,  # batches of them that have been read
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    "Passes over a set, one after the other, without an end."
-    return chain.from_iterable(task.pass_over(of, number) for number in count(first))
+    "Passes over a set, each in an order of its own, one after the other without an end."
+    first, inside = divmod(done, count_batches(getattr(task, of)))
+    passes = chain.from_iterable(task.pass_over(of, number) for number in count(first))
+    return islice(passes, inside, None)
 
 
 @checked
@@ -62,10 +66,12 @@ class NegGradPlus(Trained):
 
     name, title = "neggrad_plus", "NegGrad+"
     needs = {"remain": "it descends on it", "one_class": "its loss is cross-entropy"}
+    recipe: ClassVar[int] = 2  # 1 began the forget set anew in each epoch
     neggrad_alpha: Share = option(0.95, "α: share of the remain set's loss, from 0 to below 1")
 
     def steps(self, task: Task, mask: Mask, epoch: int) -> Iterator[Step]:
-        away = endless(task, "forget", epoch * 10_000)
+        assert task.remain is not None  # as `needs` says
+        away = endless(task, "forget", epoch * count_batches(task.remain))
         for kept, lost in zip(task.pass_over("remain", epoch), away):
             yield Step(partial(_difference, kept, lost, self.neggrad_alpha))
 
@@ -95,7 +101,8 @@ class L1Sparse(Trained):
 
 def _sparse(inputs: Tensor, labels: Tensor, weight: float, model: nn.Module) -> Tensor:
     "Cross-entropy and the weighted sum of absolute parameters."
-    size = torch.stack([p.abs().sum() for p in model.parameters() if p.requires_grad]).sum()
+    own = parameters_by_name(model).values()  # what is one memory counts once
+    size = torch.stack([p.abs().sum() for p in own if p.requires_grad]).sum()
     return cross_entropy(inputs, labels, model) + weight * size
 
 # %% ../../nbs/4_methods/07_labels.ipynb #0ef1d9ec
@@ -121,12 +128,20 @@ def repelling_noise(
         adam.step()
     return noise.detach()
 
+# %% ../../nbs/4_methods/07_labels.ipynb #95467571
+def _read_at(places: list[int], task: Task) -> Iterator[tuple[Tensor, Tensor]]:
+    "Batches of the remain set by their numbers, the same whenever they are read."
+    batches = enumerate(task.pass_over("remain", 0))
+    with drawing_apart(task.seed, task.remain):  # whoever shuffles draws before the first batch
+        first = next(batches)
+    return (batch for number, batch in chain([first], batches) if number in places)
+
 # %% ../../nbs/4_methods/07_labels.ipynb #356563af
 @checked
 @dataclass(frozen=True)
 class UNSIR(Trained):
-    """An epoch on repelling noise and a part of the remain set, and one on that part (UNSIR; Tarun
-    et al. 2023)."""
+    """An epoch on repelling noise and a part of the remain set, and one on that part alone (UNSIR;
+    Tarun et al. 2023)."""
 
     name, title = "unsir", "UNSIR"
     needs = {
@@ -135,6 +150,7 @@ class UNSIR(Trained):
         "one_class": "its loss is cross-entropy",
     }
     optimizer: ClassVar[str] = "adam"
+    recipe: ClassVar[int] = 2  # 1 repaired on another part, and read a batch too many
     own_epochs: Count = option(2, "epochs of its own training: to impair, then to repair")
     own_lr: Positive = option(1e-4, "highest rate of its own training")
     own_decay: NotNegative = option(0.0, "weight decay of its own training")
@@ -142,18 +158,18 @@ class UNSIR(Trained):
     unsir_share: Share = option(0.3, "share of the remain set's batches that it reads")
 
     def steps(self, task: Task, mask: Mask, epoch: int) -> Iterator[Step]:
-        noise = self.noise(task) if epoch == 0 else []
-        for number, (inputs, labels) in enumerate(self.part(task, epoch)):
-            beside = noise[number % len(noise)] if noise else None
-            if beside is not None:
-                inputs, labels = (torch.cat(pair) for pair in zip((inputs, labels), beside))
+        noise, places = self.noise(task) if epoch == 0 else [], self.places(task)
+        for number, batch in enumerate(_read_at(places, task)):
+            beside = noise[number % len(noise) :: len(places)] if noise else []
+            inputs, labels = (torch.cat(parts) for parts in zip(batch, *beside))
             yield Step(partial(cross_entropy, inputs, labels))
 
-    def part(self, task: Task, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        "A share of the remain set's batches, one at least."
-        for number, batch in enumerate(task.pass_over("remain", epoch)):
-            if int(number * self.unsir_share) < int((number + 1) * self.unsir_share) or not number:
-                yield batch
+    def places(self, task: Task) -> list[int]:
+        "The numbers of the remain set's batches that it reads: a share of them, one at least."
+        assert task.remain is not None  # as `needs` says
+        count = count_batches(task.remain)
+        share = max(1, quota(self.unsir_share, count))
+        return [number * count // share for number in range(share)]
 
     def noise(self, task: Task) -> list[tuple[Tensor, Tensor]]:
         "A batch of noise for each class, with its label."

@@ -16,9 +16,8 @@ from torch import nn
 
 from ..images.arguments import Count, checked, option
 from ..images.draws import seeded_draws
-from .base import Task, Trained, cross_entropy
+from .base import Task, Trained, check_fresh, cross_entropy
 from .masking import Mask
-from .retraining import check_fresh
 from ..networks.objective import Step
 from ..networks.parameters import parameters_by_name, state_names
 from ..networks.parameters import tensors_of, unwrapped

@@ -119,7 +119,8 @@ class SFRon(FisherOptions, Scored, Trained):
     def steps(self, task: Task, mask: Mask, epoch: int) -> Iterator[Step]:
         assert task.original is not None  # as `unlearn` gives it
         factors = _share(mask, task.original, 1.0, 0.0)
-        away, towards = (endless(task, of, epoch * 10_000) for of in ("forget", "remain"))
+        away = endless(task, "forget", epoch * -(-self.sfron_steps // self.sfron_every))
+        towards = endless(task, "remain", epoch * self.sfron_steps)
         for number in range(self.sfron_steps):
             if number % self.sfron_every == 0:
                 weight = self.sfron_alpha * COURSES["cosine"](number / self.sfron_steps)

@@ -22,7 +22,7 @@ from ..images.arguments import check_fields, checked
 from .logits import read_logits
 from .optimizers import make_optimizer, set_rate
 from .parameters import by_first_name, copied, own_memory_
-from .parameters import parameters_by_name, place_of, unwrapped
+from .parameters import place_of, state_names, unwrapped
 from .train import epoch_seed, lay_out_
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def minimise(
     seen: Callable[[nn.Module], None] | None = None,  # is shown the model after each epoch
 ) -> "pd.DataFrame":  # one row an epoch: its number, last rate, mean loss of its steps, seconds
     """Train towards an objective. `ValueError` for a teacher that is the student,
-    `FloatingPointError` if the loss stops being a number."""
+    `FloatingPointError` if the loss or a weight stops being a number."""
     import pandas as pd
 
     for teacher in objective.teachers:
@@ -139,7 +139,9 @@ def minimise(
                 set_rate(optimizer, objective.rate(done))
                 losses.append(_take(model, optimizer, step, kept))
                 done += 1
-            rows.append(_row(epoch, optimizer, losses, time.perf_counter() - start))
+            loss = torch.stack(losses).mean().item() if losses else 0.0
+            _check_finite(model, loss, epoch)
+            rows.append(_row(epoch, optimizer, loss, time.perf_counter() - start))
             if seen is not None:
                 seen(model)
     model.eval()
@@ -155,14 +157,19 @@ def _training(model: nn.Module, still: frozenset[str]) -> Iterator[None]:
     yield
 
 # %% ../../nbs/2_networks/11_objective.ipynb #472249f9
+def _of_each(model: nn.Module, found: Mapping[str, Tensor]) -> list[tuple[nn.Parameter, Tensor]]:
+    "What is found by first names, for each parameter: two that are one memory have the same."
+    names = state_names(model)
+    return [(p, found[names[n]]) for n, p in model.named_parameters() if names[n] in found]
+
+
 class _Kept:
     "Entries of parameters that stay as they are."
 
     def __init__(self, model: nn.Module, frozen: Mapping[str, Tensor]):
-        own = parameters_by_name(model)
-        marked = by_first_name(model, frozen, "`frozen`")
-        self.parts = [(own[n], w.to(own[n].device), own[n].detach()) for n, w in marked.items()]
-        self.parts = [(p, where, value[where].clone()) for p, where, value in self.parts]
+        marked = _of_each(model, by_first_name(model, frozen, "`frozen`"))
+        held = [(p, where.to(p.device)) for p, where in marked]
+        self.parts = [(p, where, p.detach()[where].clone()) for p, where in held]
 
     def without_slopes(self) -> None:
         "Make their gradients zero."
@@ -176,7 +183,7 @@ class _Kept:
         for parameter, where, values in self.parts:
             parameter[where] = values
 
-
+# %% ../../nbs/2_networks/11_objective.ipynb #2e588683
 def _take(
     model: nn.Module, optimizer: torch.optim.Optimizer, step: Step, kept: _Kept
 ) -> Tensor:  # the loss before the step
@@ -196,18 +203,21 @@ def _take(
 
 def _scale(model: nn.Module, factors: Mapping[str, Tensor]) -> None:
     "Multiply gradients by factors."
-    for name, parameter in parameters_by_name(model).items():
-        if name in factors and parameter.grad is not None:
-            parameter.grad *= factors[name]
+    for parameter, factor in _of_each(model, factors):
+        if parameter.grad is not None:
+            parameter.grad *= factor
 
-
-def _row(epoch: int, optimizer: Any, losses: list[Tensor], seconds: float) -> dict[str, Any]:
-    "What an epoch was; `FloatingPointError` if its loss is not finite."
-    loss = torch.stack(losses).mean().item() if losses else 0.0
-    if not math.isfinite(loss):
+# %% ../../nbs/2_networks/11_objective.ipynb #52ed671e
+def _check_finite(model: nn.Module, loss: float, epoch: int) -> None:
+    "`FloatingPointError` if the loss of an epoch, or a weight after it, is not finite."
+    if not (math.isfinite(loss) and all(bool(p.isfinite().all()) for p in model.parameters())):
         raise FloatingPointError(
             f"training diverged in epoch {epoch + 1} of the method's own training: the loss is "
-            f"{loss}. Lower its rate, `own_lr`."
+            f"{loss} or a weight is not finite. Lower its rate, `own_lr`."
         )
+
+
+def _row(epoch: int, optimizer: Any, loss: float, seconds: float) -> dict[str, Any]:
+    "What an epoch was."
     rate = optimizer.param_groups[0]["lr"]
     return {"epoch": epoch + 1, "lr": rate, "loss": loss, "seconds": seconds}
