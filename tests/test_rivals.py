@@ -510,6 +510,11 @@ def test_a_teacher_that_is_the_student_is_refused(monkeypatch):
     teacher.model[0].bias = model[0].bias  # one tensor is enough
     with pytest.raises(ValueError, match="shares tensors"):
         minimise(model, towards)
+    teacher.model = copy.deepcopy(model)
+    seen = model[5].weight.detach().t()  # the same memory, in another shape
+    teacher.model[5].weight = nn.Parameter(seen)
+    with pytest.raises(ValueError, match="shares tensors"):
+        minimise(model, towards)
 
 
 def test_a_teacher_stays_as_it_is_and_so_does_the_given_model():

@@ -370,3 +370,16 @@ def test_a_method_that_draws_the_same_under_each_seed_is_found(monkeypatch):
     monkeypatch.setattr(labels_room, "epoch_seed", lambda seed, epoch: real(666, epoch))
     with pytest.raises(AssertionError, match="`random_labels` draws the same under each seed"):
         check_method(RandomLabels, tried=[RandomLabels(own_epochs=1)])
+
+
+def test_images_of_two_sizes_are_no_mixed_batch():
+    "What remains is larger than what is to be forgotten, which a network that pools can take."
+    build = lambda: nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    ).double()
+    large = [(F.pad(x, (1, 1, 1, 1)), y) for x, y in KEPT]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build()
+    with pytest.raises(ValueError, match=r"the shapes \(1, 8, 8\) and \(1, 6, 6\)"):
+        unlearn(model, LOST, large, method="bad_teacher", build=build, progress="none")

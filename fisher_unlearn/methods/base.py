@@ -139,6 +139,7 @@ class Method(ABC):
     needs: ClassVar[Mapping[str, str]] = {}
     zeroes: ClassVar[bool] = True  # are the entries of its mask zero afterwards?
     rewinds: ClassVar[bool] = False  # may it go back to an epoch of its own training?
+    trains_on: ClassVar[tuple[str, ...]] = ("forget", "remain")  # the sets of its own training
     recipe: ClassVar[int] = 1  # raised when a repair changes its results
 
     def __post_init__(self):

@@ -90,6 +90,7 @@ class L1Sparse(Trained):
     3); α, momentum and decay are tuning values."""
 
     name, title = "l1_sparse", "ℓ1-sparse"
+    trains_on: ClassVar[tuple[str, ...]] = ("remain",)
     needs = {"remain": "it is all that it reads", "one_class": "its loss is cross-entropy"}
     l1_alpha: NotNegative = option(5e-4, "α: weight of the sum of absolute weights at first")
 

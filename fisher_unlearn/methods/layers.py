@@ -9,7 +9,7 @@ __all__ = ['last_modules', 'LastLayers', 'CFk', 'EUk']
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -75,6 +75,7 @@ def _apart(model: nn.Module, last: list[str]) -> frozenset[str]:
 class LastLayers(Trained):
     "Train the last layers on the remain set; the others stay exactly as they are."
 
+    trains_on: ClassVar[tuple[str, ...]] = ("remain",)
     last_k: Count = option(3, "convolutions and linear layers that are trained, from the last on")
 
     def steps(self, task: Task, mask: Mask, epoch: int) -> Iterator[Step]:

@@ -175,6 +175,7 @@ class MSG(Scored, Trained):
     gradients; NeurIPS 2023 Machine Unlearning Challenge, Triantafillou et al. 2024)."""
 
     name, title, zeroes = "msg", "MSG", False
+    trains_on: ClassVar[tuple[str, ...]] = ("remain",)
     needs = {"remain": "it trains on it", "one_class": "its loss is cross-entropy"}
     course: ClassVar[Course] = "triangle"
     own_epochs: Count = option(5, "epochs of its own training")
@@ -252,6 +253,7 @@ class CT(Trained):
     Machine Unlearning Challenge, Triantafillou et al. 2024)."""
 
     name, title = "ct", "CT"
+    trains_on: ClassVar[tuple[str, ...]] = ("remain",)
     needs = {"remain": "it trains on it", "one_class": "its loss is cross-entropy"}
     course: ClassVar[Course] = "cosine"
     own_epochs: Count = option(3, "epochs of its own training")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..images.arguments import Count, NotNegative, Positive, Share, Whole
 from ..images.arguments import checked, option
+from ..images.batches import as_one
 from ..images.overlap import overlap
 from .base import Task, Trained
 from .masking import Mask
@@ -102,7 +103,7 @@ Told = tuple[Tensor, Tensor]  # what is said, and of which inputs
 
 def _joined(batches: list[Told]) -> Told:
     "Batches as one."
-    said, inputs = (torch.cat(parts) for parts in zip(*batches))
+    inputs, said = as_one([(inputs, said) for said, inputs in batches])
     return said, inputs
 
 
@@ -151,7 +152,7 @@ class BadTeacher(Trained):
         even part of the forget set."""
         assert task.remain is not None  # as `needs` says
         drawn = torch.Generator().manual_seed(epoch_seed(task.seed, 2**31 + epoch))
-        lost = torch.cat([inputs for inputs, _ in task.pass_over("forget", epoch)])
+        lost, _ = as_one([*task.pass_over("forget", epoch)])
         parts = lost.tensor_split(count_batches(task.remain))
         for (inputs, _), away in zip(task.pass_over("remain", epoch), parts):
             some = torch.rand(len(inputs), generator=drawn) < self.bad_share
@@ -184,6 +185,7 @@ class DELETE(Trained):
     2025, Equation 9); decay is a tuning value."""
 
     name, title = "delete", "DELETE"
+    trains_on: ClassVar[tuple[str, ...]] = ("forget",)
     needs = {"one_class": "it leaves out one class of each sample"}
 
     def steps(self, task: Task, mask: Mask, epoch: int) -> Iterator[Step]:

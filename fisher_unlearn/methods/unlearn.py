@@ -320,13 +320,9 @@ def _ready(method: Method, model: nn.Module, task: Task) -> Task:
     `ValueError` if there are none."""
     if type(method).objective is Method.objective:
         return task
-    names = [name for name, spared in _SPARED.items() if not isinstance(method, spared)]
-    given = {name: getattr(task, name) for name in names if getattr(task, name) is not None}
+    given = {n: getattr(task, n) for n in method.trains_on if getattr(task, n) is not None}
     sets: dict[str, Any] = {n: trainable_batches(model, b, n) for n, b in given.items()}
     return replace(task, **sets)
-
-
-_SPARED = {"forget": (L1Sparse, MSG, CT, CFk, EUk), "remain": (DELETE,)}  # who trains on the other
 
 
 def _changed(method: Method, model: nn.Module, task: Task, ready: Task) -> Mask:

@@ -22,7 +22,7 @@ from ..images.arguments import check_fields, checked
 from .logits import read_logits
 from .optimizers import make_optimizer, set_rate
 from .parameters import by_first_name, copied, own_memory_
-from .parameters import place_of, state_names, unwrapped
+from .parameters import memory_of, state_names, unwrapped
 from .train import epoch_seed, lay_out_
 
 if TYPE_CHECKING:
@@ -46,8 +46,9 @@ class Teacher:
 @checked
 def check_teacher(teacher: Teacher, student: nn.Module) -> None:
     "`ValueError` if a teacher and a student share a parameter or a buffer."
-    known = {place_of(tensor) for tensor in (*student.parameters(), *student.buffers())}
-    if any(place_of(t) in known for t in (*teacher.model.parameters(), *teacher.model.buffers())):
+    known = {memory_of(t) for t in (*student.parameters(), *student.buffers())}
+    own = (*teacher.model.parameters(), *teacher.model.buffers())
+    if any(memory_of(tensor) in known for tensor in own):
         raise ValueError(
             "the teacher is the student, or shares tensors with it, so that it would learn from "
             "itself: let the teacher be a copy, as `Teacher(model)` makes it."
