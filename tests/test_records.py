@@ -36,7 +36,7 @@ from fisher_unlearn.lab.report import read_kept
 from fisher_unlearn.audit.readouts import agreement
 from fisher_unlearn.lab.run import READOUTS, images_of, model_of, readout, request_of, run
 from fisher_unlearn.lab.store import keep_run
-from fisher_unlearn.lab.results import weights_moved
+from fisher_unlearn.lab.results import seconds_taken, weights_moved
 from fisher_unlearn.lab.store import KeptScores
 from fisher_unlearn.networks.machine import repeatable
 from fisher_unlearn.networks.train import load_weights, read_tensors, tensors_digest, train_model
@@ -1464,3 +1464,11 @@ def test_a_record_says_how_far_the_weights_went(tmp_path):
     assert f"moved the model by {weights_moved(record):.3g}." in record["note"]
     whole = sum(row["distance"] ** 2 for row in record["changed"]) ** 0.5
     assert weights_moved(record) < whole
+
+
+def test_seconds_are_those_of_method_scores_and_all_epochs():
+    "Those of an interrupted run are known by its epochs alone."
+    record = {"seconds": {"method": 2.0, "fine_tune": 3.0, "measure": 9.0}, "spared": 50.0}
+    epochs = [{"epoch": 0, "seconds": None}, *({"epoch": e, "seconds": 1.5} for e in (1, 2, 3))]
+    assert seconds_taken(record | {"history": epochs}) == 2 + 50 + 4.5
+    assert seconds_taken(record | {"history": epochs[:2], "spared": 0.0}) == 2 + 3
