@@ -135,10 +135,15 @@ class _Bytes:
         resized = self.storage.nbytes() != self.size
         if resized:
             self.storage.resize_(self.size)
-        if not resized and torch.equal(_view(self.storage), self.before):
+        if not resized and torch.equal(*map(_words, (_view(self.storage), self.before))):
             return False
         _view(self.storage).copy_(self.before)
         return True
+
+
+def _words(held: Tensor) -> Tensor:
+    "Bytes, eight at a time where they come out even: these are compared faster."
+    return held if len(held) % 8 else held.view(torch.int64)
 
 
 def _view(storage: Any) -> Tensor:
