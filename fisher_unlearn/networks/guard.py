@@ -10,6 +10,7 @@ import copy
 import operator
 import random
 import types
+from array import array
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -252,6 +253,11 @@ def _array_state(array: np.ndarray) -> _State:
     return _State(array.copy, lambda before: array.__setitem__(..., before))
 
 
+def _buffer_state(held: Any) -> _State:
+    "Of an array or byte array of Python: its elements."
+    return _State(lambda: held[:], lambda before: held.__setitem__(slice(None), before))
+
+
 def _numpy_state(generator: np.random.Generator) -> _State:
     "Of a generator of NumPy."
     bits = generator.bit_generator
@@ -307,6 +313,38 @@ def _kept_by_classes(kind: type) -> list[_Class]:
     return [_Class(k) for k in kind.__mro__ if k.__module__.partition(".")[0] not in _LIBRARIES]
 
 
+class _Cells:
+    "The variables around a function; one may be unset."
+
+    def __init__(self, held: types.FunctionType):
+        self.held = held.__closure__ or ()
+        self.before = [cell.cell_contents for cell in self._set()]
+
+    def _set(self) -> list[types.CellType]:
+        return [cell for cell in self.held if cell != _UNSET]
+
+    def parts(self) -> list[Any]:
+        return self.before
+
+    def put_back(self) -> bool:
+        moved = [
+            (cell, old)
+            for cell, old in zip(self._set(), self.before)
+            if cell.cell_contents is not old
+        ]
+        for cell, old in moved:
+            cell.cell_contents = old
+        return bool(moved)
+
+
+_UNSET = types.CellType()
+
+
+def _kept_by_functions(module: Module) -> list[_Cells]:
+    "The keepers of the functions that stand in place of a module's methods."
+    return [_Cells(f) for f in vars(module).values() if isinstance(f, types.FunctionType)]
+
+
 _LIBRARIES = {"torch", "torchvision", "builtins"}
 _KINDS: list[tuple[Any, Callable[[Any], list[Any]]]] = [
     (Tensor, lambda value: _tensor_keepers(value)),
@@ -314,7 +352,10 @@ _KINDS: list[tuple[Any, Callable[[Any], list[Any]]]] = [
     ((list, deque), lambda value: [_Row(value)]),
     ((tuple, frozenset), lambda value: [_Fixed(value)]),
     (set, lambda value: [_Bag(value)]),
-    (Module, lambda value: [_Object(value), *_kept_by_classes(type(value))]),
+    (
+        Module,
+        lambda value: [_Object(value), *_kept_by_classes(type(value)), *_kept_by_functions(value)],
+    ),
     (object, lambda value: _states(value) or [_Object(value)] * _looked_into(value)),
 ]
 
@@ -345,6 +386,10 @@ def _states(value: Any) -> list[_State]:
         return [_State(value.get_state, value.set_state)]
     if isinstance(value, np.random.Generator):
         return [_numpy_state(value)]
+    if isinstance(value, np.random.RandomState):
+        return [_State(value.get_state, value.set_state)]
+    if isinstance(value, (bytearray, array)):
+        return [_buffer_state(value)]
     if isinstance(value, random.Random):
         return [_State(value.getstate, value.setstate)]
     return []

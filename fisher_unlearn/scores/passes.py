@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNREACHED', 'DEPENDENT', 'WAYS', 'Passes', 'spread', 'few_of', 'tight', 'loose', 'check_independent', 'check_copies',
-           'check_repeats', 'stands_alone', 'squares_in_batch', 'squares_by_vmap', 'squares_by_loop', 'try_directions',
-           'error_scales', 'relative_error', 'tolerance', 'find_way', 'has_backward_hooks']
+           'check_repeats', 'stands_alone', 'squares_in_batch', 'replaced', 'squares_by_vmap', 'squares_by_loop',
+           'try_directions', 'error_scales', 'relative_error', 'tolerance', 'find_way', 'has_backward_hooks']
 
 # %% ../../nbs/3_scores/01_passes.ipynb #8841d21e
 from collections.abc import Iterator, Mapping
@@ -219,7 +219,7 @@ def _add_squares(total: dict[str, Tensor], slopes: Any) -> None:
 
 # %% ../../nbs/3_scores/01_passes.ipynb #2e0c3691
 @contextmanager
-def _replaced(model: nn.Module, new: Mapping[int, Tensor]) -> Iterator[None]:
+def replaced(model: nn.Module, new: Mapping[int, Tensor]) -> Iterator[None]:
     "Meanwhile, other tensors are the parameters; `new` has them by the identity of the parameter."
     held: list[tuple[Any, Any, Any]] = []
     for module in model.modules():
@@ -246,7 +246,7 @@ def squares_by_vmap(
     "Σᵢ (∂⟨zᵢ, sᵢ⟩/∂w)² by `torch.func`, in parts of at most 2²⁶ entries."
 
     def along(values: dict[str, Tensor], x: Tensor, s: Tensor) -> Tensor:
-        with _replaced(passes.inner, {id(free[n]): t for n, t in values.items()}):
+        with replaced(passes.inner, {id(free[n]): t for n, t in values.items()}):
             logits = read_logits(passes.inner(torch.stack([x] * copies)))
         return (_checked(logits, s[None].expand(copies, -1))[0] * s).sum()
 

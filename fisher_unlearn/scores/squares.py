@@ -26,11 +26,12 @@ from ..images.arguments import checked
 from ..networks.guard import Snapshot, untouched
 from ..networks.logits import close
 from ..networks.machine import compiled_loops
+from ..networks.parameters import check_network, twins
 from .leaves import Found, Graph, Kit, Layout, Leaf, Listening, amounts
 from .leaves import find_layouts, heard_by, misplaced, worked_along
 from .passes import DEPENDENT, WAYS, Passes, check_copies
 from .passes import check_independent, error_scales, few_of, find_way
-from .passes import has_backward_hooks, loose, relative_error
+from .passes import has_backward_hooks, loose, relative_error, replaced
 from .passes import spread, squares_in_batch, stands_alone, tolerance
 from .passes import try_directions
 
@@ -585,8 +586,10 @@ class _Call:
 @checked
 @contextmanager
 def scoring(model: nn.Module) -> Iterator[Snapshot]:
-    "Evaluation mode without gradients; afterwards, model and torch are as before."
-    with untouched(model, "eval") as before, torch.no_grad():
+    """Evaluation mode without gradients; afterwards, model and torch are as before. Parameters that
+    are one memory are one parameter meanwhile; `ValueError` for those that only overlap."""
+    check_network(model)
+    with replaced(model, twins(model)), untouched(model, "eval") as before, torch.no_grad():
         yield before
 
 
