@@ -1,5 +1,7 @@
 """Networks that seem to treat each sample by itself, until a batch comes that shows otherwise."""
 
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,7 @@ from torch import nn
 
 from fisher_unlearn.networks.logits import close, logits_of
 from fisher_unlearn.scores.fisher import diag_fisher
+from fisher_unlearn.scores.gradients import logit_sensitivity, loss_gradient
 from fisher_unlearn.scores.leaves import Graph, worked_along
 from fisher_unlearn.networks.models import build_model
 
@@ -234,3 +237,22 @@ def test_in_the_papers_networks_each_sample_stays_in_its_place(name):
     ]  # fmt: skip
     assert found[0] is not None
     assert found[0] == found[1]
+
+
+class Without(nn.Linear):
+    "Gives logits that no gradient leaves."
+
+    def __init__(self, way):
+        super().__init__(4, 3)
+        self.way = way
+
+    def forward(self, x):
+        with self.way():
+            return super().forward(x).detach()
+
+
+@pytest.mark.parametrize("way", [contextlib.nullcontext, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("score", [diag_fisher, loss_gradient, logit_sensitivity])
+def test_logits_without_a_gradient_are_refused_in_a_sentence(way, score):
+    with pytest.raises(ValueError, match="no gradient comes from the model's logits"):
+        score(Without(way), [(torch.randn(6, 4), torch.arange(6) % 3)])

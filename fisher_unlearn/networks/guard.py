@@ -314,24 +314,17 @@ def _kept_by_classes(kind: type) -> list[_Class]:
 
 
 class _Cells:
-    "The variables around a function; one may be unset."
+    "The variables around a function, but for those that aren't set yet."
 
-    def __init__(self, held: types.FunctionType):
-        self.held = held.__closure__ or ()
-        self.before = [cell.cell_contents for cell in self._set()]
-
-    def _set(self) -> list[types.CellType]:
-        return [cell for cell in self.held if cell != _UNSET]
+    def __init__(self, function: types.FunctionType):
+        cells = [cell for cell in function.__closure__ or () if cell != _UNSET]
+        self.held = [(cell, cell.cell_contents) for cell in cells]
 
     def parts(self) -> list[Any]:
-        return self.before
+        return [value for _, value in self.held]
 
     def put_back(self) -> bool:
-        moved = [
-            (cell, old)
-            for cell, old in zip(self._set(), self.before)
-            if cell.cell_contents is not old
-        ]
+        moved = [(cell, old) for cell, old in self.held if cell.cell_contents is not old]
         for cell, old in moved:
             cell.cell_contents = old
         return bool(moved)
