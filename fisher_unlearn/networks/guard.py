@@ -39,6 +39,8 @@ class _Items:
         return [value for _, value in self.items]
 
     def put_back(self) -> bool:
+        if not self.items and not self.held:  # as most of a module's dictionaries
+            return False
         now = self.kind.items(self.held)
         same = [a is c and (b is d or a == self.free) for (a, b), (c, d) in zip(now, self.items)]
         if len(now) == len(self.items) and all(same):
