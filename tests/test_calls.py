@@ -530,6 +530,7 @@ OWN: dict[str, dict[str, Callable[[], Any]]] = {  # where a name means something
     "parameters.by_first_name": {"marks": lambda: {"0.bias": torch.zeros(4, dtype=torch.bool)}},
     "batches.read_pair": {"batch": lambda: batches()[0]},
     "parameters.place_of": {"tensor": lambda: torch.ones(2)},
+    "parameters.check_apart": {"run": lambda: lambda: None},
     "settings.strangers": {"request": lambda: "class"},
     "notebook.check_parameters": {"namespace": dict},
     "draws.seeded_draws": {"generators": torch.Generator},

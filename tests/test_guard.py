@@ -1,6 +1,7 @@
 """The guard: whatever runs within it, model and process are afterwards as they were before."""
 
 import random
+from array import array
 from types import SimpleNamespace
 
 import numpy as np
@@ -407,3 +408,52 @@ def test_numbers_of_every_kind_come_back_bit_for_bit():
         for a, b in zip(bits, model.buffers())
         if not a.is_complex()
     )
+
+
+class Keeping(nn.Module):
+    "Draws and counts in what is neither a tensor nor an array of NumPy."
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.drawn = nn.Linear(3, 3), np.random.RandomState(0)
+        self.numbers, self.bytes = array("d", [0, 1]), bytearray(2)
+
+    def forward(self, x):
+        self.numbers[0] += self.drawn.rand()
+        self.numbers.append(2)
+        self.bytes[1] += 1
+        return self.layer(x)
+
+
+def test_arrays_and_generators_of_other_kinds():
+    model = Keeping()
+    numbers, held = model.numbers, model.bytes
+    with untouched(model) as before:
+        model(torch.ones(1, 3))
+        assert before.put_model_back()
+        assert not before.put_model_back()
+        model(torch.ones(1, 3))
+    assert model.numbers is numbers and model.bytes is held
+    assert list(numbers) == [0, 1] and held == bytes(2)
+    assert model.drawn.rand() == np.random.RandomState(0).rand()
+
+
+def test_variables_of_a_function_in_place_of_a_method():
+    layer, calls, count = nn.Linear(3, 3), [0], 0
+    old = layer.forward
+
+    def forward(x):
+        nonlocal count, later
+        count, later = count + 1, 1
+        calls[0] += 1
+        return old(x)
+
+    later = None
+    layer.forward = forward
+    with untouched(nn.Sequential(layer)) as before:
+        layer(torch.ones(1, 3))
+        assert (count, calls, later) == (1, [1], 1)
+        assert before.put_model_back()
+        layer(torch.ones(1, 3))
+    assert (count, calls, later) == (0, [0], None)
+    assert layer.forward is forward

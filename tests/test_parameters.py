@@ -2,12 +2,15 @@
 
 import copy
 import functools
+import gc
+import weakref
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
+from fisher_unlearn.networks.models import check_batch
 from fisher_unlearn.networks.parameters import (
     by_first_name,
     copied,
@@ -17,6 +20,8 @@ from fisher_unlearn.networks.parameters import (
     state_names,
     unwrapped,
 )
+from fisher_unlearn.scores.fisher import diag_fisher
+from fisher_unlearn.scores.gradients import loss_gradient
 
 
 class Aliased(nn.Module):
@@ -177,6 +182,49 @@ def by_nested(net):
     net[0].forward = functools.partial(lambda call, x: call(x), masked)
 
 
+def by_list(net):
+    first, second = net
+    net[0].steps = [lambda x: x @ first.weight.T, (1, lambda x: x)]
+    net.forward = lambda x: second(net[0].steps[0](x))
+
+
+def by_mapping(net):
+    layer = net[0]
+    layer.ways = {"all": {"first": lambda x: x @ layer.weight.T}}
+    layer.forward = lambda x: layer.ways["all"]["first"](x)
+
+
+def by_keyword(net):
+    def forward(x, *, layer=net[0]):
+        return x @ layer.weight.T
+
+    net[0].forward = forward
+
+
+def by_cache(net):
+    layer = net[0]
+    kept = functools.lru_cache(None)(lambda key: layer.weight)
+    layer.forward = lambda x: x @ kept(0).T
+
+
+def by_weak_reference(net):
+    seen = net[0].seen = weakref.ref(net[0])
+    net[0].forward = lambda x: x @ seen().weight.T
+
+
+class Holder:
+    "Someone's object, that a network keeps."
+
+    def __init__(self, call):
+        self.call = call
+
+
+def by_object(net):
+    layer = net[0]
+    layer.holder = holder = Holder(lambda x: x @ layer.weight.T)
+    layer.forward = lambda x: holder.call(x)
+
+
 def by_hook(net):
     net[0].register_forward_hook(lambda module, args, output: output + args[0] @ net[0].weight.T)
 
@@ -186,7 +234,11 @@ def by_root(net):
     net.forward = lambda x: second(first(x))
 
 
-@pytest.mark.parametrize("edit", [by_closure, by_tensor, by_default, by_nested, by_hook, by_root])
+EDITS = [by_closure, by_tensor, by_default, by_nested, by_hook, by_root, by_list, by_mapping]
+EDITS += [by_keyword, by_cache, by_weak_reference, by_object]
+
+
+@pytest.mark.parametrize("edit", EDITS)
 def test_a_copy_computes_with_its_own_weights(edit):
     net = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 2, bias=False))
     edit(net)
@@ -194,10 +246,12 @@ def test_a_copy_computes_with_its_own_weights(edit):
     wanted = net(x)
     made = copied(net)
     torch.testing.assert_close(made(x), wanted)
-    with torch.no_grad():
-        for p in made.parameters():
-            p.zero_()
-    assert torch.equal(made(x), torch.zeros(4, 2))
+    for zeros in range(2):  # either layer alone makes the logits zero
+        again = copied(net)
+        nn.init.zeros_(again[zeros].weight)
+        assert torch.equal(again(x), torch.zeros(4, 2))
+    made(x).sum().backward()
+    assert all(p.grad is None for p in net.parameters())
     assert torch.equal(net(x), wanted) and all(
         torch.equal(a, b) for a, b in zip(net.parameters(), before)
     )
@@ -208,3 +262,148 @@ def test_a_function_that_holds_nothing_of_the_network_stays_itself():
     hook = lambda module, args, output: output * scale
     net[0].register_forward_hook(hook)
     assert list(copied(net)[0]._forward_hooks.values()) == [hook]
+
+
+def test_a_copy_shares_buffers_and_other_tensors_with_parameters():
+    model = nn.Linear(3, 4)
+    model.register_buffer("seen", model.weight.detach())
+    model.register_buffer("turned", model.weight.detach().t())
+    model.kept = [model.bias.detach()]
+    made = copied(model)
+    made.weight.data[1, 2], made.bias.data[0] = 7, 8
+    assert made.seen[1, 2] == made.turned[2, 1] == 7
+    assert made.kept[0][0] == 8
+    assert not bool((model.seen == 7).any() | (model.turned == 7).any() | (model.bias == 8).any())
+
+
+def aside(net):
+    "A network with an object out of reach of copies, in a function, that holds the first layer."
+    box = Holder(net[0])
+    net[0].forward = lambda x: x @ box.call.weight.T
+
+
+def frozen(net):
+    "The same, without gradients."
+    aside(net)
+    call, net[0].forward = net[0].forward, None
+    net[0].forward = torch.no_grad()(call)
+
+
+@pytest.mark.parametrize("edit", [aside, frozen])
+def test_a_copy_that_computes_with_the_original_is_refused(edit):
+    net = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 2, bias=False))
+    edit(net)
+    batch = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
+    assert check_batch(net, *batch) == 2  # the network itself is fine
+    with pytest.raises(ValueError, match="compute with `0.weight` of the model itself"):
+        check_batch(copied(net), *batch)
+
+
+class Odd(nn.Module):
+    "Unused and frozen parts, and one logit that nothing changes."
+
+    def __init__(self):
+        super().__init__()
+        self.unused, self.layer = nn.Linear(2, 2), nn.Linear(3, 1)
+        self.layer.weight.requires_grad_(False)
+
+    def forward(self, x):
+        return torch.cat([self.layer(x), torch.ones(len(x), 1)], 1)
+
+
+@pytest.mark.parametrize("edit", [*EDITS, lambda net: None])
+def test_copies_that_compute_by_themselves_are_taken(edit):
+    net = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 2, bias=False))
+    edit(net)
+    for made in (copied(net), copied(copied(net)), copied(Odd())):
+        assert check_batch(made, torch.randn(4, 3), torch.tensor([0, 1, 0, 1])) == 2
+
+
+def test_a_result_outlives_the_original():
+    net = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 2, bias=False))
+    by_weak_reference(net)
+    x = torch.randn(4, 3)
+    made, wanted = copied(net), net(x)
+    del net
+    gc.collect()
+    torch.testing.assert_close(made(x), wanted)
+
+
+def lazy():
+    return nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 2))
+
+
+def scripted():
+    return torch.jit.script(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2)))
+
+
+def traced():
+    return torch.jit.trace(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2)), torch.ones(2, 3))
+
+
+def exported():
+    return torch.export.export(nn.Linear(3, 2), (torch.ones(4, 3),)).module()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "build, said",
+    [
+        (lazy, "run one batch through it first"),
+        (scripted, "by TorchScript: pass the nn.Module"),
+        (traced, "by TorchScript: pass the nn.Module"),
+        (exported, "by `torch.export`: pass the nn.Module"),
+    ],
+)
+@pytest.mark.parametrize(
+    "use",
+    [
+        copied,
+        lambda model: check_batch(model, torch.ones(4, 3), torch.tensor([0, 1, 0, 1])),
+        lambda model: diag_fisher(model, [(torch.ones(4, 3), torch.tensor([0, 1, 0, 1]))]),
+    ],
+)
+def test_models_whose_layers_cannot_be_reached_are_refused_in_a_sentence(build, said, use):
+    with pytest.raises(ValueError, match=said):
+        use(build())
+
+
+class Twice(nn.Module):
+    "A matrix in two places: as one parameter, or as two objects for one memory."
+
+    def __init__(self, weight, again):
+        super().__init__()
+        self.first, self.second = weight, again
+        self.head = nn.Linear(3, 2, bias=False)
+        nn.init.eye_(self.head.weight)
+
+    def forward(self, x):
+        return self.head(torch.tanh(torch.tanh(x @ self.first) @ self.second))
+
+
+def matrix():
+    return nn.Parameter(torch.arange(9.0).view(3, 3) / 9)
+
+
+def test_two_parameters_on_one_memory_have_one_gradient():
+    one, two, x = matrix(), matrix(), torch.randn(4, 3)
+    tied, shared = Twice(one, one), Twice(two, nn.Parameter(two.data))
+    batches = [(x, torch.tensor([0, 1, 0, 1]))]
+    for score in (diag_fisher, loss_gradient):
+        wanted, found = score(tied, batches), score(shared, batches)
+        assert list(found) == list(wanted) == ["first", "head.weight"]
+        torch.testing.assert_close(found, wanted)
+    assert shared.second is not shared.first
+    assert [n for n, _ in shared.named_parameters()] == ["first", "second", "head.weight"]
+
+
+def test_parameters_that_share_some_entries_are_refused():
+    batches = [(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))]
+    for view in (lambda w: w.t(), lambda w: w[:1].expand(3, 3)):
+        whole = matrix()
+        model = Twice(whole, nn.Parameter(view(whole.data)))
+        with pytest.raises(ValueError, match="`first` and `second` share memory"):
+            diag_fisher(model, batches)
+    held = torch.randn(6, 3)
+    apart = Twice(nn.Parameter(held[::2]), nn.Parameter(held[1::2]))  # interleaved, and apart
+    assert len(diag_fisher(apart, batches)) == 3

@@ -10,6 +10,7 @@ import copy
 import operator
 import random
 import types
+from array import array
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -38,6 +39,8 @@ class _Items:
         return [value for _, value in self.items]
 
     def put_back(self) -> bool:
+        if not self.items and not self.held:  # as most of a module's dictionaries
+            return False
         now = self.kind.items(self.held)
         same = [a is c and (b is d or a == self.free) for (a, b), (c, d) in zip(now, self.items)]
         if len(now) == len(self.items) and all(same):
@@ -135,10 +138,15 @@ class _Bytes:
         resized = self.storage.nbytes() != self.size
         if resized:
             self.storage.resize_(self.size)
-        if not resized and torch.equal(_view(self.storage), self.before):
+        if not resized and torch.equal(*map(_words, (_view(self.storage), self.before))):
             return False
         _view(self.storage).copy_(self.before)
         return True
+
+
+def _words(held: Tensor) -> Tensor:
+    "Bytes, eight at a time where they come out even: these are compared faster."
+    return held if len(held) % 8 else held.view(torch.int64)
 
 
 def _view(storage: Any) -> Tensor:
@@ -247,6 +255,11 @@ def _array_state(array: np.ndarray) -> _State:
     return _State(array.copy, lambda before: array.__setitem__(..., before))
 
 
+def _buffer_state(held: Any) -> _State:
+    "Of an array or byte array of Python: its elements."
+    return _State(lambda: held[:], lambda before: held.__setitem__(slice(None), before))
+
+
 def _numpy_state(generator: np.random.Generator) -> _State:
     "Of a generator of NumPy."
     bits = generator.bit_generator
@@ -302,6 +315,31 @@ def _kept_by_classes(kind: type) -> list[_Class]:
     return [_Class(k) for k in kind.__mro__ if k.__module__.partition(".")[0] not in _LIBRARIES]
 
 
+class _Cells:
+    "The variables around a function, but for those that aren't set yet."
+
+    def __init__(self, function: types.FunctionType):
+        cells = [cell for cell in function.__closure__ or () if cell != _UNSET]
+        self.held = [(cell, cell.cell_contents) for cell in cells]
+
+    def parts(self) -> list[Any]:
+        return [value for _, value in self.held]
+
+    def put_back(self) -> bool:
+        moved = [(cell, old) for cell, old in self.held if cell.cell_contents is not old]
+        for cell, old in moved:
+            cell.cell_contents = old
+        return bool(moved)
+
+
+_UNSET = types.CellType()
+
+
+def _kept_by_functions(module: Module) -> list[_Cells]:
+    "The keepers of the functions that stand in place of a module's methods."
+    return [_Cells(f) for f in vars(module).values() if isinstance(f, types.FunctionType)]
+
+
 _LIBRARIES = {"torch", "torchvision", "builtins"}
 _KINDS: list[tuple[Any, Callable[[Any], list[Any]]]] = [
     (Tensor, lambda value: _tensor_keepers(value)),
@@ -309,7 +347,10 @@ _KINDS: list[tuple[Any, Callable[[Any], list[Any]]]] = [
     ((list, deque), lambda value: [_Row(value)]),
     ((tuple, frozenset), lambda value: [_Fixed(value)]),
     (set, lambda value: [_Bag(value)]),
-    (Module, lambda value: [_Object(value), *_kept_by_classes(type(value))]),
+    (
+        Module,
+        lambda value: [_Object(value), *_kept_by_classes(type(value)), *_kept_by_functions(value)],
+    ),
     (object, lambda value: _states(value) or [_Object(value)] * _looked_into(value)),
 ]
 
@@ -340,6 +381,10 @@ def _states(value: Any) -> list[_State]:
         return [_State(value.get_state, value.set_state)]
     if isinstance(value, np.random.Generator):
         return [_numpy_state(value)]
+    if isinstance(value, np.random.RandomState):
+        return [_State(value.get_state, value.set_state)]
+    if isinstance(value, (bytearray, array)):
+        return [_buffer_state(value)]
     if isinstance(value, random.Random):
         return [_State(value.getstate, value.setstate)]
     return []

@@ -21,7 +21,7 @@ from ..images.batches import first_pair, read_pair
 from ..images.data import Batches, check_repeatable, choose
 from .guard import untouched
 from .logits import UnclearOutput, logits_of, warn_of_probabilities
-from .parameters import unwrapped, weight_of
+from .parameters import check_apart, check_network, unwrapped, weight_of
 
 # %% ../../nbs/2_networks/03_models.ipynb #d56d83b5
 def _stage(width_in: int, width: int, blocks: int, stride: int) -> nn.Sequential:
@@ -346,7 +346,8 @@ def _answer(model: nn.Module, inputs: Tensor, name: str) -> Tensor:
     device = device_of(model)
     try:
         with untouched(model, "eval"):
-            logits = logits_of(model, inputs.to(device))
+            logits = logits_of(model, inputs := inputs.to(device))
+            check_apart(model, lambda: model(inputs))
     except UnclearOutput:
         raise
     except Exception as error:  # a foreign forward pass may raise anything
@@ -374,6 +375,7 @@ def check_batch(
     sentence if not."""
     inputs, labels = read_pair((inputs, labels), name)
     _check_inputs(inputs, name)
+    check_network(model)
     logits = _answer(model, inputs[:2], name)  # two are as good as all of them, and cheaper
     if logits.shape[1] < 2:
         raise ValueError(

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['DEEDS', 'Use', 'Graph', 'shapes_of', 'Route', 'climb', 'climb_again', 'Layout', 'layouts', 'holds', 'Listening',
            'Kit', 'Dense', 'Outer', 'Convolved', 'Rows', 'looked_up', 'summed_dims', 'repeated', 'multiplied', 'Met',
-           'Lookup', 'find_lookup', 'only_moved', 'Leaf', 'heard_by', 'contradicted', 'Found', 'find_layouts']
+           'Lookup', 'find_lookup', 'only_moved', 'Leaf', 'heard_by', 'worked_along', 'amounts', 'misplaced', 'Found',
+           'find_layouts']
 
 # %% ../../nbs/3_scores/03_leaves.ipynb #5a5d9f9b
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -756,26 +757,110 @@ def _each(calls: list[Callable[[Tensor], None]], g: Tensor) -> None:
     for call in calls:
         call(g)
 
-# %% ../../nbs/3_scores/03_leaves.ipynb #1d18d902
-def contradicted(logits: Tensor, graph: Graph, leaves: dict[str, Leaf], zero: Tensor) -> set[str]:
-    "The names of parameters where slopes of some samples arrive in the places of others."
-    generator = torch.Generator("cpu").manual_seed(2)
+# %% ../../nbs/3_scores/03_leaves.ipynb #cdde5638
+_STILL = set(
+    "T Transpose Permute View UnsafeView ReshapeAlias Unsqueeze Squeeze Alias Clone ToCopy Expand "
+    "Repeat Add Sub Rsub Mul Div Neg Pow Exp Log Log1p Sqrt Rsqrt Reciprocal Abs Clamp ClampMin "
+    "ClampMax Maximum Minimum Where MaskedFill Erf Sin Cos Sigmoid LogSigmoid Tanh Relu LeakyRelu "
+    "Elu Gelu Silu Mish Softplus Hardtanh Hardswish Hardsigmoid PreluKernel Threshold Softmax "
+    "LogSoftmax Convolution NativeBatchNorm CudnnBatchNorm NativeLayerNorm NativeGroupNorm "
+    "FusedRmsNorm MaxPool2DWithIndices MaxPool3DWithIndices AvgPool2D AvgPool3D AdaptiveAvgPool2D "
+    "AdaptiveAvgPool3D AdaptiveMaxPool2D ConstantPadNd UpsampleNearest2D UpsampleBilinear2D "
+    "ScaledDotProductFlashAttentionForCpu ScaledDotProductFlashAttention "
+    "ScaledDotProductEfficientAttention ScaledDotProductCudnnAttention".split()
+)
+_ALONG = set(
+    "Select Slice Split SplitWithSizes Unbind Cat Stack Roll Flip Sum Mean Prod Max Min Amax Amin "
+    "Var Std LinalgVectorNorm Norm Logsumexp Cumsum".split()
+)
+_PRODUCTS = {"Mm": ("self", "mat2"), "Addmm": ("mat1", "mat2"), "Bmm": ("self", "mat2")}
+
+
+def _name(node: Any) -> str:
+    "What a node does, without its number."
+    return node.name().rpartition("Backward")[0]
+
+
+def _dims(node: Any) -> tuple[int, ...]:
+    "The dimensions along which a node works; none are all."
+    saved = (getattr(node, f"_saved_{name}", None) for name in ("dim", "dims"))
+    dims = next((d for d in saved if d is not None), ())
+    return _signed(dims if isinstance(dims, tuple) else (dims,))
+
+
+def _summed(node: Any) -> int:
+    "How many products a product of matrices adds up to an entry."
+    left, right = (getattr(node, f"_saved_{name}") for name in _PRODUCTS[_name(node)])
+    return right.shape[-2] if left is None else left.shape[-1]
+
+# %% ../../nbs/3_scores/03_leaves.ipynb #773a3bcc
+def _worked_along(node: Any) -> list[int] | None:
+    "The sizes of the dimensions along which a node takes apart, joins or adds up; None: unknown."
+    name = _name(node)
+    children = [(child, k) for child, k in node.next_functions if child is not None]
+    if name in _STILL or all(hasattr(child, "variable") for child, _ in children):
+        return []
+    if name in _PRODUCTS:
+        return [_summed(node)]
+    if name not in _ALONG:
+        return None
+    child, k = children[0]
+    shape = shapes_of(node)[0] if name in ("Cat", "Stack") else shapes_of(child)[k]
+    return [shape[d] for d in _dims(node)] or list(shape)
+
+
+def worked_along(graph: Graph) -> list[int] | None:
+    """The sizes of all dimensions along which a network takes apart, joins or adds up; None if
+    that isn't known of some node."""
+    found: list[int] = []
+    for node in graph.uses:
+        try:
+            sizes = _worked_along(node)
+        except (
+            AttributeError,
+            IndexError,
+            RuntimeError,
+        ):  # another version's node, or a changed one
+            return None
+        if sizes is None:
+            return None
+        found += sizes
+    return found
+
+# %% ../../nbs/3_scores/03_leaves.ipynb #d03bdd89
+def _factors(n: int) -> Tensor:
+    "Powers of two, by lot: (n, 1)."
+    drawn = torch.randperm(n, generator=torch.Generator("cpu").manual_seed(2), device="cpu")
+    return 2.0 ** (drawn % 32 - 16).double()[:, None]
+
+
+def amounts(layout: Layout, g: Tensor) -> Tensor:
+    "How much slope there is in the places of each sample: (n,)."
+    return layout.split(g.detach().abs()).flatten(1).sum(1, dtype=torch.float64)
+
+
+def misplaced(
+    logits: Tensor,
+    # from a direction to the amounts of slope (n,) that came for each name
+    told: Callable[[Tensor], list[tuple[str, Tensor]]],
+    tolerance: float,
+) -> set[str]:
+    "The names for which slopes of some samples arrive in the places of others."
+    generator = torch.Generator("cpu").manual_seed(3)
     drawn = torch.randn(logits.shape, generator=generator, dtype=torch.float64, device="cpu")
-    chosen = torch.randperm(len(logits), generator=generator, device="cpu")[: len(logits) // 2]
-    direction = torch.zeros_like(logits)
-    direction[chosen] = drawn[chosen].to(logits)
-    wrong: set[str] = set()
+    factors = _factors(len(logits))
+    plain, scaled = (told(s.to(logits)) for s in (drawn, drawn * factors))
+    return {
+        name
+        for (name, a), (_, b) in zip(plain, scaled)
+        if not _scaled(a, b, factors[:, 0].to(a.device), tolerance)
+    }
 
-    def look(places: list[tuple[str, Layout]], g: Tensor) -> None:
-        wrong.update(name for name, layout in places if not holds(layout, g, chosen.tolist()))
 
-    met: dict[Any, list[tuple[str, Layout]]] = {}
-    for name, leaf in leaves.items():
-        for use, layout in zip(leaf.way.met, leaf.layouts):
-            met.setdefault(use.node, []).append((name, layout))
-    heard = {node: partial(look, places) for node, places in met.items()}
-    Listening(logits, graph, heard, [zero])(direction, keep=True)
-    return wrong
+def _scaled(a: Tensor, b: Tensor, factors: Tensor, tolerance: float) -> bool:
+    "Are amounts of slope multiplied by factors? What isn't finite can't be told."
+    finite = a.isfinite().all() & b.isfinite().all()
+    return bool(finite & ((b - factors * a).abs() <= tolerance * factors * a).all())
 
 # %% ../../nbs/3_scores/03_leaves.ipynb #704487d2
 class Found(NamedTuple):

@@ -24,13 +24,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..images.arguments import checked
 from ..networks.guard import Snapshot, untouched
+from ..networks.logits import close
 from ..networks.machine import compiled_loops
-from .leaves import Found, Graph, Kit, Leaf, Listening
-from .leaves import contradicted, find_layouts, heard_by
-from .passes import DEPENDENT, WAYS, Passes, check_independent, close
-from .passes import error_scales, few_of, find_way
-from .passes import has_backward_hooks, loose, relative_error
-from .passes import squares_in_batch, stands_alone, tolerance, try_directions
+from ..networks.parameters import check_network, twins
+from .leaves import Found, Graph, Kit, Layout, Leaf, Listening, amounts
+from .leaves import find_layouts, heard_by, misplaced, worked_along
+from .passes import DEPENDENT, WAYS, Passes, check_copies
+from .passes import check_independent, error_scales, few_of, find_way
+from .passes import has_backward_hooks, loose, relative_error, replaced
+from .passes import spread, squares_in_batch, stands_alone, tolerance
+from .passes import try_directions
 
 if TYPE_CHECKING:
     from fisher_unlearn.scores.fused import Plan
@@ -529,6 +532,7 @@ class _Call:
         self.held: list[Tensor] = []  # slopes of the output
         self.expects, self.last = 1, True  # directions to collect; are they the last?
         self.taken, self.trial = False, False  # have slopes come by? Is it only a trial?
+        self.look: Callable[[Tensor], None] | None = None  # what to do with slopes instead
 
     def per_sample(self, n: int) -> tuple[torch.Size, ...] | None:
         """The shapes of input and output for one of `n` samples; None if the batch is not the
@@ -555,6 +559,8 @@ class _Call:
     def take(self, g: Tensor) -> None:
         """Collect the slopes of the output, and add the squares of the module's parameters once
         all are there."""
+        if self.look is not None:
+            return self.look(g)
         if self.wanted:
             self.held.append(g)
         if self.x is None or len(self.held) < self.expects:
@@ -580,8 +586,10 @@ class _Call:
 @checked
 @contextmanager
 def scoring(model: nn.Module) -> Iterator[Snapshot]:
-    "Evaluation mode without gradients; afterwards, model and torch are as before."
-    with untouched(model, "eval") as before, torch.no_grad():
+    """Evaluation mode without gradients; afterwards, model and torch are as before. Parameters that
+    are one memory are one parameter meanwhile; `ValueError` for those that only overlap."""
+    check_network(model)
+    with replaced(model, twins(model)), untouched(model, "eval") as before, torch.no_grad():
         yield before
 
 
@@ -599,7 +607,8 @@ class _Known:
     # how parameters without a rule of their own meet the samples
     leaves: dict[str, Found] = field(default_factory=dict)
     alone: bool | None = None  # does a batch of one give the same? None: not asked yet
-    compared: bool = False  # have they been compared with those of a part?
+    still: list[int] | None = None  # along what size the network works, if nothing moves samples
+    compared: bool = False  # has a part been compared with a few of its samples?
 
 
 @dataclass
@@ -615,6 +624,7 @@ class GradientSquares:
     )  # of the last batch: "rule", "vmap", "loop" or "unused"
     _known: dict[Any, _Known] = field(default_factory=dict)
     _distrusted: set[str] = field(default_factory=set)  # parameters whose rule was wrong in a trial
+    _parts: int = 0  # so far
     _way: int = 0  # of the general path, in `WAYS`
     _tried: set[str] = field(default_factory=set)  # parameters for which it is known to be right
 
@@ -716,8 +726,11 @@ def _look(squares: GradientSquares, inputs: Tensor) -> _Known:
         rows = few_of(inputs)
         four, calls, _ = _forward(squares, rows, {})
         known = _Known(rows, four.detach(), {call.name: call.per_sample(4) for call in calls})
+        known.still = worked_along(Graph(four.grad_fn))
         del four, calls
         check_independent(squares.passes, rows, known.logits)
+        if len(squares._known) < _TRIALS:
+            check_copies(squares.passes, rows, known.logits)
         _try_rules(squares, known)
         squares._known[kind] = known
     return squares._known[kind]
@@ -727,8 +740,10 @@ def _try_rules(squares: GradientSquares, known: _Known) -> None:
     "Keep the shapes that three samples have too, and try the rules that fit them."
     left: dict[str, Tensor] = {}  # of the squares by the definition, once the rules' are added
     logits, calls, zero = _forward(squares, known.rows[:3], left)
-    if not close(logits, known.logits[:3], loose(logits)):
+    if not close(logits, known.logits[:3], loose(logits), known.logits):
         raise ValueError(DEPENDENT)
+    if known.still != worked_along(Graph(logits.grad_fn)):
+        known.still = None
     shapes = {call.name: call.per_sample(3) for call in calls}
     known.shapes = {
         name: shape for name, shape in known.shapes.items() if shape and shape == shapes.get(name)
@@ -793,16 +808,16 @@ def _add_part(
     inputs = batch[where]
     n = len(inputs)
     twice = n == 1 and not _alone(squares, known)
-    _rows_of(squares, known, inputs)
+    beside = _beside(squares, known, inputs)
     fed = torch.cat([inputs, inputs]) if twice else inputs
     logits, calls, zero = _forward(squares, fed, squares.total)
-    if len(logits) > 1 and not known.compared:
-        _strike_out(squares, known, logits, zero)
-    _compare_once(known, logits.detach())
+    steady = known.compared and _stays(known, logits)
+    _compare(known, logits.detach(), beside)
     wanted = [s.to(logits.dtype) for s in directions(logits.detach()[:n], where)]
-    ruled, others = _shared_out(squares, calls, logits, known)
-    met = _leaves_of(squares, known, logits, others, squares.total)
-    others = {name: p for name, p in others.items() if name not in met}
+    ruled, met, others = _shared_out(squares, calls, logits, known)
+    if (ruled or met) and not steady and len(logits) > 1:
+        squares._distrusted |= _strayed(squares, calls, met, logits, zero)
+        ruled, met, others = _shared_out(squares, calls, logits, known)
     if ruled or met:
         fitting = [F.pad(s, (0, 0, 0, 1)) if twice else s for s in wanted]
         _run_backward(logits, calls, zero, others, fitting, together, met)
@@ -868,22 +883,64 @@ def _leaves_of(
     return {n: leaf for n, leaf in found.items() if leaf is not None}
 
 
-def _strike_out(squares: GradientSquares, known: _Known, logits: Tensor, zero: Tensor) -> None:
-    "Distrust what the slopes of a larger batch contradict."
-    met = _leaves_of(squares, known, logits, known.leaves, squares.total)
-    if met:
-        graph = Graph(logits.grad_fn)
-        squares._distrusted |= contradicted(logits, graph, met, zero)
+def _stays(known: _Known, logits: Tensor) -> bool:
+    "Does the graph of a pass show that each sample stays in its place?"
+    return known.still is not None and worked_along(Graph(logits.grad_fn)) == known.still
+
+
+def _strayed(
+    squares: GradientSquares,
+    calls: list[_Call],
+    met: dict[str, Leaf],
+    logits: Tensor,
+    zero: Tensor,
+) -> set[str]:
+    "The parameters whose rows are not the samples that they seem to be."
+    came: list[tuple[str, Tensor]] = []
+
+    def look(name: str, layout: Layout, g: Tensor) -> None:
+        came.append((name, amounts(layout, g)))
+
+    places: dict[Any, list[Callable[[Tensor], None]]] = {}
+    for name, leaf in met.items():
+        for use, layout in zip(leaf.way.met, leaf.layouts):
+            places.setdefault(use.node, []).append(partial(look, name, layout))
+    heard = {node: partial(_tell_all, looks) for node, looks in places.items()}
+    listening = Listening(logits, Graph(logits.grad_fn) if met else None, heard, [zero])
+
+    def told(direction: Tensor) -> list[tuple[str, Tensor]]:
+        came.clear()
+        listening(direction, keep=True)
+        return [*came]
+
+    for call in calls:
+        call.look = partial(_tell_all, [partial(look, n, _FIRST) for n in call.wanted])
+    try:
+        return misplaced(logits, told, max(1e-3, loose(logits)))
+    finally:
+        for call in calls:
+            call.look = None
+
+
+_FIRST = Layout(0, 1, 1)
+
+
+def _tell_all(looks: list[Callable[[Tensor], None]], g: Tensor) -> None:
+    for look in looks:
+        look(g)
 
 
 def _shared_out(
     squares: GradientSquares, calls: list[_Call], logits: Tensor, known: _Known
-) -> tuple[set[str], dict[str, Tensor]]:
-    "The names of the parameters that rules are for, and the others that the logits depend on."
+) -> tuple[set[str], dict[str, Leaf], dict[str, Tensor]]:
+    """The names of the parameters that rules are for, those that the graph tells how they meet
+    the samples, and the others that the logits depend on."""
     uses, hidden = _uses(logits.grad_fn)
     ruled = _assign_rules(squares, calls, uses, len(logits), known.shapes)
     rest = {name: p for name, p in squares.parameters.items() if name not in ruled}
-    return ruled, {name: p for name, p in rest.items() if hidden or uses[id(p)]}
+    used = {name: p for name, p in rest.items() if hidden or uses[id(p)]}
+    met = _leaves_of(squares, known, logits, used, squares.total)
+    return ruled, met, {name: p for name, p in used.items() if name not in met}
 
 
 def _missed(
@@ -925,20 +982,21 @@ def _run_backward(
             leaf.finish()
 
 # %% ../../nbs/3_scores/04_squares.ipynb #69a60359
-def _rows_of(squares: GradientSquares, known: _Known, inputs: Tensor) -> None:
-    "Let the rows to compare with be of this batch, where the first one held a single sample."
-    n = min(4, len(inputs))
-    if known.compared or n < 2 or torch.equal(inputs[:n], known.rows[:n]):
-        return
-    known.rows = few_of(inputs)
-    known.logits = squares.passes(known.rows).detach()
+def _beside(squares: GradientSquares, known: _Known, inputs: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The places of some samples of a part, and their logits apart from the others: one of them
+    twice, always another; and at first a few."""
+    if (n := len(inputs)) < 2:
+        return []
+    one = torch.full((2,), 7919 * squares._parts % n, device="cpu")
+    squares._parts += 1
+    chosen = [one] if known.compared else [one, spread(n)]
+    return [(k, squares.passes(inputs[k.to(inputs.device)]).detach()) for k in chosen]
 
 
-def _compare_once(known: _Known, logits: Tensor) -> None:
-    "Refuse a model that gives a sample other logits in a larger batch."
-    if not known.compared and len(logits) > 1:
-        n = min(4, len(logits))
-        if not close(logits[:n], known.logits[:n], loose(logits)):
+def _compare(known: _Known, logits: Tensor, beside: list[tuple[Tensor, Tensor]]) -> None:
+    "Refuse a model that gives a sample other logits beside others."
+    for places, found in beside:
+        if not close(found, logits[places.to(logits.device)], loose(logits), logits):
             raise ValueError(DEPENDENT)
         known.compared = True
 
