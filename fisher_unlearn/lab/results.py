@@ -9,6 +9,7 @@ __all__ = ['IDENTITY', 'SEEDS', 'checked_records', 'run_records', 'identity_of',
 # %% ../../nbs/6_lab/09_results.ipynb #37358272
 import json
 from collections.abc import Iterable
+from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..images.arguments import Whole, checked
@@ -104,11 +105,11 @@ def weights_moved(record: Record) -> float:
 
 @checked
 def seconds_taken(record: Record) -> float:
-    """Seconds of a method, those in which others had computed its scores included, and of training
-    after it, with the epochs before an interruption."""
-    spent, epochs = record["seconds"], (row.get("seconds") for row in record["history"])
-    tuned = max(spent["fine_tune"], sum(filter(None, epochs)))
-    return spent["method"] + record.get("spared", 0.0) + tuned
+    """Seconds of a method, those in which others had computed its scores included, and of the
+    epochs after it, each at their median, which no interruption moves."""
+    epochs = [row["seconds"] for row in record["history"] if row.get("seconds")]
+    tuned = len(epochs) * median(epochs) if epochs else 0.0
+    return record["seconds"]["method"] + record.get("spared", 0.0) + tuned
 
 # %% ../../nbs/6_lab/09_results.ipynb #9941bfcd
 @checked
