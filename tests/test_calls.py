@@ -74,6 +74,7 @@ INNER = {  # parts of networks and loops, called for each batch by their owners
     "KeptScores",
     "read_pair",
     "read_logits",
+    "close",
     "check_labels",
     "place_of",
     "memory_of",
