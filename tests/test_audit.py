@@ -674,6 +674,13 @@ def test_images_that_come_anew_at_each_pass_are_refused(models):
         audit(row, original=w_star, forget=FORGET, remain=anew)
 
 
+def test_images_that_are_no_numbers_are_no_other_images(models):
+    w_star, row, _ = models
+    broken = [(torch.full_like(x, math.nan), y) for x, y in REMAIN]
+    with pytest.raises(FloatingPointError):
+        audit(row, original=w_star, forget=FORGET, remain=broken)
+
+
 def test_whether_classes_are_gone_is_seen_from_the_labels(models):
     w_star, row, others = models
     given = {"original": w_star, "forget": FORGET, "remain": REMAIN, "tests": TESTS}

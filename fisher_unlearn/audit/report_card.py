@@ -22,7 +22,8 @@ from .floor import Floor
 from .membership import LEAST, REFERENCES, area, membership, rmia
 from .readouts import jensen_shannon
 from ..images.arguments import Count, Percent, Seed, Whole, checked
-from ..images.batches import first_pair
+from ..images.batches import first_pair, pairs
+from ..images.data import digest
 from ..images.draws import drawing_apart
 from ..images.overlap import sample_hashes
 from ..networks.metrics import Loader
@@ -128,11 +129,11 @@ class Card:
 # %% ../../nbs/5_audit/06_report_card.ipynb #16832e32
 def _check_same(batches: Loader, name: str, seed: int) -> None:
     "`ValueError` if a set comes with other images at each pass, though all is drawn by one seed."
-    firsts = []
+    firsts = set()
     for _ in range(2):
         with drawing_apart(seed, batches):
-            firsts.append(first_pair(batches, name)[0])
-    if not torch.equal(*firsts):
+            firsts.add(digest(first_pair(batches, name)[0]))
+    if len(firsts) > 1:
         raise ValueError(
             f"`{name}` gives other images at each pass, and models are compared image by image: "
             "let what it draws come from torch's generator."
@@ -145,9 +146,9 @@ def _within(one: Loader, other: Loader, seed: int) -> bool:
     return next(found) <= next(found)
 
 
-def _gone(forget: Loader, remain: Loader, classes: Iterable[int] | None, seed: int) -> list[int]:
+def _gone(forget: Loader, remain: Loader, classes: Iterable[int] | None) -> list[int]:
     "The classes that are gone as a whole; `ValueError` for classes that aren't."
-    lost, kept = ({label for _, label in sample_hashes(p, seed=seed)} for p in (forget, remain))
+    lost, kept = ({y for _, ys in pairs(p) for y in ys.tolist()} for p in (forget, remain))
     if classes is None:
         return [] if lost & kept else sorted(lost)
     given = [*classes]
@@ -191,7 +192,7 @@ class Auditor:
                 _check_same(batches, name, seed)
             if "test_forget" in self.sets and _within(self.sets["test_forget"], forget, seed):
                 del self.sets["test_forget"]  # the same images would be asked, and count, twice
-            self.classes = _gone(forget, remain, classes, seed)
+            self.classes = _gone(forget, remain, classes)
 
     def __call__(self, model: nn.Module) -> Card:
         "The card of a model. No model is changed; errors as those of `answers_of`."
