@@ -288,10 +288,7 @@ def _scores_of(
     )
 
 # %% ../../nbs/6_lab/02_run.ipynb #3dc711e8
-_COLUMNS = [
-    *("place", "limit", "method", "epochs", "seconds", "epoch", "own", "spared", "memory"),
-    "written",
-]
+_COLUMNS = "place limit method epochs seconds epoch own spared memory written".split()
 
 
 @checked

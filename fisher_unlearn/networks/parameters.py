@@ -42,14 +42,19 @@ def _within(model: nn.Module) -> str | None:
     "The name under which a wrapper holds a network; None if the model is no wrapper."
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         return "module"
-    return (
-        "_orig_mod" if [n for n, _ in model.named_children()] == ["_orig_mod"] else None
-    )  # of torch.compile
+    parts = [name for name, _ in model.named_children()]
+    return "_orig_mod" if parts == ["_orig_mod"] else None  # of torch.compile
 
 # %% ../../nbs/2_networks/02_parameters.ipynb #011e595c
+def _start(tensor: Tensor) -> int:
+    "Where the memory of a tensor begins; 0 if it has none of its own."
+    plain = tensor.layout == torch.strided and not is_traceable_wrapper_subclass(tensor)
+    return tensor.untyped_storage().data_ptr() if plain and not tensor.is_meta else 0
+
+
 def memory_of(tensor: Tensor) -> int | tuple[torch.device, int]:
     "What tensors have in common that lie in one memory, wherever in it and however they are seen."
-    start = 0 if tensor.is_sparse or tensor.is_meta else tensor.untyped_storage().data_ptr()
+    start = _start(tensor)
     return (tensor.device, start) if start else id(tensor)
 
 
@@ -97,8 +102,7 @@ def _check_overlaps(named: Iterable[tuple[str, nn.Parameter]]) -> None:
     "Raise `ValueError` if parameters share some of their entries."
     groups: dict[Hashable, list[tuple[str, nn.Parameter]]] = {}
     for name, p in named:
-        start = 0 if p.layout != torch.strided or p.is_meta else p.untyped_storage().data_ptr()
-        groups.setdefault((p.device, start or id(p)), []).append((name, p))
+        groups.setdefault(memory_of(p), []).append((name, p))
     for group in groups.values():
         for (one, p), (other, q) in combinations(group, 2):
             if _meet(p, q) and bool(torch.isin(_entries(p), _entries(q)).any()):
@@ -290,9 +294,8 @@ def _share_again(model: nn.Module, copies: Mapping[int, Any]) -> None:
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers(), *kept)}
     groups: dict[int, list[tuple[Tensor, Tensor]]] = {}
     for old in tensors.values():
-        if old.layout == torch.strided and not old.is_meta and old.untyped_storage().data_ptr():
-            pair = old, copies.get(id(old), old)
-            groups.setdefault(old.untyped_storage().data_ptr(), []).append(pair)
+        if start := _start(old):
+            groups.setdefault(start, []).append((old, copies.get(id(old), old)))
     for group in groups.values():
         if len(group) > 1 and all(new is not old for old, new in group):
             storage = group[0][0].untyped_storage().clone()
@@ -430,12 +433,6 @@ class _Looking(TorchDispatchMode):
             if isinstance(held, Tensor) and _start(held) in self.names:
                 self.found.add(self.names[_start(held)])
         return func(*args, **(kwargs or {}))
-
-
-def _start(tensor: Tensor) -> int:
-    "Where the memory of a tensor begins; 0 if it has none."
-    plain = tensor.layout == torch.strided and not is_traceable_wrapper_subclass(tensor)
-    return tensor.untyped_storage().data_ptr() if plain and not tensor.is_meta else 0
 
 
 @checked

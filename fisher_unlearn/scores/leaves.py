@@ -816,11 +816,7 @@ def worked_along(graph: Graph) -> list[int] | None:
     for node in graph.uses:
         try:
             sizes = _worked_along(node)
-        except (
-            AttributeError,
-            IndexError,
-            RuntimeError,
-        ):  # another version's node, or a changed one
+        except (AttributeError, IndexError, RuntimeError):  # of another version, or changed
             return None
         if sizes is None:
             return None
