@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from ..images.arguments import Seed, Whole, checked
-from ..images.atomic import writable_folder
+
 from ..images.budget import Budget
 from ..images.data import choose
+from ..images.draws import drawing_apart
 from ..images.overlap import Overlap, overlap
 from .base import Kept, Method, Task, check_needs
 from .dampening import LFSSD, SSD
@@ -41,11 +42,11 @@ from .teachers import DELETE, SCRUB, BadTeacher, RewoundSCRUB
 from ..networks.metrics import Loader, accuracy, evaluate, unlearn_score
 from ..networks.models import check_batches
 from ..networks.objective import minimise
-from ..networks.optimizers import check_loss
+from ..networks.optimizers import check_loss, make_optimizer
 from ..networks.parameters import by_first_name, copied, extras_of
 from ..networks.parameters import memory_of, own_memory_, put_state_
 from ..networks.parameters import state_names, tensors_of, unwrapped
-from ..networks.train import Progress, TrainSettings, check_extras, shows_bar
+from ..networks.train import Progress, TrainSettings, check_checkpoint, shows_bar
 from ..networks.train import train_model, trainable_batches
 
 if TYPE_CHECKING:
@@ -144,49 +145,60 @@ def unlearn(
     import pandas as pd
 
     chosen, sets = _chosen(method, mask, preset, options), dict(evaluate or {})
-    original, prefix = unwrapped(model)
-    changing = copied(original)
-    own_memory_(changing)
-    steps: list[dict[str, Any]] = []
-    given = {"remain": remain, "reference": reference, "held_out": held_out}
-    given |= {f"evaluate[{name!r}]": batches for name, batches in sets.items()}
-    task = Task(
-        forget,
-        remain,
-        reference,
-        classes,
-        classifier and classifier.removeprefix(prefix),
-        _checked(changing, forget, given, not fine_tune or fine_tune.several),
-        build and partial(_new, build, original),
-        seed,
-        shows_bar(progress),
-        _measuring(steps, sets),
-        kept,
-        original,
-        held_out,
-    )
-    check_needs(chosen, task)
-    _check_free(chosen, changing, fine_tune)
-    ready = _ready(chosen, changing, task)
-    _check_tuning(changing, remain, fine_tune, checkpoint)
-    whole = True
-    if check_sets and remain is not None:
-        _check_apart(chosen, task, found := overlap(forget, remain))
-        whole = not any(found.labels[c] for c in classes or found.gone)
-    _warn_of_cost(chosen, task)
-    start = time.perf_counter()
-    masked = _changed(chosen, changing, task, ready)
-    seconds, what = {"method": time.perf_counter() - start}, _changes(original, changing, masked)
-    tuning = fine_tune and replace(fine_tune, select="last", seed=seed)
-    history, spent = _fine_tuned(
-        changing, remain, tuning, sets, checkpoint, progress, chosen.held(masked), budget
-    )
-    if whole and {"remain", "forget"} <= {*sets}:
-        history["unlearn_score"] = unlearn_score(history.remain_acc, history.forget_acc)
-    left = _answered(original, forget), _answered(changing, forget)
-    return Unlearned(
-        changing.eval(), masked, what, pd.DataFrame(steps), history, seconds | spent, chosen, left
-    )
+    with drawing_apart(seed, forget, remain, reference, held_out, *sets.values()):
+        original, prefix = unwrapped(model)
+        changing = copied(original)
+        own_memory_(changing)
+        steps: list[dict[str, Any]] = []
+        given = {"remain": remain, "reference": reference, "held_out": held_out}
+        given |= {f"evaluate[{name!r}]": batches for name, batches in sets.items()}
+        task = Task(
+            forget,
+            remain,
+            reference,
+            classes,
+            classifier and classifier.removeprefix(prefix),
+            _checked(changing, forget, given, not fine_tune or fine_tune.several),
+            build and partial(_new, build, original),
+            seed,
+            shows_bar(progress),
+            _measuring(steps, sets),
+            kept,
+            original,
+            held_out,
+        )
+        check_needs(chosen, task)
+        _check_free(chosen, changing, fine_tune)
+        ready = _ready(chosen, changing, task)
+        _check_tuning(changing, remain, fine_tune, checkpoint)
+        whole = True
+        if check_sets and remain is not None:
+            _check_apart(chosen, task, found := overlap(forget, remain))
+            whole = not any(found.labels[c] for c in classes or found.gone)
+        _warn_of_cost(chosen, task)
+        start = time.perf_counter()
+        masked = _changed(chosen, changing, task, ready)
+        seconds, what = (
+            {"method": time.perf_counter() - start},
+            _changes(original, changing, masked),
+        )
+        tuning = fine_tune and replace(fine_tune, select="last", seed=seed)
+        history, spent = _fine_tuned(
+            changing, remain, tuning, sets, checkpoint, progress, chosen.held(masked), budget
+        )
+        if whole and {"remain", "forget"} <= {*sets}:
+            history["unlearn_score"] = unlearn_score(history.remain_acc, history.forget_acc)
+        left = _answered(original, forget), _answered(changing, forget)
+        return Unlearned(
+            changing.eval(),
+            masked,
+            what,
+            pd.DataFrame(steps),
+            history,
+            seconds | spent,
+            chosen,
+            left,
+        )
 
 # %% ../../nbs/4_methods/13_unlearn.ipynb #ce1b1ffd
 def _chosen(
@@ -310,9 +322,9 @@ def _check_tuning(
     if settings and remain is not None:
         trainable_batches(model, remain, "remain")
         check_loss(model, remain, settings.loss)
+        make_optimizer(settings.optimizer, model, settings.schedule.lr)
     if checkpoint:
-        writable_folder(Path(checkpoint).parent)
-        check_extras(model)
+        check_checkpoint(checkpoint, model)
 
 # %% ../../nbs/4_methods/13_unlearn.ipynb #453ab538
 def _ready(method: Method, model: nn.Module, task: Task) -> Task:

@@ -20,7 +20,8 @@ from ..images.arguments import Count, checked
 from ..images.data import choose
 from ..images.sources import imported
 from .models import NETWORKS, build_model
-from .parameters import put_state_, tensors_of, unwrapped
+from .parameters import check_network, extras_of, put_state_
+from .parameters import state_names, tensors_of, unwrapped
 from .train import read_tensors
 
 # %% ../../nbs/2_networks/10_foreign.ipynb #c44ca1ea
@@ -175,7 +176,13 @@ def _differences(tensors: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> 
     "In which names and shapes a file differs from a network, in words."
     shapes = lambda name: f"{tuple(tensors[name].shape)}, not {tuple(known[name].shape)}"
     missing = [n for n in known if n not in tensors and not n.endswith("num_batches_tracked")]
+    whole = [
+        n
+        for n, t in tensors.items()
+        if n in known and known[n].is_floating_point() and not t.is_floating_point()
+    ]
     return [
+        *(f"`{n}` is {_kind(tensors[n])}, not {_kind(known[n])}" for n in whole),
         *(f"`{n}` is missing" for n in missing),
         *(f"`{n}` is not in the network" for n in tensors if n not in known),
         *(
@@ -186,15 +193,23 @@ def _differences(tensors: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> 
     ]
 
 
+def _with_twins(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    "Tensors of which a file holds one name, for all names that are the same memory in a network."
+    held = {names[n]: t for n, t in tensors.items() if n in names}
+    return {**{n: held[first] for n, first in names.items() if first in held}, **tensors}
+
+
 @checked
 def load_checkpoint(
     model: nn.Module,  # gets the weights
     path: str | Path,  # safetensors, or what torch saved
 ) -> str:  # what of it had to be recognised, in a sentence; "" for nothing
     "Read someone's weights into their network; `ValueError` that names what differs."
+    check_network(model)
     network, _ = unwrapped(model)
     known = tensors_of(network)
     tensors, prefix = _renamed(read_checkpoint(path), known)
+    tensors = _with_twins(tensors, state_names(network))
     if odd := _differences(tensors, known):
         more = f", and {len(odd) - 3} more" if len(odd) > 3 else ""
         raise ValueError(f"{path} is of another network: {'; '.join(odd[:3])}{more}.")
@@ -202,6 +217,9 @@ def load_checkpoint(
     kinds = sorted({_kind(t) for n, t in tensors.items() if t.dtype != known[n].dtype})
     said = [f"the prefix {prefix!r} of its names was recognised"] if prefix else []
     said += [f"{', '.join(kinds)} became {_kind(next(model.parameters()))}"] if kinds else []
+    said += (
+        [f"{', '.join(map(repr, odd))} stayed as built"] if (odd := [*extras_of(network)]) else []
+    )
     return f"Of {Path(path).name}, {' and '.join(said)}." if said else ""
 
 

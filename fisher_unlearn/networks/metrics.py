@@ -20,7 +20,7 @@ from ..images.arguments import Whole, check_fields, checked
 from ..images.batches import pairs
 from ..images.data import choose
 from .guard import untouched
-from .logits import logits_of
+from .logits import UnclearOutput, logits_of
 from .models import check_labels, device_of
 
 Loader = Iterable[tuple[Tensor, Tensor]]
@@ -78,6 +78,11 @@ def count_correct(
     with untouched(model, "eval"):
         for inputs, labels in pairs(batches):
             labels, logits = labels.to(device), logits_of(model, inputs.to(device))
+            if logits.dim() != 2:
+                raise ValueError(
+                    f"the model gives {tuple(logits.shape)} for {len(labels)} inputs: it must give "
+                    "logits (n, classes)."
+                )
             if counts is None:
                 counts = torch.zeros(2, logits.shape[1] + 1, dtype=torch.float64, device=device)
             _add_counts(counts, logits, labels)
@@ -158,8 +163,10 @@ def _counts_of(model: nn.Module, name: str, batches: Loader) -> Tensor:
     "Correct and all images of a set; the errors of `count_correct` name it."
     try:
         return count_correct(model, batches).sum(1)
-    except FloatingPointError as error:
-        raise FloatingPointError(f"the set {name!r} can't be measured: {error}") from error
+    except UnclearOutput:  # which is of the model, and says what to do
+        raise
+    except (FloatingPointError, ValueError) as error:
+        raise type(error)(f"the set {name!r} can't be measured: {error}") from error
 
 # %% ../../nbs/2_networks/06_metrics.ipynb #8e58fc3e
 @checked

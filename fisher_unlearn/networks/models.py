@@ -7,6 +7,7 @@ __all__ = ['NETWORKS', 'Inception', 'DenseLayer', 'Network', 'min_size', 'build_
            'device_of', 'check_batch', 'check_labels', 'check_batches']
 
 # %% ../../nbs/2_networks/03_models.ipynb #6dac2b48
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from contextlib import contextmanager, nullcontext
@@ -19,6 +20,7 @@ from torch import Tensor, fx, nn
 from ..images.arguments import Count, Seed, check_fields, checked
 from ..images.batches import first_pair, read_pair
 from ..images.data import Batches, check_repeatable, choose
+from ..images.draws import drawing_apart
 from .guard import untouched
 from .logits import UnclearOutput, logits_of, warn_of_probabilities
 from .parameters import check_apart, check_network, unwrapped, weight_of
@@ -292,6 +294,7 @@ def find_classifier(
 ) -> str:  # its name in `model.named_modules()`
     """The name of the layer whose rows are the classes; `ValueError` if it can't be told and
     none is given."""
+    check_network(model)
     inner, prefix = unwrapped(model)
     layers = [
         n
@@ -376,7 +379,8 @@ def check_batch(
     inputs, labels = read_pair((inputs, labels), name)
     _check_inputs(inputs, name)
     check_network(model)
-    logits = _answer(model, inputs[:2], name)  # two are as good as all of them, and cheaper
+    # two are as good as all of them, and cheaper; a network may normalise its input in place
+    logits = _answer(model, inputs[:2].clone(), name)
     if logits.shape[1] < 2:
         raise ValueError(
             "the model returns one column of logits: cross-entropy needs one for each class, "
@@ -384,7 +388,7 @@ def check_batch(
         )
     check_labels(labels, logits.shape[1], name, several)
     if bool(((logits >= 0) & (logits <= 1)).all()):
-        warn_of_probabilities(_answer(model, inputs[:64], name), stacklevel=3)
+        warn_of_probabilities(_answer(model, inputs[:64].clone(), name), stacklevel=3)
     return logits.shape[1]
 
 # %% ../../nbs/2_networks/03_models.ipynb #8cb0b392
@@ -415,6 +419,12 @@ def _check_columns(labels: Tensor, num_classes: int, name: str, several: bool) -
             f"`{name}` has labels of {labels.shape[1]} columns, but the model has {num_classes} "
             "classes."
         )
+    if bool((labels.sum(1) == 1).all()) and int(labels.any(0).sum()) > 1:
+        warnings.warn(
+            f"each label of `{name}` has a 1 in one of its columns, and they are read as a yes or "
+            "no of each class: if each sample has one class, pass `labels.argmax(1)`.",
+            stacklevel=3,
+        )
 
 
 @checked
@@ -428,8 +438,9 @@ def check_batches(
 ) -> int:  # the number of classes of the model
     """Check that batches are repeatable and fit the model; `TypeError` or `ValueError` in one
     sentence otherwise."""
-    check_repeatable(batches, name)
-    inputs, labels = first_pair(batches, name)
+    with drawing_apart(0, batches):
+        check_repeatable(batches, name)
+        inputs, labels = first_pair(batches, name)
     kind, known = (inputs.shape[1:], inputs.dtype), {} if known is None else known
     if kind not in known:
         known[kind] = check_batch(model, inputs, labels, name, several)

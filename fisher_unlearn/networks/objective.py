@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..images.arguments import Count, NotNegative, Positive, Seed, Share
 from ..images.arguments import check_fields, checked
+from ..images.draws import seeded_draws
 from .logits import read_logits
 from .optimizers import make_optimizer, set_rate
 from .parameters import by_first_name, copied, own_memory_
@@ -40,7 +41,7 @@ class Teacher:
     @torch.no_grad()
     def __call__(self, inputs: Tensor) -> Tensor:
         "Its logits (n, C)."
-        return read_logits(self.model(inputs))
+        return read_logits(self.model(inputs.clone()))  # it may normalise its input in place
 
 
 @checked
@@ -131,15 +132,15 @@ def minimise(
     usual = {"momentum": objective.momentum, "weight_decay": objective.weight_decay}
     optimizer = make_optimizer(objective.optimizer, model, objective.lr, **usual)
     rows, done = [], 0
-    with torch.random.fork_rng(), _training(model, objective.still):
+    with _training(model, objective.still):
         kept = _Kept(model, objective.frozen)
         for epoch in range(objective.epochs):
-            torch.manual_seed(epoch_seed(seed, epoch))
             start, losses = time.perf_counter(), []
-            for step in objective.steps(epoch):
-                set_rate(optimizer, objective.rate(done))
-                losses.append(_take(model, optimizer, step, kept))
-                done += 1
+            with seeded_draws(epoch_seed(seed, epoch)):
+                for step in objective.steps(epoch):
+                    set_rate(optimizer, objective.rate(done))
+                    losses.append(_take(model, optimizer, step, kept))
+                    done += 1
             loss = torch.stack(losses).mean().item() if losses else 0.0
             _check_finite(model, loss, epoch)
             rows.append(_row(epoch, optimizer, loss, time.perf_counter() - start))

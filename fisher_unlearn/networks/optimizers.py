@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['Factory', 'Loss', 'OPTIMIZERS', 'LOSSES', 'binary_cross_entropy', 'function_named', 'name_of', 'check_loss',
-           'make_optimizer', 'set_rate', 'optimizer_state', 'put_optimizer_state_']
+           'make_optimizer', 'set_rate', 'optimizer_state', 'put_optimizer_state_', 'group_numbers']
 
 # %% ../../nbs/2_networks/08_optimizers.ipynb #c989f84e
 import hashlib
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from types import CodeType
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ from torch.optim import Optimizer
 
 from ..images.arguments import checked
 from ..images.batches import first_pair
-from ..images.data import choose
+from ..images.data import choose, digest
 from ..images.sources import imported
 from .guard import untouched
 from .logits import logits_of
@@ -76,21 +78,63 @@ def function_named(
 
 @checked
 def name_of(choice: str | Callable) -> str:
-    "What a function is called, for records and keys."
+    """What a function is called, for records and keys; one that has no name in its module, by what
+    it does and holds. `ValueError` for one that holds itself."""
+    try:
+        return _called(choice)
+    except RecursionError as error:
+        raise ValueError(
+            f"{choice!r} holds itself, so that it can't be told from others: give a function by "
+            'its name, "module:function".'
+        ) from error
+
+
+def _called(choice: str | Callable) -> str:
+    "What a function is called."
     if isinstance(choice, str):
         return choice
     if isinstance(choice, partial):
-        given = [*map(repr, choice.args), *(f"{n}={v!r}" for n, v in choice.keywords.items())]
-        return f"{name_of(choice.func)}({', '.join(given)})"
-    name = getattr(choice, "__qualname__", type(choice).__qualname__)
-    return f"{choice.__module__}:{name}{_body(choice) if '<' in name else ''}"
+        given = [*map(_said, choice.args), *(f"{n}={_said(v)}" for n, v in choice.keywords.items())]
+        return f"{_called(choice.func)}({', '.join(given)})"
+    if not hasattr(choice, "__qualname__"):  # an object that can be called
+        kind = type(choice)
+        return f"{kind.__module__}:{kind.__qualname__}{_mark(_said(vars(choice)))}"
+    name = f"{choice.__module__}:{choice.__qualname__}"
+    made = hasattr(choice, "__code__") and ("<" in name or choice.__closure__)
+    return f"{name}{_mark(_body(choice))}" if made else name
 
 
-def _body(function: Callable) -> str:
-    "What tells one function without a name from another: a digest of its code."
-    code = function.__code__
-    said = code.co_code + repr((code.co_names, code.co_consts)).encode()
-    return f"#{hashlib.sha256(said).hexdigest()[:8]}"
+def _mark(said: str) -> str:
+    "A short digest."
+    return f"#{hashlib.sha256(said.encode()).hexdigest()[:8]}"
+
+
+def _body(function: Any) -> str:
+    "What tells a function that has no name of its own from another: its code, and what it holds."
+    held = [cell.cell_contents for cell in function.__closure__ or ()]
+    given = _said([function.__defaults__, function.__kwdefaults__, held])
+    return f"{_code(function.__code__)} {given}"
+
+
+def _code(code: CodeType) -> str:
+    "A function's code, with that of the functions in it."
+    inner = [_code(c) if isinstance(c, CodeType) else _said(c) for c in code.co_consts]
+    return f"{code.co_code.hex()} {code.co_names} {inner}"
+
+
+def _said(value: Any) -> str:
+    "A value in words that are the same in every process."
+    if isinstance(value, Tensor):
+        return digest(value)
+    if isinstance(value, Mapping):
+        return str({str(name): _said(part) for name, part in value.items()})
+    if isinstance(value, (set, frozenset)):
+        return str(sorted(map(_said, value)))
+    if isinstance(value, (list, tuple)):
+        return str([*map(_said, value)])
+    if callable(value) and not isinstance(value, type):
+        return _called(value)
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 # %% ../../nbs/2_networks/08_optimizers.ipynb #c6c0b75f
 @checked
@@ -139,14 +183,27 @@ def make_optimizer(
     except Exception as error:  # whatever someone's function, or an optimiser, says
         said = " ".join(str(error).split()).rstrip(".")
         raise ValueError(f"the optimizer {name_of(choice)} can't be made ({said}).") from error
-    if not isinstance(made, Optimizer) or type(made).__name__ in _OTHER_STEPS:
+    odd = not isinstance(made, Optimizer) or type(made).__name__ in _OTHER_STEPS
+    if odd or _needs_more(made):
         raise TypeError(
             f"the optimizer {name_of(choice)} makes a {type(made).__name__}: it must be one of "
             "torch's kind, whose steps need no function and keep zeros without slope."
         )
+    own = {*map(id, parameters)}
+    if any(id(p) not in own for group in made.param_groups for p in group["params"]):
+        raise ValueError(
+            f"the optimizer {name_of(choice)} holds parameters that are not those of the model in "
+            "training, which may be a copy: let the function make it of those that it is given."
+        )
     for group in made.param_groups:
         group["share"] = float(group["lr"]) / lr
     return made
+
+
+def _needs_more(made: Optimizer) -> bool:
+    "Must a step be given something, such as a function?"
+    given = _parameters(made.step).values()
+    return any(p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD for p in given)
 
 
 def _parameters(kind: Any) -> Mapping[str, Any]:
@@ -200,3 +257,15 @@ def put_optimizer_state_(
             own[slot] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         else:
             own[slot] = value.clone()
+
+
+@checked
+def group_numbers(optimizer: Optimizer) -> list[dict[str, float]]:  # of each group, by name
+    "The numbers that an optimiser keeps in its groups, but for their rates, which a schedule sets."
+    return [
+        {n: v for n, v in group.items() if n not in _RATES and isinstance(v, (int, float))}
+        for group in optimizer.param_groups
+    ]
+
+
+_RATES = ("lr", "share")

@@ -248,6 +248,11 @@ def check_network(model: nn.Module) -> None:
             "the model has lazy layers, which don't know their shapes yet: run one batch through "
             "it first."
         )
+    if any(t.is_meta for t in (*network.parameters(), *network.buffers())):
+        raise ValueError(
+            "the model is on the device `meta`, where tensors have no values: build it on a CPU or "
+            "a GPU."
+        )
 
 
 _PROGRAM = "the model was made {}: pass the nn.Module that it was made of."

@@ -59,7 +59,8 @@ class Schedule:
     factor: Annotated[Number, Interval(gt=0, le=1)] = option(0.1, "what the rate is cut to")
     warmup: Whole = option(0, "epochs of linear warm-up")
     replay: Count | None = option(None, "replay in that many epochs; None: as trained")
-    # as of another scheduler; each in place of `lr`, `drops` and `warmup`
+    # as of another scheduler, in place of `drops` and `warmup`; `lr` says then what an optimizer's
+    # own rates are shares of
     rates: tuple[NotNegative, ...] | None = option(None, "the rate of each epoch of training")
 
     def __post_init__(self):

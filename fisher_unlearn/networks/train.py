@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Progress', 'TrainSettings', 'Joined', 'joined', 'trainable_batches', 'epoch_seed', 'epoch_batches', 'train_epoch',
            'take_step', 'laid_out', 'tensors_digest', 'save_tensors', 'read_tensors', 'save_weights', 'load_weights',
-           'train_model', 'lay_out_', 'check_extras', 'count_batches', 'shows_bar']
+           'check_checkpoint', 'train_model', 'lay_out_', 'check_extras', 'count_batches', 'shows_bar']
 
 # %% ../../nbs/2_networks/09_train.ipynb #16361c62
 import copy, hashlib, json, math, sys, time
@@ -22,7 +22,7 @@ from annotated_types import Interval
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
 from ..images.arguments import Count, NotNegative, Number, Positive, Seed, Share
@@ -32,17 +32,18 @@ from ..images.atomic import writable_folder, write_whole
 from ..images.batches import as_one, first_pair, pairs
 from ..images.budget import Budget
 from ..images.data import Batches, Samples, digest
-from ..images.draws import samples_digest
+from ..images.draws import drawing_apart, samples_digest
 from .guard import untouched
 from .logits import read_logits
 from .metrics import Loader, accuracy, evaluate
 from .models import check_batches, check_labels, device_of
 from .optimizers import LOSSES, OPTIMIZERS, Loss, check_loss, function_named
-from .optimizers import make_optimizer, name_of, optimizer_state
+from .optimizers import group_numbers, make_optimizer, name_of
+from .optimizers import optimizer_state
 from .optimizers import put_optimizer_state_, set_rate
 from .parameters import by_first_name, extras_of, own_memory_
 from .parameters import parameters_by_name, place_of, put_state_
-from .parameters import state_names, tensors_of
+from .parameters import state_names, tensors_of, unwrapped
 from .schedule import Schedule, replay
 from .step import Compile, Forward, Precision, Way, allowed_ways
 from .step import choose_way, forward_in
@@ -160,6 +161,7 @@ def _has_single(batches: Loader) -> bool:
         count, size = len(batches.labels), batches.size
     elif (
         isinstance(batches, DataLoader)
+        and batches.collate_fn is default_collate  # another one may leave samples out
         and batches.batch_size
         and isinstance(batches.sampler, Sized)
     ):
@@ -248,8 +250,7 @@ def train_epoch(
     total, seen = torch.zeros((), device=device), 0
     forward, loss_of = forward or model, function_named(settings.loss, LOSSES, "loss")
     model.train()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with drawing_apart(seed, batches.batches if isinstance(batches, Joined) else batches):
         for step, (inputs, labels) in enumerate(
             epoch_batches(batches, torch.Generator().manual_seed(seed), classes),
             start=epoch * steps,
@@ -388,7 +389,7 @@ def read_tensors(
 @checked
 def save_weights(model: nn.Module, path: str | Path) -> str:
     "Write a model's parameters and buffers as safetensors; returns the digest of the content."
-    return save_tensors(path, tensors_of(model))
+    return save_tensors(path, tensors_of(unwrapped(model)[0]))
 
 
 @checked
@@ -400,8 +401,9 @@ def load_weights(
     """Read weights written by `save_weights` into a model of the same network; `ValueError` if
     they are another's or damaged."""
     tensors, _ = read_tensors(path, expected)
-    _check_state(model, tensors, path)
-    put_state_(model, tensors)
+    network, _ = unwrapped(model)
+    _check_state(network, tensors, path)
+    put_state_(network, tensors)
 
 
 def _check_state(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
@@ -435,6 +437,7 @@ class _Progress:
     rows: list[dict[str, Any]]
     way: Way
     extras: dict[str, Any]  # what "model" and "best" have in their state that is no tensor
+    numbers: list[dict[str, Any]]  # of the optimizer's groups
 
     @classmethod
     def read(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> "_Progress":
@@ -447,7 +450,9 @@ class _Progress:
                     group, rest = "optimizer", f"momentum_buffer:{rest}"
                 groups[group][rest] = tensor
             extras = dict(json.loads(meta.get("extras", "{}")))
-            return cls(groups, json.loads(meta["rows"]), Way(**json.loads(meta["way"])), extras)
+            numbers = [dict(group) for group in json.loads(meta.get("numbers", "[]"))]
+            way = Way(**json.loads(meta["way"]))
+            return cls(groups, json.loads(meta["rows"]), way, extras, numbers)
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"the file of progress is damaged ({type(error).__name__}: {error})."
@@ -526,8 +531,8 @@ class _State:
     @property
     def rate(self) -> float:
         "The learning rate of the last step."
-        first = self.optimizer.param_groups[0]
-        return first["lr"] / first.get("share", 1.0)
+        groups = [(group["lr"], group["share"]) for group in self.optimizer.param_groups]
+        return next((lr / share for lr, share in groups if share), 0.0)
 
     def save(self, path: Path) -> None:
         held = optimizer_state(self.optimizer, dict(self.model.named_parameters()))
@@ -542,6 +547,7 @@ class _State:
             fingerprint=self.fingerprint,
             rows=json.dumps(self.rows),
             way=json.dumps(asdict(self.way or Way())),
+            numbers=json.dumps(group_numbers(self.optimizer)),
             **(
                 {"extras": json.dumps({"model": extras, "best": self.extras})}
                 if (extras := extras_of(self.model))
@@ -571,8 +577,43 @@ class _State:
         put_state_(self.model, found.groups["model"], found.extras.get("model"))
         parameters = dict(self.model.named_parameters())
         put_optimizer_state_(self.optimizer, parameters, found.groups["optimizer"])
+        for group, numbers in zip(self.optimizer.param_groups, found.numbers):
+            group |= numbers
         self.best, self.rows, self.way = found.groups["best"], found.rows, found.way
         self.extras = found.extras.get("best", {})
+
+
+@checked
+def check_checkpoint(
+    path: str | Path,  # where it would be written
+    model: nn.Module,  # what it would hold
+) -> None:
+    """Raise `ValueError` or `OSError` if a checkpoint can't be written to a file, would not hold
+    all of the model, or would take the place of a file that is no checkpoint of this network."""
+    path = Path(path)
+    writable_folder(path.parent)
+    check_extras(model)
+    if not path.exists():
+        return
+    if not _is_progress(path):
+        raise ValueError(
+            f"{path} is no checkpoint of a training, and would be written over: choose another "
+            "path for `checkpoint`."
+        )
+    try:
+        found = _Progress.read(*read_tensors(path, signed=True))
+    except ValueError:  # it is damaged: the training says so, and starts anew
+        return
+    _check_state(model, found.groups["model"], path)
+
+
+def _is_progress(path: Path) -> bool:
+    "Is this a file of progress, or what is left of one?"
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        start = file.read(2**20)
+    return not start or b'"fingerprint"' in start
 
 # %% ../../nbs/2_networks/09_train.ipynb #25e3f213
 Progress = Literal["auto", "bar", "lines", "none"]
@@ -607,42 +648,57 @@ def train_model(
     batches that don't fit, `FloatingPointError` if the loss stops being a number, `OutOfTime`
     before an epoch that would not end within the budget."""
     settings, sets = settings or TrainSettings(), dict(evaluate or {})
-    if settings.select == "best" and not sets:
+    _check_select(settings.select, sets)
+    _check_free(model)
+    # whoever looks at a loader's batches draws from its generators
+    with _learning(), drawing_apart(settings.seed, samples, *sets.values()):
+        batches, validation = _split(samples, settings, device_of(model))
+        several = settings.several
+        classes = check_batches(model, batches, "samples", known := dict[Any, int](), several)
+        for name, part in sets.items():
+            check_batches(model, part, f"evaluate[{name!r}]", known, several)
+        check_loss(model, batches, settings.loss)
+        held = _checked_zeros(model, zeros or {})
+        place = Path(checkpoint) if checkpoint else None
+        if place:
+            check_checkpoint(place, model)
+        own_memory_(model)
+        batches = trainable_batches(model, batches)
+        lay_out_(model, settings.layout)
+        steps = count_batches(batches)
+        fit = (model, batches, classes, steps, settings, sets, validation)
+        with _held(model, held):
+            return _train(_Job(*fit, place, progress, held, budget))
+
+
+def _check_select(select: str, sets: Mapping[str, Loader]) -> None:
+    "Raise `ValueError` if nothing says which epoch is to be selected, or two sets do."
+    if select == "best" and not sets:
         raise ValueError(
             'select="best" needs test images: pass `evaluate={"test": batches}`, or '
             'select "last" or "validation".'
         )
-    batches, validation = _split(samples, settings, device_of(model))
-    several = settings.several
-    classes = check_batches(model, batches, "samples", known := dict[Any, int](), several)
-    for name, part in sets.items():
-        check_batches(model, part, f"evaluate[{name!r}]", known, several)
-    check_loss(model, batches, settings.loss)
-    held = _checked_zeros(model, zeros or {})
-    if checkpoint:
-        writable_folder(Path(checkpoint).parent)
-        check_extras(model)
-    own_memory_(model)
-    batches = trainable_batches(model, batches)
-    lay_out_(model, settings.layout)
-    with _held(model, held):
-        place = Path(checkpoint) if checkpoint else None
-        steps = count_batches(batches)
-        return _train(
-            _Job(
-                model,
-                batches,
-                classes,
-                steps,
-                settings,
-                sets,
-                validation,
-                place,
-                progress,
-                held,
-                budget,
-            )
+    if select == "validation" and "validation" in sets:
+        raise ValueError(
+            '`evaluate` has a set "validation", which is the name of the images that '
+            'select="validation" holds out: give it another one.'
         )
+
+
+def _check_free(model: nn.Module) -> None:
+    "Raise `ValueError` if no parameter may change."
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError(
+            "no parameter of the model requires a gradient, so that nothing can be trained: let "
+            "those that may change require one, as `model.requires_grad_()` does."
+        )
+
+
+@contextmanager
+def _learning() -> Iterator[None]:
+    "Gradients are computed, wherever the caller stands."
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 # %% ../../nbs/2_networks/09_train.ipynb #66ded556
 def _checked_zeros(model: nn.Module, zeros: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -724,10 +780,15 @@ def _split(
                 "instead of batches."
             )
         return samples, None
+    if len(samples) < 1 + held:
+        raise ValueError(
+            f"`samples` are {len(samples)}, and training needs 1"
+            f"{', and another one to hold out' if held else ''}: give more."
+        )
     order = torch.randperm(
         len(samples), generator=torch.Generator().manual_seed(epoch_seed(settings.seed, 2**32))
     )
-    n = max(1, round(settings.holdout * len(samples))) if held else 0
+    n = min(max(1, round(settings.holdout * len(samples))), len(samples) - 1) if held else 0
     batches = [
         samples[part.sort().values].batches(settings.batch_size, device)
         for part in (order[n:], order[:n])
@@ -843,12 +904,18 @@ def _fingerprint(
 ) -> str:
     "What a checkpoint belongs to: the weights at the start, the data, and some values."
     batches = batches.batches if isinstance(batches, Joined) else batches
-    ours = [batches.pixels, batches.labels] if isinstance(batches, Batches) else []
-    weights = digest(*(t.detach().cpu() for t in (*tensors_of(model).values(), *ours)))
-    theirs = [] if ours else [samples_digest(batches)]
-    return json.dumps(
-        [weights, *values, *theirs, *(samples_digest(sets[n], n) for n in sorted(sets))]
-    )
+    weights = digest(*(t.detach().cpu() for t in tensors_of(model).values()))
+    frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
+    data = [_seen(batches, "samples"), *(_seen(sets[n], n) for n in sorted(sets))]
+    return json.dumps([weights, *values, frozen, *data])
+
+
+def _seen(batches: Loader, name: str) -> list[Any]:
+    "What tells a model's batches from others: the samples, and of ours how they are normalised."
+    found: list[Any] = [samples_digest(batches, name)]
+    if isinstance(batches, Batches):
+        found += [batches.size, digest(batches.scale.cpu(), batches.shift.cpu())]
+    return found
 
 # %% ../../nbs/2_networks/09_train.ipynb #d6881674
 def _measured(
