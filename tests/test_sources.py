@@ -103,8 +103,12 @@ def module(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = f"mine_{tmp_path.name.replace('-', '_')}"
     (tmp_path / f"{name}.py").write_text(MODULE.replace("SIBLING", name), encoding="utf-8")
-    (tmp_path / f"beside_{name}.py").write_text(f"from {name} import one as images")
-    (tmp_path / f"within_{name}.py").write_text("def labelled(x, y):\n    return x, y")
+    (tmp_path / f"beside_{name}.py").write_text(
+        f"from {name} import one as images", encoding="utf-8"
+    )
+    (tmp_path / f"within_{name}.py").write_text(
+        "def labelled(x, y):\n    return x, y", encoding="utf-8"
+    )
     return name
 
 
