@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torchvision.transforms import v2
 
 from fisher_unlearn.images import data
@@ -240,6 +241,8 @@ def test_tiny_imagenet_is_read_from_its_folders(tmp_path):
         "val_0.JPEG\tn02\t0\t0\t1\t1\nval_1.JPEG\tn99\t0\t0\t1\t1\n", encoding="utf-8"
     )
     (base / "words.txt").write_text("n01\tfish\nn02\tbird\n", encoding="utf-8")
+    (base / "train" / ".DS_Store").write_text("of the Finder", encoding="utf-8")
+    (base / "train" / ".hidden").mkdir()
     images = load_images("tinyimagenet", tmp_path, download=False)
     assert (
         images.classes == ("fish", "bird")
@@ -295,6 +298,44 @@ def test_one_shot_and_empty_batches_are_refused():
         check_repeatable([], "remain")
     with pytest.raises(ValueError, match="`size` is 0"):
         data.Samples(*made(3), (0.0,) * 3, (1.0,) * 3, 10).batches(0)
+
+
+class Stream(IterableDataset):
+    "Batches or samples that are read from one iterator, or from a new one each time."
+
+    def __init__(self, once):
+        self.items = [(torch.zeros(2), 0), (torch.ones(2), 1)]
+        self.left = iter(self.items) if once else None
+
+    def __iter__(self):
+        return self.left or iter(self.items)
+
+
+class Wrapped:
+    "A loader of someone's that adds nothing."
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __iter__(self):
+        return iter(self.inner)
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, DataLoader, lambda s: Wrapped(s)])
+def test_what_reads_on_from_one_iterator_is_refused_before_anything_is_lost(wrap):
+    once = Stream(once=True)
+    with pytest.raises(TypeError, match="`remain` can be read only once.*begin anew"):
+        check_repeatable(wrap(once), "remain")
+    assert len(list(once)) == 2
+    check_repeatable(wrap(Stream(once=False)), "remain")
+
+
+def test_workers_that_persist_share_one_iterator_and_begin_anew():
+    data = TensorDataset(torch.zeros(4, 2), torch.zeros(4))
+    loader = DataLoader(data, 2, num_workers=1, persistent_workers=True)
+    assert iter(loader) is iter(loader)
+    check_repeatable(loader, "remain")
+    check_repeatable(Wrapped(loader), "remain")
 
 
 # ---- values that make no sense

@@ -4,6 +4,7 @@ and found again by the next request."""
 import json
 import re
 import shlex
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 
 from fisher_unlearn.cli import app
 from fisher_unlearn.images.data import load_images
-from fisher_unlearn.images.sources import asked_for, source_of
+from fisher_unlearn.images.sources import Part, asked_for, hashes_of, source_of
 from fisher_unlearn.lab.deletion import Earlier, Margins, delete, expected_cost, tried
 from fisher_unlearn.lab.deletion_order import command_of, example, forget, order_of, order_types
 from fisher_unlearn.lab.deletion_report import read_requests, save_deletion
@@ -234,6 +235,24 @@ def test_images_that_are_gone_since_are_told(digits, model):
     ways = {"method": "finetune", "fine_tune": None, "control": False, "progress": "none"}
     made = delete(model, digits, asked, earlier=[first], **ways)
     assert any("earlier request 1 can't be measured" in note for note in made.notes)
+
+
+def test_images_of_which_some_are_gone_since_are_counted(digits):
+    marks = (*hashes_of(digits.train, torch.tensor([3, 7])), "0" * 32)
+    twice = (*hashes_of(digits.train, torch.tensor([5])), "1" * 32)
+    earlier = [
+        Earlier("0", marks, "three"),
+        Earlier("1", marks[:2], "two"),
+        Earlier("2", twice, ""),
+    ]
+    ways = {"method": "finetune", "fine_tune": None, "control": False, "progress": "none"}
+    train = digits.train.held[torch.tensor([*range(20), 5])]
+    source = replace(digits, train=Part(train, train.labels), test=None)
+    asked, model = asked_for(source, samples=[1, 2]), nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    made = delete(model, source, asked, earlier=earlier, **ways)
+    notes = [note for note in made.notes if "can't be measured" in note]
+    assert ["1 of its 3 images" in notes[0], "1 of its 2 images" in notes[1]] == [True, True]
+    assert len(notes) == 2
 
 
 def test_a_report_without_a_known_classifier_lacks_a_picture_and_nothing_else(

@@ -1,5 +1,7 @@
 "Pictures in folders: which are read, which are named, and what is said of the others."
 
+import unicodedata
+
 import numpy as np
 import pytest
 import torch
@@ -143,6 +145,80 @@ def test_a_class_of_hidden_files_and_folders_alone_has_no_image(photos):
     (photos / "cow" / "folder.png").mkdir()
     with pytest.raises(ValueError, match="holds no image"):
         read_folder(photos)
+
+
+def test_copies_in_hidden_folders_are_passed_over(photos):
+    before = read_folder(photos).files
+    picture(photos / "cat" / ".ipynb_checkpoints" / "0-checkpoint.png", 0)
+    picture(photos / "cat" / "deep" / ".trash" / "deeper" / "0.png", 0)
+    assert read_folder(photos).files == before
+    hidden = photos.parent / ".hidden"
+    photos.rename(hidden)
+    assert read_folder(hidden).files == before
+
+
+@pytest.mark.parametrize(
+    "mode, ending, kind",
+    [("I;16", "png", np.uint16), ("I", "tiff", np.int32), ("F", "tiff", np.float32)],
+)
+def test_pictures_of_more_than_8_bits_are_refused_and_named(photos, mode, ending, kind):
+    Image.fromarray(np.full((6, 6), 300, kind)).save(photos / "cat" / f"deep.{ending}")
+    with pytest.raises(ValueError, match=f"cat/deep.{ending} .*mode {mode[0]}.* 8 bits") as refused:
+        read_folder(photos)
+    assert "1 of 7 files" in str(refused.value)
+
+
+def test_a_picture_that_is_too_large_is_named(photos, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
+    picture(photos / "cat" / "large.png", 1, (30, 30))
+    with pytest.raises(ValueError, match="cat/large.png .*exceeds limit"):
+        read_folder(photos)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    for name in ("bus", "car", "train"):
+        picture(tmp_path / "vehicles" / name / "1.png", len(name))
+    found = read_folder(tmp_path / "vehicles")
+    assert found.images.classes == ("bus", "car", "train")
+    assert found.images.name == "vehicles"
+
+
+def test_parts_without_classes_are_no_classes(tmp_path):
+    for name in ("test", "train"):
+        picture(tmp_path / "photos" / name / "1.png", len(name))
+    with pytest.raises(ValueError, match="photos/train must hold a folder .* has none"):
+        read_folder(tmp_path / "photos")
+
+
+@pytest.mark.parametrize("written, asked", [("NFD", "NFC"), ("NFC", "NFD")])
+def test_a_name_is_found_however_its_accents_are_written(photos, written, asked):
+    lies, wanted = (unicodedata.normalize(form, "cat/café.png") for form in (written, asked))
+    picture(photos / lies, 1)
+    found = read_folder(photos)
+    assert positions_of(found, [wanted]) == [found.files.index(lies)]
+    picture(photos / wanted, 2)
+    found = read_folder(photos)
+    assert positions_of(found, [wanted]) == [found.files.index(wanted)]
+    assert positions_of(found, [lies]) == [found.files.index(lies)]
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (None, "No such file"),
+        ("caf\u00e9.png".encode("latin-1"), "can't decode"),
+        ("cat/0.png".encode("utf-16"), "can't decode"),
+        (b"a" * 200_000, "field larger"),
+    ],
+)
+def test_lists_that_cannot_be_read_are_refused_in_a_sentence(tmp_path, content, said):
+    path = tmp_path / "list.csv"
+    if content is not None:
+        path.write_bytes(content)
+    for place, why in ((path, said), (tmp_path, "directory")):
+        with pytest.raises(ValueError, match=f"can't be read as a list .*{why}.*UTF-8") as refused:
+            read_list(place)
+        assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

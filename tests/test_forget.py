@@ -2,6 +2,7 @@
 
 import json
 import math
+import unicodedata
 from collections import Counter
 from dataclasses import replace
 
@@ -660,6 +661,14 @@ def test_what_means_one_class_only_is_that_class():
         assert forget_class(images, which).classes == (index,)
     assert forget_class(named("a", "b", "a"), "b").classes == (1,)
     assert [forget_class(DIGITS, str(k)).classes for k in range(10)] == [(k,) for k in range(10)]
+
+
+@pytest.mark.parametrize("written, asked", [("NFD", "NFC"), ("NFC", "NFD")])
+def test_a_class_is_found_however_its_accents_are_written(written, asked):
+    lies, wanted = (unicodedata.normalize(form, "café") for form in (written, asked))
+    assert lies != wanted and forget_class(named("a", lies, "b"), wanted).classes == (1,)
+    with pytest.raises(ValueError, match="is ambiguous"):
+        forget_class(named(lies, wanted, "b"), wanted)
 
 
 def test_settings_may_mean_names_where_they_hold_numbers():

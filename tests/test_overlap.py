@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from fisher_unlearn import unlearn
 from fisher_unlearn.images.overlap import overlap
@@ -57,7 +57,23 @@ def test_order_batches_and_dicts_make_no_difference_and_labels_do():
     kept = [{"image": X[k : k + 3], "label": Y[k : k + 3]} for k in range(5, 38, 3)]
     assert overlap(lost, kept).shared == 5
     assert overlap(lost, [(X, (Y + 1) % 4)]).shared == 0
-    assert overlap([(X[:3].double(), Y[:3])], [(X, Y)]).shared == 0
+    assert overlap([(X[:3].int(), Y[:3])], [(X.round(), Y)]).shared == 0
+
+
+def test_double_precision_hides_nothing():
+    for kind in (torch.float32, torch.float64):
+        assert overlap([(X[:3].to(kind), Y[:3])], [(X.double(), Y)]).shared == 3
+    assert overlap([(2**53 + X[:3].long(), Y[:3])], [(2**53 + 1 + X[:3].long(), Y[:3])]).shared == 0
+
+
+def test_a_remain_set_that_is_drawn_anew_is_known_by_it():
+    found = overlap(loader(slice(0, 8)), Augmented(slice(0, 40)))
+    assert found.redrawn and not found.shared
+    for shuffled in (
+        loader(slice(5, 40), shuffle=True),
+        loader(slice(8, 40), size=1, shuffle=True),
+    ):
+        assert not overlap(loader(slice(0, 8)), shuffled).redrawn
 
 
 def test_reading_leaves_all_generators_as_they_were():
@@ -65,6 +81,8 @@ def test_reading_leaves_all_generators_as_they_were():
     kept = loader(slice(10, 40), shuffle=True, generator=own)
     before = torch.get_rng_state(), own.get_state(), np.random.get_state()[1].tolist()
     overlap(Augmented(slice(0, 10)), kept)
+    nested = BatchSampler(RandomSampler(range(30), generator=own), 7, drop_last=False)
+    overlap(Augmented(slice(0, 10)), DataLoader(kept.dataset, batch_sampler=nested))
     after = torch.get_rng_state(), own.get_state(), np.random.get_state()[1].tolist()
     assert torch.equal(before[0], after[0]) and torch.equal(before[1], after[1])
     assert before[2] == after[2]
@@ -102,6 +120,10 @@ def test_what_cannot_be_known_and_what_looks_swapped_is_warned_of():
     with pytest.warns(UserWarning, match="comes differently at each reading"):
         unlearn(
             net(), Augmented(slice(0, 8)), loader(slice(8, 40)), method="random_mask", ratio=0.2
+        )
+    with pytest.warns(UserWarning, match="remain set comes differently at each reading"):
+        unlearn(
+            net(), loader(slice(0, 8)), Augmented(slice(0, 40)), method="random_mask", ratio=0.2
         )
     with pytest.warns(UserWarning, match="32 .*8.*swapped|8 samples.*32.*swapped"):
         unlearn(net(), loader(slice(8, 40)), loader(slice(0, 8)), method="random_mask", ratio=0.2)

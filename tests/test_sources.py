@@ -9,8 +9,10 @@ from fisher_unlearn.images.sources import asked_for, digest_of, hashes_of, impor
 from fisher_unlearn.images.sources import source_named, source_of
 
 MODULE = """
+import numpy as np
 import torch
-from torch.utils.data import TensorDataset
+from PIL import Image
+from torch.utils.data import Dataset, TensorDataset
 
 X, Y = torch.randn(12, 3, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
 
@@ -35,6 +37,62 @@ def fails():
 def empty_test():
     return TensorDataset(X, Y), TensorDataset(X[:0], Y[:0])
 
+class Each(Dataset):
+    def __init__(self, item):
+        self.item = item
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, place):
+        return self.item(place)
+
+def failing(place):
+    raise OSError(f"no file {place}")
+
+def noisy():
+    return Each(lambda place: (X[place] + torch.rand(3, 4, 4), place % 3))
+
+def pictures():
+    return Each(lambda place: (Image.new("RGB", (4, 4)), place % 3))
+
+def two_sizes():
+    return Each(lambda place: (X[place, :, : 3 + place % 2], place % 3))
+
+def unreadable():
+    return Each(failing)
+
+def negative():
+    return TensorDataset(X, Y - 1), None, ("0", "1")
+
+def listed():
+    return [TensorDataset(X[:9], Y[:9]), TensorDataset(X[9:], Y[9:]), ("ant", "bee", "cat")]
+
+def named_by_an_array():
+    return TensorDataset(X, Y), None, np.array(["ant", "bee", "cat"])
+
+def four_parts():
+    return (TensorDataset(X, Y),) * 4
+
+def three_sets():
+    return (TensorDataset(X, Y),) * 3
+
+def counted():
+    return TensorDataset(X, Y), None, 3
+
+def silent():
+    raise RuntimeError
+
+def with_a_sibling():
+    from beside_SIBLING import images
+    return images()
+
+def with_a_sibling_in_each():
+    def item(place):
+        from within_SIBLING import labelled
+        return labelled(X[place], place % 3)
+    return Each(item)
+
 number = 3
 """
 
@@ -44,7 +102,13 @@ def module(tmp_path, monkeypatch):
     "A module in the working folder, by a name that no other test has."
     monkeypatch.chdir(tmp_path)
     name = f"mine_{tmp_path.name.replace('-', '_')}"
-    (tmp_path / f"{name}.py").write_text(MODULE, encoding="utf-8")
+    (tmp_path / f"{name}.py").write_text(MODULE.replace("SIBLING", name), encoding="utf-8")
+    (tmp_path / f"beside_{name}.py").write_text(
+        f"from {name} import one as images", encoding="utf-8"
+    )
+    (tmp_path / f"within_{name}.py").write_text(
+        "def labelled(x, y):\n    return x, y", encoding="utf-8"
+    )
     return name
 
 
@@ -61,6 +125,20 @@ def test_a_function_gives_data_sets(module):
     assert labels.tolist() == [1, 1, 1] and inputs.shape == (3, 3, 4, 4)
     alone = source_named(f"{module}:one")
     assert alone.test is None and alone.classes == ("0", "1", "2")
+    listed = source_named(f"{module}:listed")
+    assert (len(listed.train), len(listed.test), listed.classes) == (9, 3, ("ant", "bee", "cat"))
+    assert source_named(f"{module}:named_by_an_array").classes == ("ant", "bee", "cat")
+
+
+@pytest.mark.parametrize("name", ["with_a_sibling", "with_a_sibling_in_each"])
+def test_a_function_may_import_what_lies_beside_it_when_it_is_called(module, name):
+    assert len(source_named(f"{module}:{name}").train) == 12
+
+
+def test_reading_labels_moves_nobodys_generator(module):
+    before = torch.get_rng_state()
+    source_named(f"{module}:both")
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_a_data_set_is_read_in_a_new_order_each_time_where_it_is_trained_on(module):
@@ -79,7 +157,16 @@ WRONG = {
     "has the label 2, but 2 classes": "few_names",
     "did you mean 'both'?": "bot",
     "can't be had (no images here)": "fails",
+    "can't be had (RuntimeError)": "silent",
     "the test images are empty": "empty_test",
+    "the training images come differently at each reading": "noisy",
+    "the training images can't be read (default_collate": "pictures",
+    "the training images can't be read (stack expects": "two_sizes",
+    "the training images can't be read (no file 0): each item": "unreadable",
+    "has the label -1": "negative",
+    "has 4 parts": "four_parts",
+    "the classes are a TensorDataset": "three_sets",
+    "the classes are a int": "counted",
 }
 
 

@@ -23,20 +23,24 @@ def _from_tuple(batch: tuple[Any, ...] | list[Any], name: str) -> tuple[Any, Any
         raise TypeError(
             f"`{name}` yields {len(batch)} item a batch: it must yield (inputs, labels)."
         )
-    for item in batch[2:]:
-        if (
-            isinstance(item, (Tensor, np.ndarray))
-            and _is_real(item)
-            and item.shape == (len(batch[1]),)
-        ):
-            raise TypeError(
-                f"`{name}` yields real numbers behind the labels, as weights of samples "
-                "would be, which are not read: let it yield (inputs, labels) only."
-            )
+    if any(map(_is_weight, batch[2:])):
+        raise TypeError(
+            f"`{name}` yields real numbers behind the labels, as weights of samples would be, "
+            "which are not read: let it yield (inputs, labels) only."
+        )
     return batch[0], batch[1]
 
 
-def _is_real(array: Any) -> bool:
+def _is_weight(item: Any) -> bool:
+    "Is this a floating-point number, or one for each sample, in a vector or a column?"
+    if isinstance(item, (float, np.floating)):
+        return True
+    if not (isinstance(item, (Tensor, np.ndarray)) and _is_real(item)):
+        return False
+    return item.ndim < 2 or (item.ndim == 2 and item.shape[1] == 1)
+
+
+def _is_real(array: Tensor | np.ndarray) -> bool:
     "Does a tensor or an array hold floating-point numbers?"
     return array.is_floating_point() if isinstance(array, Tensor) else array.dtype.kind == "f"
 

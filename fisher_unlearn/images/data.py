@@ -20,6 +20,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+from torch.utils.data import IterableDataset
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from .arguments import Count, Number, Positive, Seed, check_fields, checked
 from .atomic import locked, writable_folder, write_whole
@@ -209,8 +211,22 @@ def check_repeatable(
             f"`{name}` can be read only once ({type(batches).__name__}): pass a "
             "DataLoader, a list of batches, or `samples.batches()`."
         )
+    if not _begins_anew(batches):
+        raise TypeError(
+            f"`{name}` can be read only once, since it goes on from one and the same iterator: let "
+            "`__iter__` begin anew."
+        )
     if next(iter(batches), None) is None:
         raise ValueError(f"`{name}` is empty: it yields no batch.")
+
+
+def _begins_anew(batches: Iterable[Any]) -> bool:
+    "Is each reading a new one? Workers that persist share one iterator, and are set back."
+    source = getattr(batches, "dataset", batches)
+    if source is not batches and not isinstance(source, IterableDataset):
+        return True
+    found = iter(source)
+    return isinstance(found, _BaseDataLoaderIter) or iter(source) is not found
 
 # %% ../../nbs/1_images/02_data.ipynb #5e738ad9
 @checked
@@ -408,7 +424,8 @@ def _tiny_imagenet(root: Path, download: bool) -> tuple[Arrays, list[str], str]:
     """Tiny-ImageNet as tensors: classes in the order of their WordNet ids, the official
     validation images as test set."""
     folder = _tiny_folder(root, download)
-    wnids = sorted(path.name for path in (folder / "train").iterdir())
+    inside = (folder / "train").iterdir()
+    wnids = sorted(path.name for path in inside if path.is_dir() and path.name[0] != ".")
     images, labels = _read_images(_tiny_train(folder, wnids))
     parts = (images, labels, *_read_images(_tiny_test(folder, wnids)))
     words = dict(line.split("\t", 1) for line in _lines(folder / "words.txt"))

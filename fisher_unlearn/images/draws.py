@@ -50,8 +50,9 @@ def drawing_apart(seed: Seed, *batches: Any) -> Iterator[None]:
 
 
 def _generators(batches: Any) -> list[torch.Generator]:
-    "The generators that a DataLoader draws from."
-    owners = [batches, *(getattr(batches, part, None) for part in ("sampler", "batch_sampler"))]
+    "The generators that a DataLoader and its samplers draw from."
+    sampler, in_batches = (getattr(batches, n, None) for n in ("sampler", "batch_sampler"))
+    owners = batches, sampler, in_batches, getattr(in_batches, "sampler", None)
     found = {id(g): g for g in (getattr(owner, "generator", None) for owner in owners)}
     return [g for g in found.values() if isinstance(g, torch.Generator)]
 

@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ def _classes(folder: Path) -> tuple[str, ...]:
     "The names of the classes of a folder; `ValueError` for fewer than two."
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}.")
-    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+    names = _folders(folder)
     if len(names) < 2:
         has = f"only {names[0]}" if names else "none"
         raise ValueError(
@@ -38,16 +39,27 @@ def _classes(folder: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _folders(folder: Path) -> list[str]:
+    "The names of what a folder holds of folders, without hidden ones."
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+
+
 def _files(folder: Path, name: str) -> list[str]:
     "The image files of a class, relative to the folder; `ValueError` if there are none."
-    known = (p for p in (folder / name).rglob("*") if p.suffix.lower() in ENDINGS)
-    found = sorted(p for p in known if p.is_file() and p.name[0] != ".")
+    own = folder / name
+    known = (p for p in own.rglob("*") if _may_be_image(p.relative_to(own)))
+    found = sorted(p for p in known if p.is_file())
     if not found:
         raise ValueError(
             f"{folder / name} holds no image (a file that ends in {', '.join(ENDINGS)}): "
             "put images there, or take the folder away."
         )
     return [p.relative_to(folder).as_posix() for p in found]
+
+
+def _may_be_image(path: Path) -> bool:
+    "Does a path within a class end like that of an image, with nothing hidden on it?"
+    return path.suffix.lower() in ENDINGS and not any(part[0] == "." for part in path.parts)
 
 # %% ../../nbs/1_images/07_folders.ipynb #ac646bfb
 _MODES = {1: "L", 3: "RGB"}
@@ -59,6 +71,8 @@ def _pixels(path: Path, size: int, channels: int) -> np.ndarray:
     from PIL.Image import open as open_image
 
     with open_image(path) as image:
+        if image.mode[0] in "IF":  # of 16 or 32 bits, as integers or floats
+            raise ValueError(f"its mode {image.mode} has more than 8 bits: save it with 8")
         plain = image.convert(_MODES[channels])
         if plain.size != (size, size):
             plain = plain.resize((size, size), Resampling.BILINEAR)
@@ -67,12 +81,15 @@ def _pixels(path: Path, size: int, channels: int) -> np.ndarray:
 
 def _read(folder: Path, files: Sequence[str], size: int, channels: int, bar: bool) -> Tensor:
     "Images as uint8 (N, C, size, size); `ValueError` that names those that can't be read."
+    from PIL.Image import DecompressionBombError
+
+    wrong = OSError, ValueError, SyntaxError, DecompressionBombError  # PNGs can raise the third
     pixels = np.zeros((len(files), size, size, channels), dtype=np.uint8)
     broken: list[str] = []
     for place, name in enumerate(tqdm(files, unit="image", disable=not bar)):
         try:
             pixels[place] = _pixels(folder / name, size, channels)
-        except (OSError, ValueError, SyntaxError) as error:  # PIL's for damaged PNGs is the last
+        except wrong as error:
             broken.append(f"{name} ({' '.join(str(error).split())[:80]})")
     if broken:
         more = ", and others" if len(broken) > 3 else ""
@@ -88,10 +105,11 @@ HELD_OUT = ("test", "val", "valid", "validation")
 
 def _parts(folder: Path, test: Path | None) -> tuple[Path, Path | None]:
     "Where the training and the test images are."
-    if not (folder / "train").is_dir():
-        return folder, test
+    train = folder / "train"
     found = next((folder / name for name in HELD_OUT if (folder / name).is_dir()), None)
-    return folder / "train", test or found
+    if not train.is_dir() or not (found or _folders(train)):  # the latter is a class
+        return folder, test
+    return train, test or found
 
 
 @checked
@@ -177,10 +195,12 @@ def positions_of(
     files: Sequence[str],  # as in `found.files`, or paths that lead to them
 ) -> list[int]:  # of the training images
     "Where some files are among the training images; `ValueError` that names one that isn't."
-    places = {name: place for place, name in enumerate(found.files)}
+    exact = {name: place for place, name in enumerate(found.files)}
+    places = {normalize("NFC", name): place for name, place in exact.items()} | exact
     wanted = []
     for name in files:
-        known = [way for way in _ways_to(found.folder, name) if way in places]
+        ways = _ways_to(found.folder, name)
+        known = [w for w in (*ways, *(normalize("NFC", way) for way in ways)) if w in places]
         if not known:
             near = difflib.get_close_matches(name, places, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]!r}?" if near else "see the names of its files."
@@ -205,8 +225,7 @@ def read_list(
     path: str | Path,  # a CSV, or a text with a name a line
 ) -> list[str]:  # the names of files
     "The files that a list names; `ValueError` where their column isn't clear, or there are none."
-    with Path(path).open(newline="", encoding="utf-8-sig") as file:
-        rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
+    rows = _rows(Path(path))
     heads = [cell.strip().lower() for cell in rows[0]] if rows else []
     known = [place for place, head in enumerate(heads) if head in HEADS]
     if len(known) != 1 and len(heads) > 1:
@@ -219,3 +238,15 @@ def read_list(
     if not names:
         raise ValueError(f"{path} names no file.")
     return names
+
+
+def _rows(path: Path) -> list[list[str]]:
+    "The rows of a CSV that aren't empty; `ValueError` if it can't be read."
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            return [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ValueError(
+            f"{path} can't be read as a list ({why}): save it as CSV in UTF-8."
+        ) from error

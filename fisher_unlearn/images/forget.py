@@ -12,6 +12,7 @@ from dataclasses import asdict, astuple, dataclass, field, replace
 from fractions import Fraction
 from numbers import Integral
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -148,12 +149,13 @@ def class_index(
     whose: str,  # the data set, for messages
     which: int | str,  # an index or a name
 ) -> int:
-    """The index of a class given by index or name; `ValueError` if there is none, or if a text
-    may mean several."""
+    """The index of a class given by index or name, however its accents are written; `ValueError`
+    if there is none, or if a text may mean several."""
     if not isinstance(which, str):
         return _existing(names, whose, which)
     number = int(which) if which.removeprefix("-").isdecimal() else None
-    meant = {index for index, name in enumerate(names) if name == which}
+    said = normalize("NFC", which)
+    meant = {index for index, name in enumerate(names) if normalize("NFC", name) == said}
     meant |= {number} & {*range(len(names))} if number is not None else set()
     if len(meant) > 1:
         raise ValueError(_ambiguous(names, whose, which, sorted(meant)))

@@ -11,7 +11,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +19,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from .arguments import Count, Seed, check_fields, checked
 from .batches import pairs
 from .data import DATASETS, ImageData, Samples, choose, load_images
+from .draws import drawing_apart
 from .folders import FolderImages, positions_of, read_folder, read_list
 from .forget import class_index
-from .overlap import sample_hashes
+from .overlap import FEW, sample_hashes
 
 # %% ../../nbs/1_images/08_sources.ipynb #8f3300dc
 @contextmanager
@@ -53,9 +54,8 @@ def imported(
         with _from_here():
             found = importlib.import_module(module)
     except Exception as error:  # whatever someone's module says while it is imported
-        said = " ".join(str(error).split())
         raise ValueError(
-            f"{what} {name!r} can't be imported ({type(error).__name__}: {said})."
+            f"{what} {name!r} can't be imported ({type(error).__name__}: {_line(error)})."
         ) from error
     if not callable(value := getattr(found, attribute, None)):
         names = [n for n, v in vars(found).items() if callable(v) and n[0] != "_"]
@@ -69,6 +69,11 @@ def _no_function(name: str, known: list[str]) -> str:
         return choose(name, known, "function")
     except ValueError as error:
         return str(error)
+
+
+def _line(error: Exception) -> str:
+    "What an exception says, in one line without a stop; its type if it says nothing."
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 # %% ../../nbs/1_images/08_sources.ipynb #9d62e2ca
 @dataclass(frozen=True, eq=False)
@@ -97,7 +102,7 @@ class Part:
             return DataLoader(some, size)
         return DataLoader(some, size, shuffle=True, generator=torch.Generator().manual_seed(seed))
 
-
+# %% ../../nbs/1_images/08_sources.ipynb #ee82dc24
 def _part(held: Any, what: str) -> Part:
     "A part of `Samples` or of a data set, whose labels are read."
     if isinstance(held, Samples):
@@ -107,7 +112,9 @@ def _part(held: Any, what: str) -> Part:
             f"the {what} are a {type(held).__name__}: they must be a data set with a length and "
             "positions, of which each gives (input, label)."
         )
-    labels = [labels for _, labels in pairs(DataLoader(held, 256), what)]
+    _check_fixed(held, what)
+    with drawing_apart(0):
+        labels = [labels for _, labels in pairs(_batches(held, what), what)]
     if not labels:
         raise ValueError(f"the {what} are empty.")
     if labels[0].dim() == 2:
@@ -116,6 +123,30 @@ def _part(held: Any, what: str) -> Part:
             'with `fine_tune=TrainSettings(loss="binary_cross_entropy", …)`.'
         )
     return Part(held, torch.cat(labels))
+
+
+def _check_fixed(held: Any, what: str) -> None:
+    "`ValueError` unless the first images are the same at each reading."
+    first = Subset(held, range(min(FEW, len(held))))
+    one, two = (
+        [mark for mark, _ in sample_hashes(_batches(first, what), what, seed)] for seed in (0, 1)
+    )
+    if one != two:
+        raise ValueError(
+            f"the {what} come differently at each reading, so that none is known again: give them "
+            "without random transforms."
+        )
+
+
+def _batches(held: Any, what: str) -> Iterator[Any]:
+    "The batches of a data set; `ValueError` in one sentence if they can't be read."
+    try:
+        yield from DataLoader(held, 256)
+    except Exception as error:  # whatever someone's data set says
+        raise ValueError(
+            f"the {what} can't be read ({_line(error)}): each item must be (tensor of one size, "
+            "label)."
+        ) from error
 
 # %% ../../nbs/1_images/08_sources.ipynb #754bdbc5
 @checked
@@ -131,8 +162,13 @@ class Source:
 
     def __post_init__(self):
         check_fields(self, " of the source")
-        labels = [part.labels for part in (self.train, self.test) if part is not None]
-        if (most := int(torch.cat(labels).max())) >= len(self.classes):
+        parts = [part for part in (self.train, self.test) if part is not None]
+        least, most = (int(found) for found in torch.cat([p.labels for p in parts]).aminmax())
+        if least < 0:
+            raise ValueError(
+                f"{self.name} has the label {least}: labels must be classes, numbers from 0 on."
+            )
+        if most >= len(self.classes):
             raise ValueError(
                 f"{self.name} has the label {most}, but {len(self.classes)} classes: name them all."
             )
@@ -151,15 +187,16 @@ def source_of(
 # %% ../../nbs/1_images/08_sources.ipynb #6761be7f
 def _made(name: str) -> Source:
     "What a function of someone's returns, as a source."
-    made = _called(name)
-    if isinstance(made, (ImageData, FolderImages)):
-        return source_of(made)
-    train, test, classes = [*(made if isinstance(made, tuple) else (made,)), None, None][:3]
-    held = None if test is None else _part(test, "test images")
-    parts = _part(train, "training images"), held
+    with _from_here():  # some import what they need when they are called, or when they are read
+        made = _called(name)
+        if isinstance(made, (ImageData, FolderImages)):
+            return source_of(made)
+        train, test, classes = _three(name, made)
+        held = None if test is None else _part(test, "test images")
+        parts = _part(train, "training images"), held
     count = int(max(part.labels.max() for part in parts if part)) + 1
-    named = tuple(map(str, classes or getattr(train, "classes", None) or range(count)))
-    return Source(name, *parts, named)
+    known = classes if classes is not None else getattr(train, "classes", None)
+    return Source(name, *parts, _names(range(count) if known is None else known))
 
 
 def _called(name: str) -> Any:
@@ -168,10 +205,30 @@ def _called(name: str) -> Any:
     try:
         return function()
     except Exception as error:  # whatever someone's function says
-        said = " ".join(str(error).split()).rstrip(".")
-        raise ValueError(f"the data {name!r} can't be had ({said}).") from error
+        raise ValueError(f"the data {name!r} can't be had ({_line(error)}).") from error
 
 
+def _three(name: str, made: Any) -> list[Any]:
+    "The training set, the test set and the names of classes; None for what isn't returned."
+    sets = isinstance(made, list) and any(isinstance(part, (Dataset, Samples)) for part in made)
+    parts = [*made] if sets or isinstance(made, tuple) else [made]
+    if len(parts) > 3:
+        raise ValueError(
+            f"the data {name!r} has {len(parts)} parts: return the training set, the test set (or "
+            "None) and the names of the classes."
+        )
+    return [*parts, None, None][:3]
+
+
+def _names(classes: Any) -> tuple[str, ...]:
+    "What someone calls class 0, 1, ...; `ValueError` for what is no list of names."
+    if not isinstance(classes, Iterable) or isinstance(classes, (str, Mapping, Set, Dataset)):
+        raise ValueError(
+            f"the classes are a {type(classes).__name__}: return a list of their names, in order."
+        )
+    return tuple(map(str, classes))
+
+# %% ../../nbs/1_images/08_sources.ipynb #880a06b3
 @checked
 def source_named(
     data: str,  # a folder, "module:function", or a name in `DATASETS`

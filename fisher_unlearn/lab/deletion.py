@@ -279,7 +279,7 @@ def delete(
     forget, remain = sets.of(source.train, less.forget), sets.to_train_on(seed)
     measured = sets.named(places)
     notes, accs = _first_look(model, measured, source)
-    notes += _gone(places)
+    notes += _gone(source, earlier, places)
     ways: dict[str, Any] = {"fine_tune": fine_tune, "evaluate": measured, "seed": seed}
     ways |= {"progress": progress}
     what: dict[str, Any] = {"classes": less.classes or None, "classifier": classifier}
@@ -368,12 +368,15 @@ def _fallen(accs: "pd.DataFrame", source: Source, asked: Asked, margins: Margins
     ]
 
 
-def _gone(places: Sequence[Tensor]) -> list[str]:
-    "A note for each earlier request whose images are not there any more."
+def _gone(source: Source, earlier: Sequence[Earlier], places: Sequence[Tensor]) -> list[str]:
+    "A note for each earlier request of which images are not there any more."
+    asked = [{*one.hashes} for one in earlier]
+    lost = [marks - {*hashes_of(source.train, p)} for marks, p in zip(asked, places)]
     return [
-        f"What is left of earlier request {number} can't be measured: its images are not there."
-        for number, where in enumerate(places, 1)
-        if not len(where)
+        f"What is left of earlier request {number} can't be measured by {len(gone):,} of its "
+        f"{len(marks):,} images, which are not there."
+        for number, (marks, gone) in enumerate(zip(asked, lost), 1)
+        if gone
     ]
 
 # %% ../../nbs/6_lab/12_deletion.ipynb #690d1207

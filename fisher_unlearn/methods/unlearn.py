@@ -254,8 +254,9 @@ def _check_apart(method: Method, task: Task, found: Overlap) -> None:
     remain; warn where that can't be known, or sets may be swapped."""
     if found.redrawn:
         warnings.warn(
-            "the forget set comes differently at each reading, so that nobody can tell whether its "
-            "samples are still in the remain set: pass both without augmentation.",
+            "the forget set or the remain set comes differently at each reading, so that nobody "
+            "can tell whether samples of the one are still in the other: pass both without "
+            "augmentation and without `drop_last`.",
             stacklevel=4,
         )
     if found.shared:
