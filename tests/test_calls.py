@@ -69,6 +69,7 @@ INNER = {  # parts of networks and loops, called for each batch by their owners
     "GradientSquares",
     "train_epoch",
     "take_step",
+    "from_here",
     "epoch_batches",
     "hessian_product",
     "KeptScores",

@@ -30,6 +30,10 @@ def fails():
 
 def wants(width):
     return nn.Linear(width, 2)
+
+def with_a_sibling():
+    import layers_beside
+    return layers_beside.layer
 """
 
 
@@ -38,6 +42,8 @@ def module(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = f"nets_{tmp_path.name.replace('-', '_')}"
     (tmp_path / f"{name}.py").write_text(MODULE, encoding="utf-8")
+    beside = "from torch import nn\nlayer = nn.Linear(2, 2)\n"
+    (tmp_path / "layers_beside.py").write_text(beside, encoding="utf-8")
     return name
 
 
@@ -48,6 +54,10 @@ def net():
 def test_a_function_gets_the_number_of_classes_if_it_takes_it(module):
     assert network_named(f"{module}:net", 5)[3].out_features == 5
     assert network_named(f"{module}:fixed", 5).out_features == 2
+
+
+def test_a_function_may_import_what_lies_beside_it_when_it_is_called(module):
+    assert network_named(f"{module}:with_a_sibling", 2).out_features == 2
 
 
 def test_networks_of_libraries():

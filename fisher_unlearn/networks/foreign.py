@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..images.arguments import Count, checked
 from ..images.data import choose
-from ..images.sources import imported
+from ..images.sources import from_here, imported
 from .models import NETWORKS, build_model
 from .parameters import check_network, extras_of, put_state_
 from .parameters import state_names, tensors_of, unwrapped
@@ -81,7 +81,8 @@ def _takes(function: Callable[..., Any], name: str) -> bool:
 def _built(name: str, build: Callable[[], Any]) -> nn.Module:
     "What a function builds; `ValueError` if that fails or is no network."
     try:
-        model = build()
+        with from_here():  # some import what they need when they are called
+            model = build()
     except ModuleNotFoundError as error:
         raise ValueError(
             f"the model {name!r} needs {error.name}, which isn't installed."
