@@ -7,7 +7,11 @@ __all__ = ['app', 'LATER', 'Root', 'Runs', 'Figures', 'main', 'figures_root', 'd
            'quickstart', 'forget', 'plan_', 'status', 'queue_', 'merge_']
 
 # %% ../nbs/8_cli.ipynb #0a62029b
-import inspect, json, os, sys
+import inspect
+import json
+import os
+import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
@@ -17,7 +21,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_args, get_origin
 
 import typer
-import yaml
 from typer.core import TyperGroup
 
 import fisher_unlearn
@@ -26,7 +29,8 @@ from .images.budget import Budget, OutOfTime, budget_of
 from .images.data import choose, find_data, load_images
 from .lab.cluster import given_share
 from .lab.deletion_order import forget as carry_out
-from .lab.deletion_order import order_of, order_types, recommended
+from .lab.deletion_order import order_of, order_types, ordered_methods, pair_read
+from .lab.deletion_order import recommended, value_read
 from .lab.executors import EXECUTORS
 from .lab.experiments import NEEDS, needed, once
 from .lab.notebook import failures, find_notebook, notebooks
@@ -119,6 +123,10 @@ def _one_line() -> Iterator[None]:
         if getattr(error, "kind", "") == OutOfTime.__name__:
             _stop_for_now(str(error))
         _say(str(error))
+        raise typer.Exit(2) from error
+    except MemoryError as error:
+        said = str(error).rstrip(".") or "there is not enough memory"
+        _say(f"{said}: ask for less, such as fewer or smaller images.")
         raise typer.Exit(2) from error
 
 
@@ -225,22 +233,7 @@ _BUDGET = Annotated[
 ]
 
 
-def _pair(text: str) -> tuple[str, Any]:
-    "NAME=VALUE, with the value as YAML reads it; `ValueError` for anything else."
-    name, sign, value = text.partition("=")
-    if not (name and sign):
-        raise ValueError(f"`--set` takes NAME=VALUE, such as lissa_epochs=5, not {text!r}.")
-    return name, _read(name, value)
-
-
-def _read(name: str, text: str) -> Any:
-    "A value as YAML reads it; `ValueError` if it can't."
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"`{name}={text}`: the value can't be read.") from error
-
-
+_RULE = "`--set` takes NAME=VALUE, such as lissa_epochs=5"
 _OPTIONS = (
     "profile",
     "on",
@@ -259,7 +252,7 @@ def _further(
     """What `--set` gives; `ValueError` for an unknown name, and for a name that is given twice
     with two values."""
     found: dict[str, Any] = {}
-    for name, value in map(_pair, texts or ()):
+    for name, value in (pair_read(text, _RULE) for text in texts or ()):
         if name in _OPTIONS:
             raise ValueError(
                 f"`{name}` has an option of its own: give --{name.replace('_', '-')} "
@@ -283,11 +276,16 @@ def _kind(hint: Any) -> type:
     return hint if hint in (bool, int, float) else str
 
 
+def _begun(text: str) -> str:
+    "A text that begins with a capital if it begins with a word, and no symbol and no literal."
+    return text[:1].upper() + text[1:] if re.match(r"[a-z]+([ ,;.?]|$)", text) else text
+
+
 def _flags(types: Mapping[str, tuple[Any, str]]) -> list[inspect.Parameter]:
     "An option for each parameter, from its type and its comment."
     found = []
     for name, (hint, comment) in types.items():
-        said = f"{comment[0].upper()}{comment[1:]}{'' if comment.endswith('?') else '.'}"
+        said = f"{_begun(comment)}{'' if comment.endswith('?') else '.'}"
         note = getitem(Annotated, (_kind(hint) | None, _option(said)))
         kind = inspect.Parameter.KEYWORD_ONLY
         found.append(inspect.Parameter(name, kind, default=None, annotation=note))
@@ -323,7 +321,7 @@ def _meant(given: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, str) and (get_origin(hint) is tuple or "tuple" in str(hint)):
             value = value.split(",")
         elif isinstance(value, str) and "Literal" in str(hint) and len(get_args(hint)) > 1:
-            value = _read(name, value)
+            value = value_read(name, value)
         found[name] = value
     return found
 
@@ -400,8 +398,15 @@ def quickstart(
         print(f"{what + ':':19}{folder / file}")
 
 # %% ../nbs/8_cli.ipynb #161033e4
+def _order_flags() -> dict[str, tuple[Any, str]]:
+    "The parts of an order, with the methods that it can carry out."
+    types = order_types()
+    hint, comment = types["method"]
+    return types | {"method": (hint, f"{comment}, one of {', '.join(ordered_methods())}")}
+
+
 @app.command()
-@_with_flags(order_types())
+@_with_flags(_order_flags())
 def forget(**given: Any) -> None:
     """Make a model of your own forget classes or files, and write the model, the mask and a
     report into a folder."""
@@ -610,10 +615,17 @@ def _summary(table: "pd.DataFrame") -> None:
     rest = table[table.state != "done"]
     print(", ".join(f"{count} {state}" for state, count in table.state.value_counts().items()))
     if len(rest):
-        print(
-            f"About {rest.seconds.sum() / 60:.0f} minutes are left, not counting "
-            f"{rest.seconds.isna().sum()} runs of which nothing like them was done yet."
-        )
+        print(_time_left(rest.seconds))
+
+
+def _time_left(seconds: "pd.Series") -> str:
+    "How long runs may still take, in a sentence."
+    unknown = int(seconds.isna().sum())
+    if unknown == len(seconds):
+        return "Nobody knows yet how long these take: nothing like them was done."
+    known = f"About {seconds.sum() / 60:.0f} minutes are left"
+    runs = f"{unknown} run{'s' * (unknown > 1)} of which nothing like it was done yet"
+    return f"{known}, not counting {runs}." if unknown else f"{known}."
 
 # %% ../nbs/8_cli.ipynb #572d3f41
 def _print_by_value(

@@ -3,13 +3,18 @@
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
 import fisher_unlearn
 import fisher_unlearn.cli as cli
+from fisher_unlearn.lab.deletion_order import _tuning, order_of
 from fisher_unlearn.lab.settings import parameter_types, resolve, run_key
 from fisher_unlearn.lab.report import restore
+from fisher_unlearn.methods.unlearn import METHODS
+from fisher_unlearn.networks.models import build_model
+from fisher_unlearn.networks.train import save_weights
 
 FIGURES = Path(fisher_unlearn.__file__).parent.parent / "figures"
 
@@ -124,6 +129,97 @@ def test_contradictions_and_nonsense_are_refused_in_one_line(words, message, tmp
         and refused.output.count("\n") == 1
         and not list(tmp_path.iterdir())
     )
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--classes", "[a"], "`classes=[a`: the value can't be read"),
+        (["--mean", "{"], "`mean={`: the value can't be read"),
+        (["--options", "ratio=["], "`ratio=[`: the value can't be read"),
+        (["--device", "mps"], "`device` is 'mps', on which torch can't compute here"),
+        (["--device", "meta"], "`device` is 'meta', on which torch can't compute here"),
+        (["--size", "64"], "`size` is 64, and digits is no folder of images"),
+        (["--channels", "1"], "`channels` is 1, and digits is no folder of images"),
+        (["--mean", ".5"], "`mean` is (0.5,), and digits is no folder of images"),
+        (["--std", ".5"], "`std` is (0.5,), and digits is no folder of images"),
+        (["--test", "nofolder"], "`test` is 'nofolder', and digits is no folder of images"),
+        (["--method", "retrain"], "`retrain` needs `build`, which an order can't give"),
+        (["--method", "tfidf"], "`tfidf` needs `reference`, which an order can't give"),
+    ],
+)
+def test_an_order_that_can_not_be_is_refused_in_one_line(words, message, network, tmp_path):
+    "Before any image is scored, and before it is said what that would take."
+    given = {"--classes": "4"} | dict([words])
+    typed = [word for pair in given.items() for word in pair]
+    out = tmp_path / "out"
+    refused = command("forget", "--checkpoint", str(network), *typed, "--out", str(out))
+    assert refused.exit_code == 2 and message in refused.output, refused.output
+    assert refused.output.count("\n") == 1 and not out.exists()
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    "The file of an untrained network of the digits."
+    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
+    save_weights(build_model("resnet20", 10, 1), path)
+    return path
+
+
+def test_images_for_which_there_is_no_memory_are_refused_in_one_line(monkeypatch):
+    def full(_):
+        raise MemoryError("Unable to allocate 894. GiB for an array")
+
+    monkeypatch.setattr(cli, "carry_out", lambda *_: full(_))
+    refused = command("forget", "--size", "100000")
+    assert refused.exit_code == 2 and refused.output.count("\n") == 1
+    assert "Unable to allocate 894. GiB for an array: ask for less" in refused.output
+
+
+def test_help_leaves_symbols_and_literals_as_they_are():
+    "Only a word begins with a capital; λ, module:function and the names of requests stay."
+    unlearning, forgetting = (
+        " ".join(command(part, "--help").output.split()) for part in ("unlearn", "forget")
+    )
+    for text in ("λ in F_f/n_f", "γ: weight", "α: weight", "R: share", "S, epochs", "poison: side"):
+        assert text in unlearning
+    assert not set("ΛΓΑ") & set(unlearning + forgetting)
+    assert "module:function, torchvision:NAME" in forgetting and "Module:" not in forgetting
+    assert "Way to forget (retrain" in unlearning and "A CSV that lists" in forgetting
+    assert "Folder of test images; if left out: that in the data." in forgetting
+
+
+def test_help_of_forget_lists_the_methods_that_it_can_carry_out():
+    said = " ".join(command("forget", "--help").output.split())
+    found = said.partition("[default: fisher_mask], one of ")[2].partition(".")[0].split(", ")
+    able = {"remain", "classes", "one_class", "everything"}
+    assert found == [name for name, kind in METHODS.items() if {*kind.needs} <= able]
+    assert "fisher_mask" in found and "retrain" not in found
+
+
+@pytest.mark.parametrize("name", ["Adam", "adam", "AdamW"])
+def test_an_optimizer_is_found_in_any_case(name):
+    assert _tuning(order_of(optimizer=name)).optimizer == name.lower()
+
+
+@pytest.mark.parametrize(
+    "seconds, said",
+    [
+        ([float("nan")] * 2, "Nobody knows yet how long these take: nothing like them was done."),
+        ([60.0, 120.0], "About 3 minutes are left."),
+        ([60.0, float("nan")], "About 1 minutes are left, not counting 1 run of which nothing"),
+    ],
+)
+def test_the_time_that_is_left_is_no_zero_where_nobody_knows_it(seconds, said, capsys):
+    cli._summary(pd.DataFrame({"state": ["missing"] * len(seconds), "seconds": seconds}))
+    counts, time = capsys.readouterr().out.splitlines()
+    assert counts == f"{len(seconds)} missing" and time.startswith(said)
+
+
+def test_a_fresh_clone_is_told_that_nobody_knows(tmp_path):
+    for part in ("plan", "status"):
+        said = command(part, "figure1", "--runs", str(tmp_path / "none"), "--root", str(tmp_path))
+        assert "Nobody knows yet how long" in said.output and "About 0" not in said.output
 
 
 def test_the_same_value_twice_is_no_contradiction():

@@ -1,6 +1,7 @@
 """A deletion from a program, a command and a notebook: what is measured, judged, written, refused,
 and found again by the next request."""
 
+import hashlib
 import json
 import re
 import shlex
@@ -8,6 +9,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pandas as pd
 import papermill
 import pytest
 import torch
@@ -17,10 +19,16 @@ from typer.testing import CliRunner
 
 from fisher_unlearn.cli import app
 from fisher_unlearn.images.data import load_images
-from fisher_unlearn.images.sources import Part, asked_for, hashes_of, source_of
+from fisher_unlearn.images.sources import (
+    Part,
+    asked_for,
+    hashes_of,
+    source_named,
+    source_of,
+)
 from fisher_unlearn.lab.deletion import Earlier, Margins, delete, expected_cost, tried
 from fisher_unlearn.lab.deletion_order import command_of, example, forget, order_of, order_types
-from fisher_unlearn.lab.deletion_report import read_requests, save_deletion
+from fisher_unlearn.lab.deletion_report import _Block, read_requests, save_deletion
 from fisher_unlearn.lab.notebook import find_notebook
 from fisher_unlearn.methods.masks import FisherMask
 from fisher_unlearn.methods.retraining import Finetune
@@ -160,7 +168,11 @@ def test_the_report_says_what_was_asked_done_and_measured(done):
 
 def test_the_command_of_the_report_does_it_again(done, tmp_path, monkeypatch):
     found, out = done
-    words = json.loads((out / "record.json").read_text(encoding="utf-8"))["repeat"].split()[1:]
+    repeat = json.loads((out / "record.json").read_text(encoding="utf-8"))["repeat"]
+    text, words = (out / "report.md").read_text(encoding="utf-8"), shlex.split(repeat)[1:]
+    assert f"    {repeat}\n\nIts results need a new folder: name one after --out" in text
+    refused = CliRunner().invoke(app, words)  # as it is printed, over what it made
+    assert refused.exit_code == 2 and "name a new folder" in refused.output
     words[words.index(str(out))] = str(tmp_path / "again")
     ended = CliRunner().invoke(app, words)
     assert ended.exit_code == 0, ended.output
@@ -229,6 +241,19 @@ def test_a_damaged_chain_is_said_to_be_so(given, tmp_path, text):
         read_requests(tmp_path / "w.safetensors")
 
 
+def test_weights_saved_by_torch_are_not_taken_for_safetensors(given, tmp_path):
+    "An empty chain says nothing of them, and one that speaks of others is named."
+    weights, chain = tmp_path / "w.pt", tmp_path / "requests.json"
+    torch.save(load_file(given["checkpoint"]), weights)
+    chain.write_text("[]", encoding="utf-8")
+    assert read_requests(weights) == ()
+    one = {"digest": "0", "hashes": ["0"], "said": "a class", "weights": "0"}
+    chain.write_text(json.dumps([one]), encoding="utf-8")
+    with pytest.raises(ValueError, match="requests.json speaks of weights in safetensors") as no:
+        read_requests(weights)
+    assert "pickle" not in str(no.value)
+
+
 def test_images_that_are_gone_since_are_told(digits, model):
     first = Earlier("0", ("0" * 32,), "a request of old")
     asked = asked_for(digits, samples=[1, 2])
@@ -276,6 +301,121 @@ def test_a_report_without_a_known_classifier_lacks_a_picture_and_nothing_else(
     assert {p.name for p in out.iterdir()} == FILES - {"where_the_mask_fell.png"}
     (tmp_path / "empty").mkdir()
     assert save_deletion(made, tmp_path / "empty").is_dir()
+
+
+ODD = ("banana", "a|b", "<b>", "$5__old", "$10__old")
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory):
+    "A deletion of two files out of a folder whose classes have names full of marks."
+    from PIL import Image
+
+    folder, draws = tmp_path_factory.mktemp("odd") / "images", torch.Generator().manual_seed(0)
+    for place, name in enumerate(ODD):
+        (folder / name).mkdir(parents=True)
+        for number in range(4):
+            pixels = torch.randint(0, 40, (6, 6, 3), generator=draws) + 50 * place
+            Image.fromarray(pixels.byte().numpy()).save(folder / name / f"{number}.png")
+    source = source_named(str(folder), size=6)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, len(ODD)))
+    ways = {"fine_tune": None, "control": False, "progress": "none", "ratio": 0.1}
+    return lambda **asked: delete(net, source, asked_for(source, **asked), **ways)
+
+
+def cells(line):
+    "The cells of a row of a table, with what stands for a mark as it was."
+    return [re.sub(r"\\(.)", r"\1", part).strip() for part in re.split(r"(?<!\\)\|", line)][1:-1]
+
+
+def test_names_come_unchanged_into_the_report(odd, tmp_path):
+    "No letters are lost, no name adds a column, and none is taken for a mark."
+    made = odd(classes=["a|b"])
+    out = save_deletion(made, tmp_path / "out")
+    text = (out / "report.md").read_text(encoding="utf-8")
+    rows = [cells(line) for line in text.splitlines() if line.startswith("| class ")]
+    assert [row[0] for row in rows] == [f"class {name}" for name in sorted(ODD)]
+    assert {len(row) for row in rows} == {1 + len(made.accs.columns)}
+    assert not re.search(r"(?<!\\)<b>|\bnan\b", text)
+    page = Texts()
+    page.feed((out / "report.html").read_text(encoding="utf-8"))
+    assert not page.open and all(f"class {name}" in page.text for name in ODD)
+
+
+def test_a_layers_name_is_no_number_and_what_is_missing_is_empty():
+    table = pd.DataFrame({"a": [1.0, None], "b": [2, 3]}, index=["1.10", "nan_head"])
+    lines = _Block("table", table).as_markdown().splitlines()
+    assert [cells(line) for line in lines[2:]] == [["1.10", "1", "2"], ["nan_head", "", "3"]]
+
+
+def test_a_dollar_in_a_name_costs_no_picture(odd, tmp_path):
+    out = save_deletion(odd(classes=["$5__old"]), tmp_path / "out")
+    assert {p.name for p in out.iterdir()} == FILES
+
+
+def test_a_picture_that_fails_is_left_out_and_said(odd, tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no font\nwas found")
+
+    made = odd(classes=["banana"])
+    monkeypatch.setattr("fisher_unlearn.lab.deletion_report._draw_answers", broken)
+    out = save_deletion(made, tmp_path / "out")
+    assert {p.name for p in out.iterdir()} == FILES - {"answers_before_and_after.png"}
+    said = (out / "report.md").read_text(encoding="utf-8")
+    assert "left out, because it can't be drawn: no font was found." in said
+
+
+def test_weights_and_record_are_there_before_any_picture_is_drawn(odd, tmp_path, monkeypatch):
+    seen = []
+
+    def look(done):
+        (part,) = tmp_path.iterdir()
+        seen.extend(p.name for p in part.iterdir())
+        return {}, []
+
+    monkeypatch.setattr("fisher_unlearn.lab.deletion_report._pictures", look)
+    save_deletion(odd(classes=["banana"]), tmp_path / "out")
+    first = {"model.safetensors", "mask.safetensors", "record.json", "requests.json"}
+    assert {*seen} == first
+
+
+def test_the_record_names_the_files_and_the_report_the_first(odd, done, tmp_path, monkeypatch):
+    read = lambda out: json.loads((out / "record.json").read_text(encoding="utf-8"))["files"]
+    assert read(done[1]) is None  # the digits are no files
+    some = [f"{name}/{n}.png" for name in ("$10__old", "banana") for n in range(3)]
+    out = save_deletion(odd(files=some), tmp_path / "some")
+    digest = hashlib.sha256("\n".join(some).encode()).hexdigest()
+    asked = {"number": 6, "digest": digest, "names": some}
+    assert {name: read(out)[name] for name in asked} == asked
+    text = (out / "report.md").read_text(encoding="utf-8")
+    assert f"Files: {', '.join(some[:5])} and 1 more, as the record says." in text
+    whole = [f"banana/{n}.png" for n in range(4)]
+    assert read(save_deletion(odd(classes=["banana"]), tmp_path / "class"))["names"] == whole
+    monkeypatch.setattr("fisher_unlearn.lab.deletion_report._MANY", 3)
+    many = read(save_deletion(odd(classes=["banana"]), tmp_path / "many"))
+    assert many["names"] is None and many["number"] == 4
+    assert many["digest"] == hashlib.sha256("\n".join(whole).encode()).hexdigest()
+    assert len(read(save_deletion(odd(files=some), tmp_path / "all"))["names"]) == 6
+
+
+def test_a_report_explains_the_rows_and_columns_that_are_there_and_no_others(
+    odd, digits, model, tmp_path
+):
+    def said(made, name):
+        text = (save_deletion(made, tmp_path / name) / "report.md").read_text(encoding="utf-8")
+        (line,) = (line for line in text.splitlines() if line.startswith("Accuracies in percent"))
+        return line
+
+    bare = said(odd(files=["banana/0.png"]), "bare")
+    assert "control" not in bare and "retrained" not in bare and "test_" not in bare
+    assert "training images of each class" in bare and "earlier" not in bare
+    first = Earlier("0", tuple(hashes_of(digits.train, torch.tensor([5]))), "the sixth image")
+    ways = {"retrained": model, "earlier": [first], "fine_tune": None, "progress": "none"}
+    asked = asked_for(digits, classes=[4])
+    full = said(delete(model, digits, asked, method="mask_classifier", **ways), "full")
+    assert "retrained, a model that never saw" in full and "control" not in full
+    assert "earlier_1, the images of earlier request 1" in full and "test_forget" in full
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ import torch
 import fisher_unlearn
 from fisher_unlearn.lab.results import outcomes
 from fisher_unlearn.lab.paper import paper_numbers
-from fisher_unlearn.lab.report import read_kept
+from fisher_unlearn.lab.report import conditions, read_kept
+from verdicts import lacking_line, verdicts
 
 FIGURES = Path(fisher_unlearn.__file__).parent.parent / "figures"
 README_TEXT = FIGURES.parent / "README.md"
@@ -389,37 +390,101 @@ def test_the_finding_in_readme_is_that_of_the_records():
     assert [float(x) for x in said["FisherMask, as printed"]] == pytest.approx([86.2, 0, 86.1, 0])
 
 
-def test_what_readme_says_of_the_exhibits_is_true_of_their_records(table_1, short):
-    "Each outcome in its list is a sentence that the records can contradict."
+WORDS = {
+    "holds": "hold",
+    "does not hold": "do not hold",
+    "towards": "towards",
+    "away": "away",
+    "numbers missing": "without numbers",
+}
+
+
+def counted(folder, name):
+    "What the table of verdicts on the page of an exhibit comes to."
+    text = (FIGURES / folder / f"{name}.md").read_text(encoding="utf-8")
+    says = [row["says"] for row in verdicts(text)]
+    assert says and {*says} <= {*WORDS}
+    parts = [f"{says.count(what)} {word}" for what, word in WORDS.items() if what in says]
+    short = "; not enough runs" if lacking_line(text) else ""
+    return f"of {len(says)} claims {', '.join(parts)}{short}"
+
+
+def exhibits():
+    "Of each exhibit in README: the folder and the name of its notebook, and what came out."
     text = README_TEXT.read_text(encoding="utf-8")
-    said = {title: out for title, out in re.findall(r"\| \[([^]]+)\]\([^)]+\) \| ([^|]+) \|", text)}
+    row = r"\| \[([^]]+)\]\(figures/(\w+)/(\w+)\.ipynb\) \| ([^|]+) \|"
+    return {title: (folder, name, out) for title, folder, name, out in re.findall(row, text)}
+
+
+@pytest.mark.parametrize(
+    "title", [*(f"Table {n}" for n in range(1, 6)), *(f"Figure {n}" for n in range(1, 5))]
+)
+def test_what_readme_says_of_an_exhibit_is_counted_on_its_page(title):
+    "No outcome says more than the table of verdicts beside it."
+    folder, name, out = exhibits()[title]
+    assert out == counted(folder, name)
+
+
+def test_what_readme_says_of_masks_is_counted_in_their_tables():
+    said = exhibits()
+    masks = pd.read_csv(FIGURES / "paper_bfloat16/what_the_mask_removes.csv")
+    by_pool = masks.groupby("classifier").printed.agg(["sum", "count"])
+    (inside, of), (outside, among) = by_pool.loc[["in the pool", "not in the pool"]].values
+    assert said["What the mask removes"][2] == (
+        f"as printed in {inside} of {of} masks with the classifier, in {outside} of {among} without"
+    )
+    judged = pd.read_csv(FIGURES / "cpu/recommended.csv")
+    reaches = judged[judged["name"] == "FisherMask (chosen)"].reaches
+    assert said["A mask to recommend"][2] == (
+        f"the chosen one reaches its aim in {sum(reaches)} of {len(reaches)} cases"
+    )
+
+
+def test_what_the_page_of_results_says_of_both_readings_is_true_of_their_records(table_1):
+    "As printed by the code's reading, and far from it by the text's."
     gap = lambda table, method, phase: (
         (table.loc[method, phase]["mean"] - table.loc[method, phase]["paper_mean"]).abs().max()
     )
-    assert said["Table 1"] == "code's reading reproduced, text's not"
     assert max(gap(table_1, "FisherMask (authors_code)", p) for p in ("before_ft", "after_ft")) < 1
     assert min(gap(table_1, "FisherMask (paper)", p) for p in ("before_ft", "after_ft")) > 25
-    assert said["Table 2"] == "code's reading steadiest, text's not"
-    steady = pd.read_csv(FIGURES / "paper_bfloat16/table2.csv").query(
-        "window == 'fine_tuning' and metric == 'delta_unlearn_score'"
-    )
-    steady = steady.set_index("method")["mean"].drop("MaskClassifier")
-    for reading, first in (("authors_code", True), ("paper", False)):
-        own = steady[steady.index.str.contains(reading) | (steady.index == "Finetune")]
-        assert (own.idxmin() == f"FisherMask ({reading})") == first
-    assert said["Table 5"] == "50 images: code's reading reproduced; none: not"
     few = table("paper_bfloat16/table5", setting="ResNet20/CIFAR10, 50 remain images")
     assert gap(few, "FisherMask (authors_code)", "after_ft") < 1
     assert gap(few, "FisherMask (paper)", "after_ft") > 25
     none = table("paper_bfloat16/table5", setting="ResNet20/CIFAR10, no remain data")
     assert gap(none, "FisherMask (paper)", "before_ft") > 25
-    assert said["Figure 4"] == said["Table 1"] and said["Figure 2"] == "not reproduced"
-    assert said["Figure 3"] == "the rate matters, as printed"
-    assert said["Figure 1"] == "not reproduced: fine-tuning forgets"
-    assert said["Table 3"] == "not reproduced" and said["Table 4"] == "no order"
-    recommended = pd.read_csv(FIGURES / "cpu/recommended.csv")
-    assert said["A mask to recommend"] == "none was found"
-    assert not recommended[recommended["name"] == "FisherMask (chosen)"].reaches.all()
+
+
+def test_every_section_with_results_has_its_conditions():
+    "Of each kept result that the page of results reads, it says how its runs came about."
+    source = "\n".join(
+        "".join(cell["source"])
+        for cell in json.loads(RESULTS.read_text(encoding="utf-8"))["cells"]
+        if cell["cell_type"] == "code"
+    )
+    shown = re.findall(r'"((?:cpu|quick|interpolating|paper_bfloat16)/\w+)\.csv"', source)
+    shown += [f"cpu/figure{n}" for n in (1, 2, 3, 4)]
+    text = results()
+    for name in {*shown} - {"quick/quickstart_digits_resnet20"}:
+        kept = read_kept(FIGURES / f"{name}.parquet")
+        if name == "paper_bfloat16/what_the_mask_removes":
+            kept = [
+                r
+                for r in kept
+                if r["settings"]["fine_tune_epochs"] and not r["settings"]["remain_weight"]
+            ]
+        assert conditions(kept) in text, name
+
+
+def test_no_departure_on_the_page_contradicts_another():
+    text = results()
+    assert "`classifier_in_pool` is True (paper" not in text
+    assert "(preset authors_code: True)" in text and "(preset paper: 1.0)" in text
+    assert not re.search(r"`kick_\w+` is [^;]* \(paper: ", text)
+
+
+def test_what_is_said_of_re_learning_by_the_classifier_alone_is_no_claim_without_a_number():
+    text = results()
+    assert "not even w*" not in text and "Every number on this page" not in text
 
 
 def test_what_an_auditor_finds_where_accuracy_finds_nothing():

@@ -21,6 +21,7 @@ from fisher_unlearn.lab.report import Verdict, answer, bullets, conditions, keep
 from fisher_unlearn.lab.report import read_kept, verdict, verdict_table
 from fisher_unlearn.lab.results import beside, histories, missing_cells, outcomes, printable
 from fisher_unlearn.lab.results import summary, with_average
+from fisher_unlearn.methods.unlearn import METHODS
 from made import listed
 from verdicts import lacking_line, verdicts
 
@@ -724,9 +725,9 @@ def test_the_training_of_a_run_departs_by_its_training_only():
         ),
         (dict(dataset="digits"), "digits is not among the paper's data sets"),
         (dict(remain_limit=51), "`remain_limit` is 51 (paper: None or 0 or 50)"),
-        (dict(remain_weight=2.0), "`remain_weight` is 2.0 (paper: sums)"),
+        (dict(remain_weight=2.0), "`remain_weight` is 2.0 (preset paper: sums)"),
         (dict(train={"precision": "bfloat16"}), "`precision` is bfloat16 (paper: float32)"),
-        (dict(hard=True), "`hard` is True (paper: False)"),
+        (dict(hard=True), "`hard` is True (preset paper: False)"),
         (dict(request="random"), "the paper has no request 'random'"),
         (dict(request="poison", count=40), "`count` is 40 (paper: 200)"),
         (dict(request="poison", patch_value=255), "`patch_value` is 255 (paper: 0)"),
@@ -739,6 +740,34 @@ def test_the_training_of_a_run_departs_by_its_training_only():
 )
 def test_each_departure_is_named(change, named):
     assert departures(changed(record(), **change)) == [named]
+
+
+def test_an_options_departure_names_the_preset_that_it_is_compared_with():
+    "The paper says nothing of our options, and two presets of a method may be each other's change."
+    said = [
+        departures(record(preset=preset, classifier_in_pool=value))
+        for preset, value in (("authors_code", False), ("paper", True))
+    ]
+    assert said == [
+        ["`classifier_in_pool` is False (preset authors_code: True)"],
+        ["`classifier_in_pool` is True (preset paper: False)"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "name, option, named",
+    [
+        ("kick", {"kick_scale": 0.25}, "`kick_scale` is 0.25 (preset paper: 1.0)"),
+        ("ssd", {"ssd_alpha": 5.0}, "`ssd_alpha` is 5.0 (preset paper: "),
+        ("scrub", {"scrub_gamma": 0.5}, "`scrub_gamma` is 0.5 (default: "),
+    ],
+)
+def test_of_a_method_that_is_none_of_the_papers_nothing_is_said_to_be_the_papers(
+    name, option, named
+):
+    assert METHODS[name].title not in {*paper_numbers().method}
+    said = departures(record(name, **option))
+    assert said[-1].startswith(named) and not any("(paper:" in text for text in said)
 
 
 def test_departures_in_data_and_request_are_named():

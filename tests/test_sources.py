@@ -195,6 +195,16 @@ def test_a_folder_that_is_not_there(name):
         source_named(name)
 
 
+@pytest.mark.parametrize("given", [{"size": 64}, {"test": "x"}, {"mean": (0.5,)}, {"channels": 1}])
+def test_what_is_for_folders_is_refused_for_what_is_none(module, given):
+    ((name, value),) = given.items()
+    for data in ("digits", f"{module}:one"):
+        with pytest.raises(ValueError, match=f"`{name}` is .*{data} is no folder of images"):
+            source_named(data, **given)
+    usual = {"size": 32, "channels": 3, "mean": (0.0,), "std": (1.0,), "test": None}
+    assert len(source_named(f"{module}:one", **usual).train) == 12
+
+
 def test_a_name_that_is_nothing():
     with pytest.raises(ValueError, match="did you mean 'digits'?"):
         source_named("digit")

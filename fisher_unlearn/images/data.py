@@ -156,7 +156,20 @@ def usable_device(
         ) from error
     if found.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f'`device` is {str(found)!r}, but torch finds no GPU: use "cpu".')
+    if found.type != "cpu":
+        _try(found)
     return found
+
+
+def _try(device: torch.device) -> None:
+    "`ValueError` for a device on which no number can be kept and read."
+    try:
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # each kind of device says this in a way of its own
+        raise ValueError(
+            f"`device` is {str(device)!r}, on which torch can't compute here "
+            f'({type(error).__name__}): use "cpu" or "cuda".'
+        ) from error
 
 # %% ../../nbs/1_images/02_data.ipynb #a8eb42a6
 class Batches:

@@ -241,6 +241,8 @@ def source_named(
         choose(name, inspect.signature(read_folder).parameters, "option of reading a folder")
     if Path(data).is_dir():
         return source_of(read_folder(data, **how))
+    if ":" in data or data in DATASETS:
+        _only_of_folders(data, how)
     if ":" in data and not os.path.isabs(data):
         return _made(data)
     if data in DATASETS:
@@ -249,6 +251,17 @@ def source_named(
         raise FileNotFoundError(f"there is no folder {data}.")
     choose(data, DATASETS, "data, which may be a folder, module:function or a data set:")
     raise AssertionError  # the name is none of them, so that `choose` has raised
+
+
+def _only_of_folders(data: str, how: Mapping[str, Any]) -> None:
+    "`ValueError` for an option of reading a folder that is given for what is none."
+    usual = inspect.signature(read_folder).parameters
+    for name, value in how.items():
+        if value != usual[name].default:
+            raise ValueError(
+                f"`{name}` is {value!r}, and {data} is no folder of images, which alone are read "
+                "by it: leave it out."
+            )
 
 # %% ../../nbs/1_images/08_sources.ipynb #23706b46
 @dataclass(frozen=True, eq=False)

@@ -7,14 +7,17 @@ __all__ = ['NOT', 'read_requests', 'free_folder', 'save_deletion']
 
 # %% ../../nbs/6_lab/13_deletion_report.ipynb #c04f8d7c
 import base64
+import hashlib
 import html
 import io
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from ..images.arguments import checked
 from ..images.atomic import writable_folder
 from ..images.batches import pairs
 from .deletion import Deletion, Earlier
+from .paper import plain
 from ..methods.base import Task
 from ..methods.masking import draw_mask, left_out, mask_by_layer
 from ..methods.masks import ScoredMask
@@ -57,13 +61,21 @@ class _Block:
 
     def as_markdown(self) -> str:
         if self.kind == "table":
-            whole = self.held.astype(object)  # so that whole numbers are shown as such
-            return whole.to_markdown(floatfmt=".4g").replace("nan", "")
+            return _as_rows(self.held)
         if self.kind == "picture":
             return f"![{self.name}]({self.name.replace(' ', '_')}.png)"
-        around = {"heading": ("## ", ""), "verdict": ("**", "**"), "code": ("    ", "")}
+        if self.kind == "code":
+            return textwrap.indent(self.held, "    ")
+        around = {"heading": ("## ", ""), "verdict": ("**", "**")}
         before, after = around.get(self.kind, ("", ""))
-        return f"{before}{self.held}{after}"
+        return f"{before}{plain(self.held)}{after}"
+
+
+def _as_rows(table: Any) -> str:
+    "A table as Markdown: what is missing is empty, and a name is no number and no mark."
+    whole = table.astype(object)  # so that whole numbers are shown as such
+    shown = whole.where(table.notna(), None).rename(index=plain)
+    return shown.to_markdown(floatfmt=".4g", missingval="", disable_numparse=[0])
 
 # %% ../../nbs/6_lab/13_deletion_report.ipynb #60e0760a
 _STYLE = (
@@ -85,7 +97,7 @@ def _as_page(title: str, blocks: Sequence[_Block]) -> str:
 
 def _as_text(title: str, blocks: Sequence[_Block]) -> str:
     "A page as Markdown, with its pictures beside it."
-    return "\n\n".join([f"# {title}", *(block.as_markdown() for block in blocks)]) + "\n"
+    return "\n\n".join([f"# {plain(title)}", *(block.as_markdown() for block in blocks)]) + "\n"
 
 # %% ../../nbs/6_lab/13_deletion_report.ipynb #736703d8
 @torch.no_grad()
@@ -115,7 +127,7 @@ def _draw_answers(done: Deletion) -> Any:
         axis.set_axis_off()
     for axis, image, old, new in zip(axes.flat, inputs, before, after):
         axis.imshow(_shown(image), cmap="gray")
-        axis.set_title(f"{old} → {new}", fontsize=9)
+        axis.set_title(f"{old} → {new}", fontsize=9, parse_math=False)  # a name may hold a $
     plt.close(figure)
     return figure
 
@@ -133,22 +145,29 @@ def _png(figure: Any) -> bytes:
     return held.getvalue()
 
 # %% ../../nbs/6_lab/13_deletion_report.ipynb #3ebc1e82
-def _pictures(done: Deletion) -> dict[str, bytes]:
-    "The pictures of a report, by name; of inputs that are no images there are none."
-    found = _mask_picture(done) if done.result.mask else {}
+def _drawings(done: Deletion) -> dict[str, Callable[[], Any]]:
+    "How the pictures of a report are drawn, by name; of inputs that are no images there are none."
+    shown = done.result.mask, done.original, done.asked.classes, done.classifier
+    found: dict[str, Callable[[], Any]] = {}
+    if done.result.mask:
+        found["where the mask fell"] = partial(draw_mask, *shown)
     inputs = next(iter(pairs(done.source.train.batches(done.asked.forget[:1], 1))))[0]
     if inputs.dim() == 4 and inputs.shape[1] in (1, 3):
-        found["answers before and after"] = _png(_draw_answers(done))
+        found["answers before and after"] = partial(_draw_answers, done)
     return found
 
 
-def _mask_picture(done: Deletion) -> dict[str, bytes]:
-    "Where the mask fell; nothing where the classifier isn't known, whose rows would be drawn."
-    shown = done.result.mask, done.original, done.asked.classes, done.classifier
-    try:
-        return {"where the mask fell": _png(draw_mask(*shown))}
-    except ValueError:
-        return {}
+def _pictures(done: Deletion) -> tuple[dict[str, bytes], list[str]]:
+    "The pictures of a report, by name, and a sentence for each that can't be drawn."
+    drawn: dict[str, bytes] = {}
+    left = []
+    for name, draw in _drawings(done).items():
+        try:
+            drawn[name] = _png(draw())
+        except Exception as error:  # noqa: BLE001, for no picture is worth the work that is done
+            why = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            left.append(f"The picture of {name} is left out, because it can't be drawn: {why}.")
+    return drawn, left
 
 # %% ../../nbs/6_lab/13_deletion_report.ipynb #de36d35f
 def _asked(done: Deletion) -> list[_Block]:
@@ -157,16 +176,49 @@ def _asked(done: Deletion) -> list[_Block]:
     return [
         _Block("heading", "What was asked"),
         _Block("text", f"To forget {done.what}. Digest of exactly these: {done.digest}."),
-        *(_Block("text", line) for line in earlier),
+        *(_Block("text", line) for line in [*_named(_forgotten(done)), *earlier]),
     ]
 
 
-_EXPLAINED = (
-    "Accuracies in percent. A row is a set of images: those to forget and those that remain, test "
-    "images of the same classes (test_forget) and of the others (test_remain), and each class. A "
-    "column is a model: the original, the same after the method alone, the result after "
-    "fine-tuning, and a control, the original that was only fine-tuned."
-)
+def _forgotten(done: Deletion) -> list[str]:
+    "The names of the files that were to be forgotten; none where the images are no files."
+    found = done.source.found
+    return [] if found is None else [found.files[p] for p in done.asked.forget.tolist()]
+
+
+def _named(names: Sequence[str], most: int = 5) -> list[str]:
+    "The first of some files, in a sentence; nothing where there are none."
+    rest = len(names) - most
+    more = f" and {rest:,} more, as the record says" if rest > 0 else ""
+    return [f"Files: {', '.join(names[:most])}{more}."] if names else []
+
+
+_ROWS = {
+    "forget": "forget, the images to forget",
+    "remain": "remain, those that remain",
+    "test_forget": "test_forget, test images of the classes to forget",
+    "test_remain": "test_remain, the other test images",
+}
+_COLUMNS = {
+    "original": "the original",
+    "after_method": "the same after the method alone (after_method)",
+    "result": "the result",
+    "control": "a control, the original that was only fine-tuned",
+    "retrained": "retrained, a model that never saw the images to forget",
+}
+
+
+def _explained(done: Deletion) -> str:
+    "What the rows and the columns are that are there."
+    kind = "test" if done.source.test is not None else "training"
+    rows = [said for name, said in _ROWS.items() if name in done.accs.index]
+    earlier = [n.removeprefix("earlier_") for n in done.accs.index if n.startswith("earlier_")]
+    rows += [f"earlier_{n}, the images of earlier request {n}" for n in earlier]
+    columns = [said for name, said in _COLUMNS.items() if name in done.accs]
+    return (
+        f"Accuracies in percent. A row is a set of images: {'; '.join(rows)}; and the {kind} "
+        f"images of each class. A column is a model: {'; '.join(columns)}."
+    )
 
 
 def _came(done: Deletion, pictures: dict[str, bytes]) -> list[_Block]:
@@ -177,7 +229,7 @@ def _came(done: Deletion, pictures: dict[str, bytes]) -> list[_Block]:
         _Block("heading", "What came of it"),
         *(_Block("verdict", line) for line in done.verdict.said),
         *(_Block("text", line) for line in done.notes),
-        _Block("text", _EXPLAINED),
+        _Block("text", _explained(done)),
         _Block("table", done.accs.round(1)),
         *shown,
     ]
@@ -234,8 +286,8 @@ NOT = (
 )
 
 
-def _is_not(done: Deletion) -> list[_Block]:
-    "What the report doesn't show."
+def _is_not(done: Deletion, left: Sequence[str]) -> list[_Block]:
+    "What the report doesn't show, such as pictures that were left out."
     missing = {
         "a model that was retrained without these images": "retrained" not in done.accs,
         "a control that was only fine-tuned": "control" not in done.accs,
@@ -245,14 +297,24 @@ def _is_not(done: Deletion) -> list[_Block]:
     said = [f"Evidence that is missing: {lacks}."] if lacks else []
     return [
         _Block("heading", "What this is not"),
-        *(_Block("text", line) for line in (NOT, *said, *done.card.missing)),
+        *(_Block("text", line) for line in (NOT, *said, *done.card.missing, *left)),
     ]
 
 
-def _blocks(done: Deletion, pictures: dict[str, bytes], repeat: str) -> list[_Block]:
+def _again(repeat: str) -> list[_Block]:
+    "How to repeat it; nothing where that isn't told."
+    if not repeat:
+        return []
+    new = "Its results need a new folder: name one after --out, since nothing is overwritten."
+    said = [_Block("text", new)] * repeat.startswith("fisher-unlearn ")
+    return [_Block("heading", "How to repeat it"), _Block("code", repeat), *said]
+
+
+def _blocks(
+    done: Deletion, pictures: dict[str, bytes], left: Sequence[str], repeat: str
+) -> list[_Block]:
     "The page."
     spent = f"Expected: {done.cost}. It took {done.seconds:.0f} s, with all measuring."
-    again = [_Block("heading", "How to repeat it"), _Block("code", repeat)] if repeat else []
     cost = [_Block("heading", "What it cost"), _Block("text", spent)]
     return [
         *_asked(done),
@@ -260,17 +322,34 @@ def _blocks(done: Deletion, pictures: dict[str, bytes], repeat: str) -> list[_Bl
         *_audited(done),
         *_did(done, pictures),
         *cost,
-        *again,
-        *_is_not(done),
+        *_again(repeat),
+        *_is_not(done, left),
     ]
 
 # %% ../../nbs/6_lab/13_deletion_report.ipynb #7142b9c1
+_MANY = 1000
+
+
+def _files(done: Deletion) -> dict[str, Any] | None:
+    "The files that were to be forgotten; None where the images are no files."
+    names = _forgotten(done)
+    if done.source.found is None:
+        return None
+    return {
+        "folder": str(done.source.found.folder),
+        "number": len(names),
+        "digest": hashlib.sha256(b"\n".join(sorted(map(os.fsencode, names)))).hexdigest(),
+        "names": None if done.asked.classes and len(names) > _MANY else names,
+    }
+
+
 def _record(done: Deletion, repeat: str) -> dict[str, Any]:
     "A deletion as JSON has it."
     result = done.result
     return {
         "asked": {"what": done.what, "classes": done.asked.classes, "digest": done.digest},
         "positions": done.asked.forget.tolist(),
+        "files": _files(done),
         "method": result.method.name,
         "options": result.method.dump(),
         "fine_tune": done.fine_tune and done.fine_tune.record,
@@ -303,8 +382,12 @@ def read_requests(
             f"{path} is no chain of requests ({type(error).__name__}): put back the one that came "
             "with the weights, or take it away if they come from elsewhere."
         ) from error
-    last = _weights_digest(weights)
-    if found and found[-1].weights != last:
+    if found and Path(weights).suffix != ".safetensors":
+        raise ValueError(
+            f"{path} speaks of weights in safetensors, and {weights} beside it are something "
+            "else: name the safetensors, or take the file away if the weights come from elsewhere."
+        )
+    if found and found[-1].weights != _weights_digest(weights):
         raise ValueError(
             f"{weights} are not the weights that {path} speaks of: take the file away if they "
             "come from elsewhere."
@@ -352,16 +435,18 @@ def _write(done: Deletion, folder: Path, repeat: str) -> None:
     "The files of a deletion."
     weights = save_weights(done.result.model, folder / "model.safetensors")
     save_tensors(folder / "mask.safetensors", done.result.mask)
-    pictures, title = _pictures(done), f"Deletion of {done.what}"
-    blocks = _blocks(done, pictures, repeat)
     last = Earlier(done.digest, done.hashes, done.what, weights)
-    texts = {
-        "record.json": json.dumps(_record(done, repeat), indent=1) + "\n",
-        "requests.json": json.dumps([asdict(e) for e in (*done.earlier, last)], indent=1) + "\n",
-        "report.html": _as_page(title, blocks),
-        "report.md": _as_text(title, blocks),
-    }
-    for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
+    chain = [asdict(e) for e in (*done.earlier, last)]
+    for name, value in {"record": _record(done, repeat), "requests": chain}.items():
+        _put(folder / f"{name}.json", json.dumps(value, indent=1) + "\n")
+    pictures, left = _pictures(done)
+    title, blocks = f"Deletion of {done.what}", _blocks(done, pictures, left, repeat)
+    _put(folder / "report.html", _as_page(title, blocks))
+    _put(folder / "report.md", _as_text(title, blocks))
     for name, picture in pictures.items():
         (folder / f"{name.replace(' ', '_')}.png").write_bytes(picture)
+
+
+def _put(path: Path, text: str) -> None:
+    "Write a text; of a file's name that is no text, what can't be written is escaped."
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")

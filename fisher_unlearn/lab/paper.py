@@ -243,13 +243,13 @@ def _of_request(record: Record, s: RunSettings) -> list[str]:
 
 
 def _of_method(s: RunSettings) -> list[str]:
-    """Departures from the preset: what it is set to may be read from the paper or its code, what
-    differs may not."""
+    """Departures from the preset, by its name: what it is set to may be read from the paper or its
+    code, what differs may not."""
     usual = s.method.preset(s.preset)
+    whose = f"preset {s.preset}" if s.method.presets else "default"
     return [
-        text
+        f"`{name}` is {plain(value)} ({whose}: {plain(getattr(usual, name))})"
         for name, value in unusual_options(s).items()
-        for text in _unlike(name, value, getattr(usual, name))
     ]
 
 # %% ../../nbs/6_lab/08_paper.ipynb #43ba4e43
