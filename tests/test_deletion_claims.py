@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -20,6 +22,7 @@ from fisher_unlearn.lab import deletion
 from fisher_unlearn.lab.deletion import Earlier, delete, tried, without_earlier
 from fisher_unlearn.lab.deletion_order import _tuning, forget, order_of, recommended
 from fisher_unlearn.lab.deletion_report import read_requests
+from fisher_unlearn.lab.notebook import find_notebook
 from fisher_unlearn.methods.retraining import Finetune
 from fisher_unlearn.networks.schedule import Schedule
 from fisher_unlearn.networks.train import TrainSettings, load_weights, save_weights, train_model
@@ -470,3 +473,16 @@ def test_warm_up_is_exactly_the_share_that_was_asked(order, share):
 def test_warm_up_that_can_not_be_had_is_refused(order, share):
     with pytest.raises(ValueError, match="`warmup` of the order is .* hundredths"):
         forget(order(classes="cat", epochs=5, warmup=share), "none")
+
+
+@pytest.mark.parametrize("given", [{"data": "plain", "model": "toy_net:net"}, {"epochs": 1}])
+def test_the_notebook_never_puts_its_example_in_place_of_what_is_given(given, place, monkeypatch):
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("fisher_unlearn.lab.deletion_order.example", lambda _: {"seed": "example"})
+    nb = parameterize_notebook(load_notebook_node(str(find_notebook("forget_your_own"))), given)
+    space = {"In": [""]}
+    with pytest.raises(ValueError, match="no checkpoint is given|nothing is named"):
+        for cell in nb.cells:
+            if cell.cell_type == "code":
+                exec(cell.source, space)
+    assert space["given"]["seed"] is None and "done" not in space
