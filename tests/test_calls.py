@@ -434,6 +434,7 @@ OWN: dict[str, dict[str, Callable[[], Any]]] = {  # where a name means something
         "fine_tune": lambda: None,
     },
     "deletion.without_earlier": {"earlier": list},
+    "deletion.chain_digest": {"chain": list},
     "deletion_report.read_requests": {"weights": lambda: Path("w.safetensors")},
     "deletion_report.free_folder": {},
     "deletion_report.save_deletion": {"folder": lambda: "new"},

@@ -1,6 +1,7 @@
 """A deletion from a program, a command and a notebook: what is measured, judged, written, refused,
 and found again by the next request."""
 
+import copy
 import hashlib
 import json
 import re
@@ -437,19 +438,23 @@ def test_a_model_that_still_knows_has_not_forgotten(judged):
 
 
 def test_a_retrained_model_is_what_a_result_is_compared_with(judged, model):
-    same = judged("finetune", retrained=model)
-    assert same.verdict.forgotten is True and "the retrained model" in same.verdict.said[0]
-    assert same.accs.retrained["forget"] == same.accs.original["forget"]
+    without = copy.deepcopy(model)
+    with torch.no_grad():
+        without.classifier.bias[4] = -50.0
+    same = judged("finetune", retrained=without)
+    assert same.verdict.forgotten is False and "the retrained model 0.0 %" in same.verdict.said[0]
+    gone = judged("mask_classifier", retrained=without, margins=Margins(20.0, 5.0))
+    assert gone.verdict.forgotten is True and gone.accs.retrained["forget"] == 0
 
 
 def test_margins_are_kept_and_decide(judged):
-    masked = judged(FisherMask(ratio=0.01))
+    masked = judged("mask_classifier")
     left, lost = masked.accs.result["forget"], masked.accs.original["test_remain"]
     lost -= masked.accs.result["test_remain"]
     wide, tight = Margins(left, max(lost, 0.0)), Margins(max(left - 0.1, 0.0), 0.0)
-    within = judged(FisherMask(ratio=0.01), margins=wide).verdict
+    within = judged("mask_classifier", margins=wide).verdict
     assert (within.forgotten, within.kept) == (True, True)
-    assert left == 0 or judged(FisherMask(ratio=0.01), margins=tight).verdict.forgotten is False
+    assert left == 0 or judged("mask_classifier", margins=tight).verdict.forgotten is False
 
 
 def test_samples_are_compared_with_test_images_or_with_nothing(digits, model):
@@ -601,7 +606,7 @@ def test_what_can_not_be_is_refused_in_a_sentence_and_nothing_is_written(
 def test_a_failure_while_writing_leaves_nothing(done, tmp_path, monkeypatch):
     found, _ = done
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("fisher_unlearn.lab.deletion_report.save_tensors", full)

@@ -44,12 +44,12 @@ def _folders(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
 
 
-def _files(folder: Path, name: str) -> list[str]:
-    "The image files of a class, relative to the folder; `ValueError` if there are none."
+def _files(folder: Path, name: str, empty: bool = False) -> list[str]:
+    "The image files of a class, relative to the folder; `ValueError` for none, unless it may be."
     own = folder / name
     known = (p for p in own.rglob("*") if _may_be_image(p.relative_to(own)))
     found = sorted(p for p in known if p.is_file())
-    if not found:
+    if not found and not empty:
         raise ValueError(
             f"{folder / name} holds no image (a file that ends in {', '.join(ENDINGS)}): "
             "put images there, or take the folder away."
@@ -133,6 +133,8 @@ def read_folder(
     mean: tuple[Number, ...] = (0.0,),  # of each channel, or of all, as a fraction of full scale
     std: tuple[Positive, ...] = (1.0,),  # likewise
     test: str | Path | None = None,  # a folder of test images; None: that in `folder`, if any
+    # of all classes, where some may have no images any more; None: those of its folders
+    classes: tuple[str, ...] | None = None,
     progress: bool = False,  # show a bar?
 ) -> FolderImages:
     """Read a folder of images; `FileNotFoundError` or `ValueError` in one sentence for what isn't
@@ -140,13 +142,13 @@ def read_folder(
     if channels not in _MODES:
         raise ValueError(f"`channels` is {channels}: it must be 1 (grey) or 3 (coloured).")
     places = _parts(Path(folder), Path(test) if test else None)
-    classes = _classes(places[0])
+    known = classes or _classes(places[0])
     how = (size, channels, _each(mean, channels, "mean"), _each(std, channels, "std"), progress)
-    listed = [_listed(place, classes) if place else [] for place in places]
-    train, held = (_samples(p, f, classes, *how) for p, f in zip(places, listed))
+    listed = [_listed(place, known, bool(classes)) if place else [] for place in places]
+    train, held = (_samples(p, f, known, *how) for p, f in zip(places, listed))
     mark = digest(train.images, train.labels, held.images, held.labels)
     name = places[0].parent.name if places[0].name == "train" else places[0].name
-    images = ImageData(name or "images", train, held, classes, "a folder of images", mark)
+    images = ImageData(name or "images", train, held, known, "a folder of images", mark)
     return FolderImages(images, tuple(listed[0]), places[0])
 
 # %% ../../nbs/1_images/07_folders.ipynb #44658756
@@ -159,7 +161,7 @@ def _each(values: tuple[float, ...], channels: int, name: str) -> tuple[float, .
     return values * channels if len(values) == 1 else values
 
 
-def _listed(folder: Path, classes: tuple[str, ...]) -> list[str]:
+def _listed(folder: Path, classes: tuple[str, ...], empty: bool = False) -> list[str]:
     "The files of a folder, by class; `ValueError` for a class that the training images lack."
     own = _classes(folder)
     if stray := sorted({*own} - {*classes}):
@@ -169,7 +171,10 @@ def _listed(folder: Path, classes: tuple[str, ...]) -> list[str]:
             f"{folder} holds the class {stray[0]!r}, and the training images have "
             f"{len(classes)} others{hint}: name the folders alike."
         )
-    return [name for own_class in own for name in _files(folder, own_class)]
+    found = [name for own_class in own for name in _files(folder, own_class, empty)]
+    if not found:
+        raise ValueError(f"{folder} holds no image in any of its folders: put images there.")
+    return found
 
 
 def _samples(

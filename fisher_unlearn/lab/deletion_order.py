@@ -9,6 +9,7 @@ __all__ = ['Words', 'Order', 'value_read', 'pair_read', 'order_types', 'order_of
 # %% ../../nbs/6_lab/14_deletion_order.ipynb #3480df23
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +22,11 @@ from ..images.arguments import Count, NotNegative, Number, Positive, Seed, Share
 from ..images.arguments import annotations_of, check_fields, checked, option
 from ..images.data import choose, load_images, usable_device
 from ..images.sources import Asked, Source, asked_for, source_named
-from .deletion import CAREFUL, Deletion, Margins, delete, expected_cost, tried
+from .deletion import CAREFUL, Cost, Deletion, Earlier, Margins, delete
+from .deletion import expected_cost, tried, without_earlier
 from .deletion_report import free_folder, read_requests, save_deletion
 from ..methods.base import Method
+from ..methods.retraining import Finetune
 from ..methods.unlearn import METHODS, method_named
 from ..networks.foreign import load_checkpoint, network_named
 from ..networks.models import build_model
@@ -144,12 +147,25 @@ def _tuning(order: Order) -> TrainSettings | None:
     "How the result is fine-tuned."
     if not order.epochs:
         return None
-    schedule = Schedule(lr=order.lr, epochs=10, drops=(5, 7), warmup=round(10 * order.warmup))
+    length, warmup = _warmup(order.warmup)
+    drops = (length // 2, 7 * length // 10)
+    schedule = Schedule(lr=order.lr, epochs=length, drops=drops, warmup=warmup)
     names = ("optimizer", "momentum", "weight_decay", "clip", "batch_size", "seed")
     given = {name: getattr(order, name) for name in names}
     if ":" not in order.optimizer:  # a name of torch's, in whatever case
         given["optimizer"] = order.optimizer.lower()
     return TrainSettings(schedule, select="last", **given).replayed(order.epochs)
+
+
+def _warmup(share: float) -> tuple[int, int]:
+    "A share of tenths or of hundredths: of how many, and how many; `ValueError` for any other."
+    for length in (10, 100):
+        if abs(share * length - round(share * length)) < 1e-9:
+            return length, round(share * length)
+    raise ValueError(
+        f"`warmup` of the order is {share}: a warm-up is counted in hundredths of fine-tuning, "
+        "so give it two decimal places."
+    )
 
 
 def _method(order: Order) -> Method:
@@ -174,10 +190,13 @@ def ordered_methods() -> list[str]:
     return [name for name, kind in METHODS.items() if {*kind.needs} <= {*_ORDERED}]
 
 
-def _source(order: Order) -> Source:
-    "The images of an order."
+def _source(order: Order, earlier: Sequence[Earlier]) -> Source:
+    """The images of an order; a class of a folder that an earlier request knew may have none any
+    more."""
     names = ("size", "channels", "mean", "std", "test")
-    return source_named(order.data, **{name: getattr(order, name) for name in names})
+    how = {name: getattr(order, name) for name in names}
+    known = earlier[-1].classes if earlier and Path(order.data).is_dir() else ()
+    return source_named(order.data, **how, classes=known or None)
 
 
 def _requested(order: Order, source: Source) -> Asked:
@@ -231,31 +250,49 @@ def forget(
     any work, and nothing half-written."""
     free_folder(order.out)
     method, tuning = _method(order), _tuning(order)
-    source = _source(order)
+    earlier = read_requests(order.checkpoint) if order.checkpoint else ()
+    source = _source(order, earlier)
     asked = _requested(order, source)
     model, said = _network(order, source, order.checkpoint)
     other = _network(order, source, order.retrained)[0] if order.retrained else None
-    earlier = read_requests(order.checkpoint) if order.checkpoint else ()
-    sizes = (len(asked.forget), len(asked.remain))
-    batches = source.train.batches(asked.forget, order.batch_size, order.device)
-    cost = expected_cost(model, batches, sizes, method, tuning, 1 + order.control)
+    less, _ = without_earlier(source, asked, earlier)
+    sizes = (len(less.forget), len(less.remain))
+    cost = _cost(order, model, source, less)
     for line in (said, f"{sizes[0]:,} images to forget, {sizes[1]:,} to remain; {cost}."):
         if line and progress != "none":
             print(line, flush=True)
     ways: dict[str, Any] = {"method": method, "fine_tune": tuning, "retrained": other}
     ways |= {"control": order.control, "earlier": earlier, "progress": progress}
+    ways |= {"expected": cost}
     done = delete(model, source, asked, **ways, **_shared(order))
     save_deletion(done, order.out, command_of(order))
     return done
+
+
+def _cost(order: Order, model: nn.Module, source: Source, asked: Asked) -> Cost:
+    "What an order will take."
+    method, tuning = _method(order), _tuning(order)
+    batches = source.train.batches(asked.forget, order.batch_size, order.device)
+    sizes = (len(asked.forget), len(asked.remain))
+    times = 1 + (order.control and not isinstance(method, Finetune))
+    return expected_cost(model, batches, sizes, method, tuning, times)
 
 # %% ../../nbs/6_lab/14_deletion_order.ipynb #aa4b45ce
 @checked
 def recommended(order: Order) -> "pd.DataFrame":  # as `tried` gives it
     "What each method would do, by a trial of one epoch; nothing is written."
-    source, tuning = _source(order), _tuning(order)
+    for name in ("method", "preset", "options", "retrained"):
+        if (value := getattr(order, name)) != getattr(Order(), name):
+            raise ValueError(
+                f"`{name}` is {value!r}, and `recommend` tries all methods as they are, beside no "
+                "retrained model: leave it out."
+            )
+    tuning = _tuning(order)
+    earlier = read_requests(order.checkpoint) if order.checkpoint else ()
+    source = _source(order, earlier)
     asked, (model, _) = _requested(order, source), _network(order, source, order.checkpoint)
     short = tuning and replace(tuning, length=1)
-    return tried(model, source, asked, fine_tune=short, **_shared(order))
+    return tried(model, source, asked, fine_tune=short, earlier=earlier, **_shared(order))
 
 
 def _shared(order: Order) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import torch
 from ..images.arguments import checked
 from ..images.atomic import writable_folder
 from ..images.batches import pairs
-from .deletion import Deletion, Earlier
+from .deletion import Deletion, Earlier, chain_digest
 from .paper import plain
 from ..methods.base import Task
 from ..methods.masking import draw_mask, left_out, mask_by_layer
@@ -35,7 +35,8 @@ from ..networks.guard import untouched
 from ..networks.logits import logits_of
 from ..networks.machine import provenance
 from ..networks.models import check_batches, device_of
-from ..networks.train import read_tensors, save_tensors, save_weights
+from ..networks.parameters import tensors_of
+from ..networks.train import read_tensors, save_tensors
 from ..networks.train import tensors_digest
 
 # %% ../../nbs/6_lab/13_deletion_report.ipynb #39095fd3
@@ -372,11 +373,17 @@ def read_requests(
 ) -> tuple[Earlier, ...]:
     "The requests that a model has been through; none for weights from elsewhere."
     path = Path(weights).parent / "requests.json"
+    last, known = _digests(weights)
     if not path.is_file():
+        if known:
+            raise ValueError(
+                f"{weights} came out of a deletion, and {path}, which says what was asked before, "
+                "is not there: put it beside the weights."
+            )
         return ()
     try:
         chain = json.loads(path.read_text(encoding="utf-8"))
-        found = tuple(Earlier(**{**one, "hashes": tuple(one["hashes"])}) for one in chain)
+        found = tuple(_earlier(one) for one in chain)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"{path} is no chain of requests ({type(error).__name__}): put back the one that came "
@@ -387,7 +394,8 @@ def read_requests(
             f"{path} speaks of weights in safetensors, and {weights} beside it are something "
             "else: name the safetensors, or take the file away if the weights come from elsewhere."
         )
-    if found and found[-1].weights != _weights_digest(weights):
+    other = known and known != chain_digest(found)  # weights of old know of no chain
+    if other or (found and found[-1].weights != last):
         raise ValueError(
             f"{weights} are not the weights that {path} speaks of: take the file away if they "
             "come from elsewhere."
@@ -395,9 +403,18 @@ def read_requests(
     return found
 
 
-def _weights_digest(path: str | Path) -> str:
-    "The digest of what a file of safetensors holds."
-    return tensors_digest(*read_tensors(path))
+def _earlier(one: Any) -> Earlier:
+    "A request as JSON has it; those of old lack what was added since."
+    lists = {"hashes": one["hashes"], "classes": [], "shape": []}
+    return Earlier(**{**one, **{n: tuple(one.get(n, none)) for n, none in lists.items()}})
+
+
+def _digests(path: str | Path) -> tuple[str, str]:
+    "The digest of what a file of safetensors holds, and that of the requests which it knows of."
+    if Path(path).suffix != ".safetensors" or not Path(path).is_file():
+        return "", ""
+    tensors, metadata = read_tensors(path)
+    return tensors_digest(tensors, metadata), metadata.get("requests", "")
 
 # %% ../../nbs/6_lab/13_deletion_report.ipynb #4d6d312e
 @checked
@@ -433,10 +450,10 @@ def save_deletion(
 
 def _write(done: Deletion, folder: Path, repeat: str) -> None:
     "The files of a deletion."
-    weights = save_weights(done.result.model, folder / "model.safetensors")
+    tensors, known = tensors_of(done.result.model), chain_digest(done.chain)
+    weights = save_tensors(folder / "model.safetensors", tensors, requests=known)
     save_tensors(folder / "mask.safetensors", done.result.mask)
-    last = Earlier(done.digest, done.hashes, done.what, weights)
-    chain = [asdict(e) for e in (*done.earlier, last)]
+    chain = [asdict(e) for e in (*done.earlier, replace(done.chain[-1], weights=weights))]
     for name, value in {"record": _record(done, repeat), "requests": chain}.items():
         _put(folder / f"{name}.json", json.dumps(value, indent=1) + "\n")
     pictures, left = _pictures(done)
