@@ -412,7 +412,10 @@ def test_a_report_explains_the_rows_and_columns_that_are_there_and_no_others(
     assert "control" not in bare and "retrained" not in bare and "test_" not in bare
     assert "training images of each class" in bare and "earlier" not in bare
     first = Earlier("0", tuple(hashes_of(digits.train, torch.tensor([5]))), "the sixth image")
-    ways = {"retrained": model, "earlier": [first], "fine_tune": None, "progress": "none"}
+    without = copy.deepcopy(model)
+    with torch.no_grad():
+        without.classifier.bias[4] = -50.0
+    ways = {"retrained": without, "earlier": [first], "fine_tune": None, "progress": "none"}
     asked = asked_for(digits, classes=[4])
     full = said(delete(model, digits, asked, method="mask_classifier", **ways), "full")
     assert "retrained, a model that never saw" in full and "control" not in full

@@ -23,7 +23,7 @@ from fisher_unlearn.methods import unlearn as unlearn_room
 from fisher_unlearn.methods.teachers import DELETE
 from fisher_unlearn.networks.foreign import load_checkpoint
 from fisher_unlearn.networks.metrics import evaluate
-from fisher_unlearn.networks.models import find_classifier
+from fisher_unlearn.networks.models import check_batch
 from fisher_unlearn.networks.objective import Teacher
 from fisher_unlearn.networks.optimizers import make_optimizer, name_of
 from fisher_unlearn.networks.schedule import Schedule
@@ -406,7 +406,10 @@ def test_files_of_weights_that_are_not_those_of_the_network_are_said(tmp_path):
     with pytest.raises(ValueError, match="`0.weight` is int8, not float32"):
         load_checkpoint(net(), tmp_path / "int8.pt")
     save_weights(model, tmp_path / "w.safetensors")
-    for call in (lambda m: load_checkpoint(m, tmp_path / "w.safetensors"), find_classifier):
+    for call in (
+        lambda m: load_checkpoint(m, tmp_path / "w.safetensors"),
+        lambda m: check_batch(m, X, Y),
+    ):
         with pytest.raises(ValueError, match="device `meta`"):
             call(net().to("meta"))
 

@@ -20,7 +20,7 @@ from ..images.arguments import Count, checked
 from ..images.data import choose
 from ..images.sources import from_here, imported
 from .models import NETWORKS, build_model
-from .parameters import check_network, extras_of, put_state_
+from .parameters import check_values, extras_of, put_state_
 from .parameters import state_names, tensors_of, unwrapped
 from .train import read_tensors
 
@@ -206,7 +206,7 @@ def load_checkpoint(
     path: str | Path,  # safetensors, or what torch saved
 ) -> str:  # what of it had to be recognised, in a sentence; "" for nothing
     "Read someone's weights into their network; `ValueError` that names what differs."
-    check_network(model)
+    check_values(model)
     network, _ = unwrapped(model)
     known = tensors_of(network)
     tensors, prefix = _renamed(read_checkpoint(path), known)

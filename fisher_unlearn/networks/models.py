@@ -23,7 +23,8 @@ from ..images.data import Batches, check_repeatable, choose
 from ..images.draws import drawing_apart
 from .guard import untouched
 from .logits import UnclearOutput, logits_of, warn_of_probabilities
-from .parameters import check_apart, check_network, unwrapped, weight_of
+from .parameters import check_apart, check_network, check_values
+from .parameters import unwrapped, weight_of
 
 # %% ../../nbs/2_networks/03_models.ipynb #d56d83b5
 def _stage(width_in: int, width: int, blocks: int, stride: int) -> nn.Sequential:
@@ -378,7 +379,7 @@ def check_batch(
     sentence if not."""
     inputs, labels = read_pair((inputs, labels), name)
     _check_inputs(inputs, name)
-    check_network(model)
+    check_values(model)
     # two are as good as all of them, and cheaper; a network may normalise its input in place
     logits = _answer(model, inputs[:2].clone(), name)
     if logits.shape[1] < 2:

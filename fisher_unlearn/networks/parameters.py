@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Move', 'unwrapped', 'memory_of', 'place_of', 'state_names', 'parameters_by_name', 'twins', 'tensors_of', 'extras_of',
            'put_state_', 'own_memory_', 'first_name', 'by_first_name', 'maskable', 'weight_of', 'check_network',
-           'copied', 'check_apart']
+           'check_values', 'copied', 'check_apart']
 
 # %% ../../nbs/2_networks/02_parameters.ipynb #ef0e9569
 import copy
@@ -248,14 +248,20 @@ def check_network(model: nn.Module) -> None:
             "the model has lazy layers, which don't know their shapes yet: run one batch through "
             "it first."
         )
-    if any(t.is_meta for t in (*network.parameters(), *network.buffers())):
+
+
+_PROGRAM = "the model was made {}: pass the nn.Module that it was made of."
+
+
+@checked
+def check_values(model: nn.Module) -> None:
+    "As `check_network`, and refuse a model whose tensors have shapes alone."
+    check_network(model)
+    if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
         raise ValueError(
             "the model is on the device `meta`, where tensors have no values: build it on a CPU or "
             "a GPU."
         )
-
-
-_PROGRAM = "the model was made {}: pass the nn.Module that it was made of."
 
 # %% ../../nbs/2_networks/02_parameters.ipynb #008f7265
 @checked
