@@ -99,14 +99,14 @@ HEADS = {"transformers vit": "classifier"}  # torch.fx can't trace its forward p
 
 
 def pictures(side):
-    "Thirty pictures of three colours."
+    "Thirty pictures of three colours, and nine others for a test."
     numbers = torch.Generator().manual_seed(0)
-    labels = torch.arange(30) % 3
-    images = torch.randint(0, 120, (30, 3, side, side), generator=numbers, dtype=torch.uint8)
-    images[torch.arange(30), labels] += 100
-    part = Samples(images, labels, (0.5,) * 3, (0.25,) * 3, side)
-    held = part[torch.arange(9)]
-    return source_of(ImageData("colours", part, held, ("red", "green", "blue"), "made", "0"))
+    labels = torch.arange(39) % 3
+    images = torch.randint(0, 120, (39, 3, side, side), generator=numbers, dtype=torch.uint8)
+    images[torch.arange(39), labels] += 100
+    every = Samples(images, labels, (0.5,) * 3, (0.25,) * 3, side)
+    parts = every[torch.arange(30)], every[torch.arange(30, 39)]
+    return source_of(ImageData("colours", *parts, ("red", "green", "blue"), "made", "0"))
 
 
 def state_of(model):
