@@ -25,8 +25,8 @@ from ..images.arguments import Count, NotNegative, Seed, check_fields, checked
 from ..images.arguments import option
 from ..images.batches import first_pair
 from ..images.data import Samples
-from ..images.sources import Asked, Part, Source, classes_without, digest_of
-from ..images.sources import hashes_of, missing_from, places_of
+from ..images.sources import Asked, Part, Source, classes_exactly, classes_without
+from ..images.sources import digest_of, hashes_of, missing_from, places_of
 from ..methods.base import READINGS, Method, Trained
 from ..methods.kick import Kick
 from ..methods.result import Unlearned
@@ -215,10 +215,9 @@ def without_earlier(
     kept = asked.remain[~torch.isin(asked.remain, gone)]
     if not len(kept):
         raise ValueError("with what earlier requests named, no training image remains.")
-    labels = source.train.labels
-    whole = classes_without(labels, asked.forget, kept)  # an earlier request may have begun one
-    exactly = whole if {*labels[asked.forget].tolist()} == {*whole} else ()
-    return Asked(asked.classes or exactly, asked.forget, kept), places
+    # an earlier request may have begun a class
+    classes = asked.classes or classes_exactly(source.train.labels, asked.forget, kept)
+    return Asked(classes, asked.forget, kept), places
 
 
 def _shape_of(part: Part) -> tuple[int, ...]:

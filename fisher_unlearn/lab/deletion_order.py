@@ -22,7 +22,7 @@ from ..images.arguments import Count, NotNegative, Number, Positive, Seed, Share
 from ..images.arguments import annotations_of, check_fields, checked, option
 from ..images.data import choose, load_images, usable_device
 from ..images.sources import Asked, Source, asked_for, source_named
-from .deletion import CAREFUL, Cost, Deletion, Earlier, Margins, delete
+from .deletion import CAREFUL, Deletion, Earlier, Margins, delete
 from .deletion import expected_cost, tried, without_earlier
 from .deletion_report import free_folder, read_requests, save_deletion
 from ..methods.base import Method
@@ -257,7 +257,9 @@ def forget(
     other = _network(order, source, order.retrained)[0] if order.retrained else None
     less, _ = without_earlier(source, asked, earlier)
     sizes = (len(less.forget), len(less.remain))
-    cost = _cost(order, model, source, less)
+    batches = source.train.batches(less.forget, order.batch_size, order.device)
+    times = 1 + (order.control and not isinstance(method, Finetune))
+    cost = expected_cost(model, batches, sizes, method, tuning, times)
     for line in (said, f"{sizes[0]:,} images to forget, {sizes[1]:,} to remain; {cost}."):
         if line and progress != "none":
             print(line, flush=True)
@@ -267,15 +269,6 @@ def forget(
     done = delete(model, source, asked, **ways, **_shared(order))
     save_deletion(done, order.out, command_of(order))
     return done
-
-
-def _cost(order: Order, model: nn.Module, source: Source, asked: Asked) -> Cost:
-    "What an order will take."
-    method, tuning = _method(order), _tuning(order)
-    batches = source.train.batches(asked.forget, order.batch_size, order.device)
-    sizes = (len(asked.forget), len(asked.remain))
-    times = 1 + (order.control and not isinstance(method, Finetune))
-    return expected_cost(model, batches, sizes, method, tuning, times)
 
 # %% ../../nbs/6_lab/14_deletion_order.ipynb #aa4b45ce
 @checked

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from ..images.arguments import Seed, Whole, checked
-
 from ..images.budget import Budget
 from ..images.data import choose
 from ..images.draws import drawing_apart
@@ -178,10 +177,8 @@ def unlearn(
         _warn_of_cost(chosen, task)
         start = time.perf_counter()
         masked = _changed(chosen, changing, task, ready)
-        seconds, what = (
-            {"method": time.perf_counter() - start},
-            _changes(original, changing, masked),
-        )
+        seconds = {"method": time.perf_counter() - start}
+        what = _changes(original, changing, masked)
         tuning = fine_tune and replace(fine_tune, select="last", seed=seed)
         history, spent = _fine_tuned(
             changing, remain, tuning, sets, checkpoint, progress, chosen.held(masked), budget
@@ -189,16 +186,9 @@ def unlearn(
         if whole and {"remain", "forget"} <= {*sets}:
             history["unlearn_score"] = unlearn_score(history.remain_acc, history.forget_acc)
         left = _answered(original, forget), _answered(changing, forget)
-        return Unlearned(
-            changing.eval(),
-            masked,
-            what,
-            pd.DataFrame(steps),
-            history,
-            seconds | spent,
-            chosen,
-            left,
-        )
+        frame, spent = pd.DataFrame(steps), seconds | spent
+        model = changing.eval()
+        return Unlearned(model, masked, what, frame, history, spent, chosen, left)
 
 # %% ../../nbs/4_methods/13_unlearn.ipynb #ce1b1ffd
 def _chosen(
