@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..images.arguments import Seed, Whole, checked
 from ..images.budget import Budget
 from ..images.data import choose
-from ..images.draws import drawing_apart
+from ..images.draws import draws_put_back
 from ..images.overlap import Overlap, overlap
 from .base import Kept, Method, Task, check_needs
 from .dampening import LFSSD, SSD
@@ -144,7 +144,7 @@ def unlearn(
     import pandas as pd
 
     chosen, sets = _chosen(method, mask, preset, options), dict(evaluate or {})
-    with drawing_apart(seed, forget, remain, reference, held_out, *sets.values()):
+    with draws_put_back(forget, remain, reference, held_out, *sets.values()):
         original, prefix = unwrapped(model)
         changing = copied(original)
         own_memory_(changing)
