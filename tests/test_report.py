@@ -21,6 +21,7 @@ from fisher_unlearn.lab.report import Verdict, answer, bullets, conditions, keep
 from fisher_unlearn.lab.report import read_kept, verdict, verdict_table
 from fisher_unlearn.lab.results import beside, histories, missing_cells, outcomes, printable
 from fisher_unlearn.lab.results import summary, with_average
+from fisher_unlearn.lab.store import record_digest
 from fisher_unlearn.methods.unlearn import METHODS
 from made import listed
 from verdicts import lacking_line, verdicts
@@ -940,6 +941,7 @@ def test_what_is_kept_comes_back_bit_for_bit(tmp_path, figure):
     odd, *others = [r for r in made if "request" in r]
     odd["history"][-1] |= {"remain_acc": 100 / 3, "forget_acc": 5e-324}
     odd |= {"memory": {"host": 1.5}, "seconds": {"method": 0.1 + 0.2}, "note": "ä | b"}
+    odd["digest"] = record_digest(odd)
     records = [odd, next(r for r in made if "request" not in r), *others]
     table = beside(summary(outcomes([record()])), 1)
     names = keep("table1", tmp_path / "new" / "folder", table, figure, "words ±", records)
