@@ -3,6 +3,7 @@ answers are what its records say."""
 
 import json
 import shutil
+from pathlib import Path
 
 import papermill
 import numpy as np
@@ -13,7 +14,7 @@ from fisher_unlearn.lab.experiments import MASKS_TO_TUNE, sweep
 from fisher_unlearn.lab.settings import RunSettings, run_key, unusual_options
 from fisher_unlearn.lab.notebook import find_notebook
 from fisher_unlearn.lab.paper import row_label
-from fisher_unlearn.lab.report import read_kept
+from fisher_unlearn.lab.report import read_kept, restore
 from fisher_unlearn.methods.unlearn import METHODS
 
 pytestmark = pytest.mark.slow
@@ -29,7 +30,7 @@ def executed(name, base, **more):
         **more,
     }
     papermill.execute_notebook(find_notebook(name), base / "x.ipynb", given, progress_bar=False)
-    stem = base / "out" / "smoke" / name
+    stem = Path(given["figures"]) / "smoke" / name
     return (
         pd.read_csv(f"{stem}.csv"),
         read_kept(f"{stem}.parquet"),
@@ -48,8 +49,13 @@ def choice(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def rivals(tmp_path_factory):
-    return executed("rivals", tmp_path_factory.mktemp("rivals"))
+def bench(tmp_path_factory):
+    return tmp_path_factory.mktemp("rivals")
+
+
+@pytest.fixture(scope="module")
+def rivals(bench):
+    return executed("rivals", bench)
 
 
 def test_every_method_and_preset_has_its_row_as_its_record_has_it(rivals):
@@ -82,6 +88,23 @@ def test_every_method_and_preset_has_its_row_as_its_record_has_it(rivals):
     assert marked == idle and not {"Finetune", "Retrain"} & marked
     names = [line.split("|")[2].strip() for line in text.splitlines() if line.startswith("| class")]
     assert names == sorted(names, key=str.lower)  # by nothing but the name
+
+
+def test_a_page_of_rivals_that_runs_nothing_trains_nothing_for_its_overlaps(bench, rivals):
+    place = bench / "out" / "smoke" / "rivals_masks.csv"
+    overlap = pd.read_csv(place, index_col=0)
+    assert [*overlap] == [*overlap.index] == sorted(overlap, key=str.lower)
+    values = overlap.to_numpy()
+    assert len(values) > 5 and (values == values.T).all() and (np.diag(values) == 100).all()
+    assert (values >= 0).all() and (values <= 100).all() and (values < 100).any()
+    without = {"on": "none", "runs": str(bench / "records")}
+    restore(bench / "out" / "smoke" / "rivals.parquet", bench / "records")
+    before = place.read_bytes()
+    executed("rivals", bench, **without)
+    assert place.read_bytes() == before
+    executed("rivals", bench, **without, figures=str(bench / "elsewhere"))
+    assert not (bench / "elsewhere" / "smoke" / "rivals_masks.csv").exists()
+    assert not [*(bench / "records").glob("train-*")]  # no w* was trained for them
 
 
 @pytest.fixture(scope="module")
