@@ -20,14 +20,15 @@ from fisher_unlearn.cli import LATER, app
 from fisher_unlearn.images.budget import PASSED_ON, Budget, OutOfTime, budget_of, duration
 from fisher_unlearn.images.budget import passed_on, spoken
 from fisher_unlearn.lab import cluster
+from fisher_unlearn.lab.cards import cards_of
 from fisher_unlearn.lab.executors import complete, reading, work_in
 from fisher_unlearn.lab.experiment import Experiment
 from fisher_unlearn.lab.experiments import cast, needed, sweep
 from fisher_unlearn.lab.notebook import execute, failures, in_notebook
 from fisher_unlearn.lab.plans import plan
-from fisher_unlearn.lab.run import _paced, estimator, run
+from fisher_unlearn.lab.run import _paced, estimator, readout_seconds, run
 from fisher_unlearn.lab.settings import resolve, run_key, training_key
-from fisher_unlearn.lab.store import KeptScores, write_record
+from fisher_unlearn.lab.store import KeptScores, read_record, write_record
 from fisher_unlearn.networks import train
 from fisher_unlearn.networks.schedule import Schedule
 from fisher_unlearn.networks.train import TrainSettings, read_tensors, train_model
@@ -241,6 +242,41 @@ def test_what_a_readout_needs_keeps_to_the_budget(clock, tmp_path, capsys):
     assert clock.now - before == 10 and len([*tmp_path.rglob("record.json")]) == 2
     assert reading(wanted, "relearn_all", tmp_path, cap=1, budget=clock.budget(15))["cap"] == 1
     assert not list(tmp_path.rglob("failure.json"))
+
+
+@pytest.mark.parametrize("kind", ["relearn_all", "card"])
+def test_a_readout_that_would_not_end_is_not_begun(kind, tmp_path, capsys):
+    "By what others of its kind took after runs alike in pace, and by nothing else."
+    one, other = few()[:2]
+
+    def read(settings, budget=None, cap=1):
+        if kind == "card":
+            found = cards_of([settings], [], tmp_path, cap=cap, budget=budget)
+            return next((card for _, card in found), None)
+        return reading(settings, kind, tmp_path, cap=cap, budget=budget)
+
+    now = time.time()
+    soon, later = (Budget(now, now + seconds) for seconds in (500, 5000))
+    run(other, tmp_path, progress="none")
+    assert read(one, soon) is not None  # none was measured before
+    (path,) = (tmp_path / run_key(one)).glob(f"{kind}_1*.json")
+    record = read_record(path)
+    assert 0 < record["seconds"] < 100
+    slow = {name: part for name, part in record.items() if name != "digest"} | {"seconds": 1000.0}
+    path.unlink()
+    write_record(path, slow)
+    capsys.readouterr()
+    assert read(one, OVER) is not None and not capsys.readouterr().out  # it is only read
+    assert read(other, soon) is None and soon.lacked == [f"{kind}_1"]
+    said = capsys.readouterr().out
+    assert f"left: {kind}_1 of digits resnet20 666: mask_classifier: {kind}_1 takes 17m" in said
+    assert read(other, soon, cap=2) is not None  # another kind
+    assert read(other, later) is not None and not later.lacked
+    older = {name: part for name, part in slow.items() if name != "seconds"}
+    path.unlink()
+    write_record(path, older)
+    assert math.isnan(readout_seconds(other, f"{kind}_3*", later, tmp_path))
+    assert 0 < readout_seconds(other, f"{kind}_1*", later, tmp_path) < 100  # the other's alone
 
 
 def test_nobody_waits_for_scores_who_has_little_time(tmp_path):

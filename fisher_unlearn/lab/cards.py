@@ -6,8 +6,9 @@
 __all__ = ['cards_of']
 
 # %% ../../nbs/6_lab/15_cards.ipynb #478cbb4e
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,9 @@ from ..audit.report_card import Auditor, Card
 from ..images.arguments import Count, checked
 from ..images.atomic import locked
 from ..images.budget import Budget, budget_of
-from .run import images_of, model_of, request_of, run, train_original, where_read
+from .executors import in_time
+from .run import images_of, model_of, readout_seconds, request_of, run
+from .run import train_original, where_read
 from .settings import RunSettings, run_key
 from .store import CARD_RECIPE, card_name, load_run, read_record
 from .store import runs_root, write_record
@@ -41,10 +44,15 @@ def _card(record: dict[str, Any]) -> Card:
     return Card(table.rename_axis("readout"), tuple(record["missing"]))
 
 # %% ../../nbs/6_lab/15_cards.ipynb #c4a0e02d
-def _network(settings: RunSettings, runs: str | Path | None, root: str | Path | None) -> nn.Module:
+def _network(
+    settings: RunSettings,
+    runs: str | Path | None,
+    root: str | Path | None,
+    limit: Budget | None,
+) -> nn.Module:
     "The network that a run ended with, which is done here if it is not there."
     here = where_read(settings)
-    record = run(settings, runs, root)
+    record = run(settings, runs, root, budget=limit)
     model = model_of(here, images_of(here, root))
     return load_run(model, runs_root(runs) / record["key"], record).eval()
 
@@ -55,12 +63,13 @@ def _auditor(
     runs: str | Path | None,
     root: str | Path | None,
     cap: int,
+    limit: Budget | None,
 ) -> Auditor:
     "What all cards of one w* and request are made of."
     here = where_read(settings)
     images, device = images_of(here, root), here.machine.device
     request = request_of(here, images)
-    w_star, _ = train_original(here, images, runs, root=root)
+    w_star, _ = train_original(here, images, runs, root=root, budget=limit)
     return Auditor(
         original=w_star.eval(),
         forget=request.forget.batches(here.train.batch_size, device),
@@ -69,7 +78,7 @@ def _auditor(
             "forget": request.test_forget.batches(500, device),
             "remain": request.test_remain.batches(500, device),
         },
-        retrained=[_network(other, runs, root) for other in floor],
+        retrained=[_network(other, runs, root, limit) for other in floor],
         classes=request.classes,
         relearn=here.train,
         cap=cap,
@@ -84,33 +93,50 @@ def cards_of(
     root: str | Path | None = None,  # folder of data sets
     on: str | None = "inline",  # "none": read only; else the missing ones are made here
     cap: Count = 2,  # epochs in which the class may come back
-    budget: str | Budget | None = None,  # as in `complete`: when it is over, they are read only
+    budget: str | Budget | None = None,  # as in `complete`: what it lacks is said
 ) -> Iterator[tuple[RunSettings, Card]]:  # those that are there
     "The cards of runs, read or made."
     beside, limit = [run_key(other) for other in floor], budget_of(budget)
-    auditor = cache(lambda: _auditor(settings[0], floor, runs, root, cap))
+    auditor = cache(lambda: _auditor(settings[0], floor, runs, root, cap, limit))
     for chosen in settings:
         path = runs_root(runs) / run_key(chosen) / f"{card_name(beside, cap)}.json"
         record = read_record(path)
-        if record is None and on != "none" and (limit is None or limit.left):
-            model = _network(chosen, runs, root)
-            with locked(path.parent), repeatable(chosen.machine.threads):
-                record = read_record(path) or write_record(
-                    path, _made(chosen, auditor()(model), beside, cap)
-                )
+        if record is None and on != "none":
+            make = partial(_made, chosen, path, auditor, beside, root, limit)
+            record = in_time(f"card_{cap}", chosen, make, limit)
         if record is not None:
             yield chosen, _card(record)
 
 
-def _made(settings: RunSettings, card: Card, beside: list[str], cap: int) -> dict[str, Any]:
-    "The record of a card that was just made."
-    return {
-        "key": run_key(settings),
-        "readout": "card",
-        "provenance": provenance(where_read(settings).machine.device),
-        "cap": cap,
-        "beside": beside,
-        "table": _rows(card.table),
-        "missing": [*card.missing],
-        "recipe": CARD_RECIPE,
-    }
+def _made(
+    settings: RunSettings,
+    path: Path,
+    auditor: Callable[[], Auditor],
+    beside: list[str],
+    root: str | Path | None,
+    limit: Budget | None,
+) -> dict[str, Any]:
+    "The record of a card, which is made and kept unless another process was faster."
+    runs, name = path.parent.parent, path.stem.rpartition("_")[0]
+    if limit:
+        limit.check(readout_seconds(settings, f"{name}_*", limit, runs), name)
+    model = _network(settings, runs, root, limit)
+    with locked(path.parent, wait=limit is None), repeatable(settings.machine.threads):
+        if (found := read_record(path)) is not None:
+            return found
+        start, made = time.perf_counter(), auditor()
+        card = made(model)
+        return write_record(
+            path,
+            {
+                "key": run_key(settings),
+                "readout": "card",
+                "provenance": provenance(where_read(settings).machine.device),
+                "seconds": time.perf_counter() - start,
+                "cap": made.cap,
+                "beside": beside,
+                "table": _rows(card.table),
+                "missing": [*card.missing],
+                "recipe": CARD_RECIPE,
+            },
+        )

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['READOUTS', 'images_of', 'request_of', 'model_of', 'train_original', 'images_digest', 'check_same_images',
-           'other_images', 'timings', 'pace_key', 'alike', 'estimator', 'taken', 'run', 'write_failure', 'readout',
-           'where_read', 'with_readouts']
+           'other_images', 'timings', 'pace_key', 'alike', 'estimator', 'taken', 'readout_seconds', 'run',
+           'write_failure', 'readout', 'where_read', 'with_readouts']
 
 # %% ../../nbs/6_lab/02_run.ipynb #ba5cf420
 import math
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import lru_cache
@@ -404,6 +405,34 @@ def _lately(seconds: "pd.Series", written: "pd.Series", budget: Budget) -> float
     now = known[written[known.index] >= budget.begun]
     return float((known if now.empty else now).median())
 
+# %% ../../nbs/6_lab/02_run.ipynb #02c560bb
+@checked
+def readout_seconds(
+    settings: RunSettings,
+    name: str,  # of its file, without its ending; a star stands for anything
+    budget: Budget,
+    runs: str | Path | None = None,  # folder of runs
+) -> float:
+    """What a readout took after runs that are alike in pace: the median of those since the budget
+    began, or else of all; NaN if none is there that says it."""
+    import pandas as pd
+
+    paths = runs_root(runs).glob(f"*/{name}.json")
+    known = [row for path in paths if (row := _readout_timing(path))]
+    found = alike(pd.DataFrame(known, columns=["place", "seconds", "written"]), settings)
+    return _lately(found.seconds, found.written, budget)
+
+
+def _readout_timing(path: Path) -> tuple[Any, ...] | None:
+    "What a readout took, after what run, and when it was written; None if that is not known."
+    try:
+        found, record = read_record(path), read_record(path.with_name("record.json"))
+    except ValueError:
+        return None  # who reads it says so
+    if not found or not record or "seconds" not in found:
+        return None
+    return pace_key(record["settings"]), found["seconds"], path.stat().st_mtime
+
 # %% ../../nbs/6_lab/02_run.ipynb #a0620115
 @checked
 def run(
@@ -624,7 +653,8 @@ def readout(
         if (found := read_record(path)) is not None:  # another process was here first
             return found
         if limit:
-            limit.check(math.nan, name)
+            limit.check(readout_seconds(here, name, limit, runs), name)
+        start = time.perf_counter()
         model = load_run(model_of(here, images), path.parent, record)
         result = (
             _agreement(model, retrained, here, images)
@@ -637,6 +667,7 @@ def readout(
                 "key": record["key"],
                 "readout": kind,
                 "provenance": provenance(here.machine.device),
+                "seconds": time.perf_counter() - start,
                 **result,
             },
         )

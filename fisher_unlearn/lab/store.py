@@ -137,6 +137,7 @@ class ReadoutRecord(_Part):
     table: dict[str, dict[str, float | None]] | None = None  # of a card: by readout and column
     missing: list[str] | None = None
     recipe: Count | None = None  # of a card; None: 1
+    seconds: NotNegative | None = None  # what it took; older ones don't say
 
     @model_validator(mode="after")
     def _of_its_kind(self) -> "ReadoutRecord":
