@@ -21,7 +21,8 @@ from fisher_unlearn.audit.answers import Answers, answers_of, balanced
 from fisher_unlearn.audit.comeback import Mixed, _epoch, comeback
 from fisher_unlearn.audit.features import features_of, linear_probe
 from fisher_unlearn.audit.floor import Floor, bootstrap, equivalence, holm, largest_difference
-from fisher_unlearn.audit.membership import area, klom, membership, rate_at, rmia, ulira
+from fisher_unlearn.audit.membership import _measured, area, by_chance, klom, membership
+from fisher_unlearn.audit.membership import rate_at, rmia, ulira
 from fisher_unlearn.audit.readouts import relearn_time
 from fisher_unlearn.audit.report_card import audit, tow
 from fisher_unlearn.images.data import load_images
@@ -153,6 +154,27 @@ def test_a_deleted_row_hides_from_the_loss_and_not_from_the_other_classes():
     labels = torch.zeros(300, dtype=torch.int64)
     found = membership(*(Answers(z.log_softmax(1), labels) for z in (leaning, plain)))
     assert found["others"].area > 0.85 and found["others"].images == 300
+
+
+@pytest.mark.parametrize(
+    ("columns", "images", "level"), [(1, 20, 0.05), (9, 50, 0.05), (60, 20, 0.1)]
+)
+def test_chance_gives_no_more_than_it_is_said_to(columns, images, level):
+    "Over many attacks on noise; that of the ranks alone is passed nearly twice as often."
+    drawn, limit = torch.Generator().manual_seed(0), by_chance(images, level)
+    draw = lambda: torch.randn(2 * images, columns, generator=drawn, dtype=torch.float64)
+    areas = np.array([_measured(draw(), images, seed).area for seed in range(200)])
+    assert stats.binomtest(int((areas > limit).sum()), 200, level, "greater").pvalue > 0.01
+    ranks = stats.norm(0.5, math.sqrt((2 * images + 1) / (12 * images**2)))
+    assert limit - 0.5 == pytest.approx(math.sqrt(2) * (ranks.isf(level) - 0.5))
+    assert columns == 1 or (areas > ranks.isf(level)).mean() > level
+
+
+def test_chance_is_refused_for_levels_that_are_none():
+    for level in (0.0, 0.5, 0.9):
+        with pytest.raises(ValueError, match="must lie between 0 and 0.5"):
+            by_chance(20, level)
+    assert by_chance(1) == 1.0 and by_chance(10**9) == pytest.approx(0.5, abs=1e-4)
 
 
 def test_too_few_images_are_refused():

@@ -13,9 +13,11 @@ import torch
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from PIL import Image
+from torch import nn
 from typer.testing import CliRunner
 
 from fisher_unlearn.cli import app
+from fisher_unlearn.images.data import ImageData, Samples
 from fisher_unlearn.images.folders import read_folder
 from fisher_unlearn.images.sources import asked_for, hashes_of, places_of, source_of
 from fisher_unlearn.lab import deletion
@@ -341,7 +343,7 @@ def test_test_images_that_were_trained_on_are_no_test(order, place):
     words += ["--checkpoint", str(place / "w.safetensors"), "--files", "cat/0.png,cat/1.png"]
     ended = CliRunner().invoke(app, [*words, "--out", out])
     assert ended.exit_code == 0, ended.output
-    assert "Forgotten:" not in ended.output and "never saw" not in ended.output
+    assert "Forgotten, by" not in ended.output and "never saw" not in ended.output
     record = json.loads(Path(out, "record.json").read_text(encoding="utf-8"))
     assert record["verdict"]["forgotten"] is None
     assert "test_remain" not in record["accuracies"]["original"]
@@ -377,6 +379,103 @@ def test_a_retrained_model_that_knows_the_class_is_no_reference(source, model):
         found = delete(model, source, asked, method=method, retrained=saw.eval(), **QUIET)
         assert found.verdict.forgotten is None
         assert "answers 100.0 % of a class that it never saw" in found.verdict.said[0]
+
+
+# ------------------------------------------------------------------- what answers do not give away
+
+
+def noise(seed, shift=0.0):
+    "A hundred images of each of four classes, which are much alike."
+    drawn = torch.Generator().manual_seed(seed)
+    centres = 8 * torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(9))
+    labels = torch.arange(400) % 4
+    images = 128 + shift + centres[labels] + 50 * torch.randn(400, 1, 8, 8, generator=drawn)
+    return Samples(images.clamp(0, 255).round().byte(), labels, (0.5,), (0.25,), 8)
+
+
+def by_heart(seed, samples):
+    "A network that has learned its images by heart."
+    torch.manual_seed(seed)
+    first = [nn.Flatten(), nn.Linear(64, 64), nn.ReLU()]
+    model = nn.Sequential(*first, nn.Linear(64, len(NAMES)))
+    settings = TrainSettings(
+        Schedule(lr=0.1, epochs=15, drops=(12,)), select="last", batch_size=32, weight_decay=0.0
+    )
+    train_model(model, samples, settings, progress="none")
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def learned():
+    "Images, a network that knows them by heart, and one that never saw class 2."
+    source = source_of(ImageData("noise", noise(1), noise(2), NAMES, "made", "0"))
+    train = source.train.held
+    return source, by_heart(0, train), by_heart(1, train[(train.labels != 2).nonzero()[:, 0]])
+
+
+def becomes(other):
+    "A method that puts another network's weights in place."
+
+    class Becomes(Sets):
+        @staticmethod
+        def change(model):
+            model.load_state_dict(other.state_dict())
+
+    return Becomes()
+
+
+def asks(learned, method, source=None, **more):
+    "The verdict on class 2 after a method, and what is said of membership."
+    source, model = source or learned[0], learned[1]
+    asked = asked_for(source, classes=["cat"])
+    verdict = delete(model, source, asked, method=method, **QUIET, **more).verdict
+    (said,) = (line for line in verdict.said if "membership" in line or "Membership" in line)
+    return verdict, said
+
+
+def test_a_deleted_row_is_not_forgotten_whatever_it_answers(learned):
+    _, _, without = learned
+    for method, retrained in ((Loses(), None), (Loses(), without)):
+        verdict, said = asks(learned, method, retrained=retrained)
+        assert verdict.said[0].startswith("Forgotten, by its answers: forget set 0.0 %")
+        assert verdict.forgotten is False and said.startswith("Not forgotten, by membership")
+        assert "area by loss 0.50" in said and "by chance up to 0.61" in said
+
+
+def test_a_network_that_never_saw_the_class_has_forgotten_it(learned):
+    verdict, said = asks(learned, becomes(learned[2]))
+    assert verdict.forgotten is True and said.startswith("Nothing found by membership")
+
+
+def test_where_the_original_gives_nothing_away_membership_shows_nothing(learned):
+    source, _, without = learned
+    blind = (source, without, without)  # it was never trained on the class
+    verdict, said = asks(blind, "finetune")
+    assert said.startswith("Membership shows nothing: not even the original")
+    assert verdict.forgotten is None  # and its answers show nothing, either
+
+
+def test_test_images_of_another_kind_are_no_evidence(learned):
+    "Even a network that never saw the class tells them: their values are shifted."
+    source, model, without = learned
+    shifted = source_of(ImageData("noise", noise(1), noise(2, 60.0), NAMES, "made", "0"))
+    verdict, said = asks(learned, Loses(), shifted, retrained=without)
+    assert said.startswith("Membership shows nothing: the retrained model, too")
+    assert verdict.forgotten is True  # by its answers, and by nothing else
+
+
+def test_samples_that_are_still_known_by_heart_are_told(learned):
+    source, model, _ = learned
+    asked = asked_for(source, samples=range(80))
+    found = delete(model, source, asked, method="finetune", **QUIET)
+    assert found.verdict.forgotten is False
+    assert found.verdict.said[2].startswith("Not forgotten, by membership")
+
+
+def test_nothing_is_said_of_membership_without_unseen_images(source, model):
+    few = asked_for(source, files=["cat/0.png", "cat/1.png"])
+    verdict = delete(model, source, few, method="finetune", **QUIET).verdict
+    assert not any("embership" in line for line in verdict.said)
 
 
 # ----------------------------------------------------------------------------------- recommendation

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
+from ..audit.membership import by_chance
 from ..audit.report_card import Card, audit
 from ..images.arguments import Count, NotNegative, Seed, check_fields, checked
 from ..images.arguments import option
@@ -83,6 +84,15 @@ class _Sets:
         "The classes that are not asked for, and of which no training image remains."
         stay = {*self.source.train.labels[self.asked.remain].tolist(), *self.whole}
         return tuple(c for c in range(len(self.source.classes)) if c not in stay)
+
+    @property
+    def matched(self) -> int:
+        "How many images to forget have a test image of their class beside them."
+        if self.source.test is None:
+            return 0
+        both = self.source.train.labels[self.asked.forget], self.source.test.labels
+        counts = [labels.bincount(minlength=len(self.source.classes)) for labels in both]
+        return int(torch.minimum(*counts).sum())
 
     def kind(self, earlier: int) -> "_Kind":
         "What the verdict must know, after some earlier requests."
@@ -280,7 +290,7 @@ def _some(part: Part, positions: list[int]) -> Part:
 class Judgement:
     "What the numbers say, by margins that were fixed beforehand."
 
-    forgotten: bool | None  # None: there is nothing to compare with
+    forgotten: bool | None  # None: there is nothing to compare with, or nothing to be seen
     kept: bool
     said: tuple[str, ...]  # a sentence for each
 
@@ -322,21 +332,58 @@ def _forgotten(accs: "pd.DataFrame", kind: _Kind, margin: float) -> tuple[bool |
     beside = f"forget set {left:.1f} %, {found[1]} {found[0]:.1f} %, margin {margin:g}"
     most = found[0] + margin
     if left > most:
-        return False, f"Not forgotten: {beside}."
+        return False, f"Not forgotten, by its answers: {beside}."
     if before <= most:
         return None, f"Forgotten? F{beside[1:]}, but the original already answers {before:.1f} %."
-    return True, f"Forgotten: {beside}."
+    return True, f"Forgotten, by its answers: {beside}."
+
+# %% ../../nbs/6_lab/12_deletion.ipynb #52a63479
+_ATTACKS = {
+    "membership by loss, area": "by loss",
+    "membership by others, area": "by the other classes",
+}
+_LEVEL = 0.05  # of all attacks together
+
+
+def _told(card: Card, images: int) -> tuple[bool | None, str]:
+    """Are the images to forget told from as many test images? And a sentence; None and none where
+    that can't be asked."""
+    areas = card.table.loc[[name for name in _ATTACKS if name in card.table.index]]
+    if areas.empty:
+        return None, ""
+    limit = by_chance(images, _LEVEL / len(areas))
+    w_star = ", ".join(f"{value:.2f}" for value in areas.w_star)
+    found = (
+        f"its images from test images of their classes (area {_areas(areas.model)}; the original "
+        f"{w_star}; by chance up to {limit:.2f})."
+    )
+    sound = areas[~(areas.high > limit)]
+    if sound.empty:
+        return None, f"Membership shows nothing: the retrained model, too, tells {found}"
+    if (sound.model > limit).any():
+        return True, f"Not forgotten, by membership: the result tells {found}"
+    if (sound.w_star > limit).any():
+        return False, f"Nothing found by membership: the result does not tell {found}"
+    return None, f"Membership shows nothing: not even the original tells {found}"
+
+
+def _areas(values: "pd.Series") -> str:
+    "The areas of the attacks, in words."
+    return ", ".join(f"{_ATTACKS[name]} {value:.2f}" for name, value in values.items())
 
 # %% ../../nbs/6_lab/12_deletion.ipynb #a4167906
-def _judged(accs: "pd.DataFrame", kind: _Kind, margins: Margins) -> Judgement:
-    "The verdict on accuracies in percent, a row a set, a column a model."
+def _judged(
+    accs: "pd.DataFrame", kind: _Kind, margins: Margins, told: tuple[bool | None, str]
+) -> Judgement:
+    "The verdict on accuracies in percent, a row a set, a column a model, and on membership."
     gone, said = _forgotten(accs, kind, margins.forgotten)
     back = _back(accs, kind.watched, margins.forgotten)
     stays = "test_remain" if "test_remain" in accs.index else "remain"
     before, after = accs.original[stays], accs.result[stays]
     kept = bool(after >= before - margins.kept)
     cost = f"{'Kept' if kept else 'Not kept'}: {stays} {after:.1f} %, before {before:.1f} %, margin"
-    return Judgement(False if back else gone, kept, (said, f"{cost} {margins.kept:g}.", *back))
+    lines = said, f"{cost} {margins.kept:g}.", told[1], *back
+    return Judgement(False if back or told[0] else gone, kept, tuple(filter(None, lines)))
 
 
 def _back(accs: "pd.DataFrame", watched: Mapping[str, str], margin: float) -> list[str]:
@@ -443,7 +490,7 @@ def delete(
         less,
         tuple(hashes_of(source.train, less.forget)),
         table,
-        _judged(table, sets.kind(len(earlier)), given),
+        _judged(table, sets.kind(len(earlier)), given, _told(card, sets.matched)),
         given,
         fine_tune,
         classifier,
