@@ -153,6 +153,24 @@ def test_on_the_short_schedule_fine_tuning_forgets_at_once_and_the_influence_fun
     } and {s["subset"] for s in used} == {10_000}
 
 
+def test_on_a_hundred_classes_only_the_mask_of_the_code_takes_the_class():
+    forget = pd.read_csv(FIGURES / "interpolating/figure1.csv").pivot(
+        index="epoch", columns="method", values="forget_acc"
+    )
+    assert len(forget) == 31 and (forget["FisherMask (authors_code)"] == 0).all()
+    others = forget.drop(columns="FisherMask (authors_code)")
+    assert (others.min() > 50).all()
+    for reading in BOTH:
+        passes = forget[f"Influence ({reading})"].dropna()
+        assert len(passes) == 4 and (passes == passes[0]).all()
+    used = [record["settings"] for record in read_kept(FIGURES / "interpolating/figure1.parquet")]
+    assert {(s["dataset"], s["network"], s["seed"]) for s in used} == {
+        ("cifar100", "resnet20", 666)
+    }
+    lines = [line for line in results().splitlines() if "end at 0.0036" in line]
+    assert len(lines) == 1
+
+
 def test_on_the_whole_schedule_fisher_mask_of_the_text_forgets_more_with_a_higher_ratio():
     forget = (
         pd.read_csv(FIGURES / "paper_bfloat16/figure4.csv")
@@ -294,6 +312,9 @@ def test_what_was_not_run_has_no_result():
         ]
     )
     runs = runs[runs.dataset != "digits"]  # which are none of the paper's
+    few = runs[runs.dataset == "cifar100"]  # Figure 1's, on a stand-in
+    assert set(few.result) == {"figure1"} and set(few.subset) == {10_000}
+    runs = runs.drop(few.index)
     whole = runs[runs.epochs == 160]
     assert (
         set(runs.dataset) == {"cifar10"}
