@@ -440,6 +440,7 @@ def test_a_deleted_row_is_not_forgotten_whatever_it_answers(learned):
         assert verdict.said[0].startswith("Forgotten, by its answers: forget set 0.0 %")
         assert verdict.forgotten is False and said.startswith("Not forgotten, by membership")
         assert "area by loss 0.50" in said and "by chance up to 0.61" in said
+        assert said.endswith("of another kind.") is (retrained is None)
 
 
 def test_a_network_that_never_saw_the_class_has_forgotten_it(learned):

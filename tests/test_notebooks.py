@@ -2,21 +2,26 @@
 what its records say."""
 
 import ast
+import base64
+import io
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pandas as pd
 import papermill
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 import fisher_unlearn
 from fisher_unlearn.cli import app
-from fisher_unlearn.lab.notebook import find_notebook
+from fisher_unlearn.lab.notebook import _with_palette, find_notebook
 from fisher_unlearn.lab.deletion_order import order_types
 from fisher_unlearn.lab.settings import parameter_names, resolve, run_key
 
@@ -217,11 +222,40 @@ def test_quickstart_leaves_table_figure_records_and_a_clean_notebook(quickstart)
         and "| Retrain" in output
     )
     nb = nbformat.read(folder / f"{stem}.ipynb", 4)
+    drawn = [
+        part.data["image/png"]
+        for c in nb.cells
+        for part in c.get("outputs", [])
+        if "image/png" in part.get("data", {})
+    ]
+    assert drawn and all(picture(text).mode == "P" for text in drawn)
     assert nb.metadata.papermill.exception is None and not list(folder.glob("*.partial.*"))
     assert (
         nb.metadata.papermill.input_path == "quickstart.ipynb"
         and (folder / f"{stem}.ipynb").stat().st_size < 300_000
     )
+
+
+def picture(text):
+    "A PNG in base64, opened."
+    return Image.open(io.BytesIO(base64.b64decode(text)))
+
+
+def test_a_drawing_with_a_palette_is_smaller_and_looks_the_same():
+    figure, axis = plt.subplots(figsize=(6, 4))
+    points = np.random.default_rng(0).random((400, 2))
+    axis.scatter(*points.T, c=points[:, 0], label="some")
+    axis.legend()
+    held = io.BytesIO()
+    figure.savefig(held, format="png")
+    plt.close(figure)
+    before = base64.b64encode(held.getvalue()).decode()
+    after = _with_palette(before)
+    one, other = (np.asarray(picture(t).convert("RGB"), dtype=int) for t in (before, after))
+    assert len(after) < len(before) / 2 and np.abs(one - other).mean() < 1
+    assert _with_palette(after) == after
+    for broken in ("", "no base64!", base64.b64encode(b"no picture").decode(), before[:200]):
+        assert _with_palette(broken) == broken
 
 
 def test_quickstarts_table_says_what_its_records_say(quickstart):

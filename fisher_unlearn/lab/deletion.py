@@ -361,7 +361,8 @@ def _told(card: Card, images: int) -> tuple[bool | None, str]:
     if sound.empty:
         return None, f"Membership shows nothing: the retrained model, too, tells {found}"
     if (sound.model > limit).any():
-        return True, f"Not forgotten, by membership: the result tells {found}"
+        unless = " Or those are of another kind." if areas.high.isna().all() else ""
+        return True, f"Not forgotten, by membership: the result tells {found}{unless}"
     if (sound.w_star > limit).any():
         return False, f"Nothing found by membership: the result does not tell {found}"
     return None, f"Membership shows nothing: not even the original tells {found}"

@@ -7,7 +7,7 @@ __all__ = ['PLACES', 'notebooks', 'find_notebook', 'declared', 'declared_names',
            'KernelDied', 'execute', 'failures', 'parameters', 'in_notebook']
 
 # %% ../../nbs/6_lab/05_notebook.ipynb #3d39c834
-import ast, json, logging, os, shutil, signal, sys, threading
+import ast, base64, io, json, logging, os, shutil, signal, sys, threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -138,6 +138,21 @@ def _draft(output: Path) -> Iterator[Path]:
                 held.enter_context(locked(folder))
         yield folder
 
+# %% ../../nbs/6_lab/05_notebook.ipynb #831669cc
+def _with_palette(picture: str) -> str:  # a PNG in base64, as notebooks hold it
+    "A picture in 256 colours, if that is smaller; as it is, if it has them or can't be read."
+    from PIL import Image
+
+    held = io.BytesIO()
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(picture))) as image:
+            if image.mode == "P":
+                return picture
+            image.convert("RGB").quantize(256).save(held, "PNG", optimize=True)
+    except (OSError, ValueError):
+        return picture
+    return min(picture, base64.b64encode(held.getvalue()).decode(), key=len)
+
 # %% ../../nbs/6_lab/05_notebook.ipynb #963adee1
 def _put(draft: Path, output: Path, notebook: Path) -> None:
     "Put an executed notebook in place, without the parameters that say where."
@@ -153,6 +168,9 @@ def _put(draft: Path, output: Path, notebook: Path) -> None:
             cell.source = "\n".join(
                 line for line in cell.source.splitlines() if not line.startswith(places)
             )
+        for shown in (part.get("data", {}) for part in cell.get("outputs", [])):
+            if "image/png" in shown:
+                shown["image/png"] = _with_palette(shown["image/png"])
     write_whole(output, lambda part: nbformat.write(executed, part))
 
 # %% ../../nbs/6_lab/05_notebook.ipynb #de7f1b1d

@@ -311,7 +311,8 @@ def _write_parquet(path: Path, rows: "pd.DataFrame") -> None:
         **(table.schema.metadata or {}),
         b"fisher_unlearn.digest": _rows_digest(rows.to_dict("records")).encode(),
     }
-    pq.write_table(table.replace_schema_metadata(said), path, write_page_checksum=True)
+    kept = table.replace_schema_metadata(said)
+    pq.write_table(kept, path, compression="zstd", write_page_checksum=True)
 
 
 def _rows_digest(rows: Iterable[Record]) -> str:
