@@ -143,6 +143,25 @@ def test_every_needed_run_can_be_passed_to_a_notebook(profile):
         assert run_key(resolve(**parameters(s))) == run_key(s), label(s)
 
 
+@pytest.mark.parametrize("name", NEEDS)
+def test_no_two_runs_of_an_experiment_are_told_by_the_same_words(name):
+    told = [label(settings) for settings in needed(name, "interpolating")]
+    assert len({*told}) == len(told)
+
+
+def test_the_words_for_a_run_name_what_is_unusual_in_its_request():
+    asked = {
+        "": {},
+        "class 3": {"classes": [3]},
+        "class 3, 7": {"classes": [7, 3]},
+        "3 samples": {"request": "samples", "samples": [5, 1, 9]},
+        "random 500": {"request": "random", "count": 500},
+    }
+    for words, request in asked.items():
+        told = label(resolve("interpolating", method="finetune", **request))
+        assert told == "cifar10 resnet20 666: finetune" + f", {words}" * bool(words)
+
+
 def test_a_run_that_no_profile_has_can_be_passed_and_what_no_parameter_says_is_said():
     odd = RunSettings.of(dataset="mnist", subset=7, network="densenet", train={"batch_size": 3})
     assert run_key(resolve(**parameters(odd))) == run_key(odd)

@@ -17,8 +17,8 @@ from ..images.arguments import checked
 from ..images.atomic import is_held
 from ..images.budget import Budget, OutOfTime
 from .run import alike, estimator, other_images, taken, timings
-from .settings import Request, RunSettings, TuningSettings, run_key
-from .settings import training_key, unusual_options
+from .settings import ClassRequest, Request, RunSettings, SamplesRequest
+from .settings import TuningSettings, run_key, training_key, unusual_options
 from .store import kept_root, read_record, runs_root
 
 
@@ -88,9 +88,18 @@ def label(settings: RunSettings) -> str:
 
 def _asked(request: Request) -> list[str]:
     "What is special about a request, in words."
-    kind = "" if request.kind == "class" else " ".join(map(str, request.asked[:2]))
     limit = request.remain_limit
-    return [kind, "" if limit is None else f"{limit} remain images"]
+    return [_which(request), "" if limit is None else f"{limit} remain images"]
+
+
+def _which(request: Request) -> str:
+    "Which classes, if not the usual one; how many samples; or another kind, and its size."
+    if isinstance(request, ClassRequest):
+        named = ", ".join(map(str, request.classes))
+        return "" if request.classes == ClassRequest().classes else f"class {named}"
+    if isinstance(request, SamplesRequest):
+        return f"{len(request.samples)} samples"
+    return " ".join(map(str, request.asked[:2]))
 
 
 def _tuned(tuning: TuningSettings) -> list[str]:
