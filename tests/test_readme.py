@@ -531,6 +531,42 @@ def test_what_an_auditor_finds_where_accuracy_finds_nothing():
     assert f"{len(floor)} retrained models make the interval" in results()
 
 
+def test_what_the_fields_methods_leave_on_the_bench():
+    runs = [
+        record
+        for record in read_kept(FIGURES / "interpolating/rivals.parquet")
+        if (record["settings"]["request"], record["settings"]["classes"]) == ("class", [0])
+    ]
+    epochs = {(r["settings"]["method"], r["settings"]["preset"]): r["history"] for r in runs}
+    whats = ("remain_acc", "forget_acc")
+    fresh, alone, row = (
+        next(epochs[name] for name in epochs if name[0] == method)
+        for method in ("retrain", "finetune", "mask_classifier")
+    )
+    aim = [fresh[-1][what] for what in whats]
+    epochs = {n: rows for n, rows in epochs.items() if n[0] not in ("retrain", "finetune")}
+
+    def count(epoch):
+        off = ([abs(r[epoch][w] - a) for w, a in zip(whats, aim)] for r in epochs.values())
+        return sum(max(both) <= 5 for both in off)
+
+    assert f"{count(0)} of {len(epochs)} stand within five points" in results()
+    assert f"and {count(-1)} after it" in results()
+    assert max(abs(row[-1][w] - a) for w, a in zip(whats, aim)) <= 5
+    lost = {name[0] for name, rows in epochs.items() if aim[0] - rows[-1]["remain_acc"] > 5}
+    assert lost == {"neggrad_plus", "sfron"}
+    assert all(rows[1]["train_loss"] > 100 for name, rows in epochs.items() if name[0] in lost)
+    mask, kick = ([epochs[m, p][-1]["forget_acc"] for p in BOTH] for m in ("fisher_mask", "kick"))
+    assert min(mask) < 1 and all(k > m + 5 for m, k in zip(mask, kick))
+    assert abs(min(kick) - alone[-1]["forget_acc"]) < 5
+    idle = {r["settings"]["method"] for r in runs if not any(c["changed"] for c in r["changed"])}
+    assert idle == {"ssd", "finetune"} or idle == {"ssd", "finetune", "retrain"}
+    line = next(
+        x for x in README_TEXT.read_text(encoding="utf-8").splitlines() if "[The bench]" in x
+    )
+    assert f"{count(-1) + (alone[-1]['forget_acc'] < 5)} of {len(epochs) + 1} end" in line
+
+
 def test_readme_is_one_page_and_its_links_lead_somewhere():
     text = README_TEXT.read_text(encoding="utf-8")
     prose = re.sub(r"```.*?```", "", text, flags=re.S)
