@@ -78,7 +78,10 @@ def test_every_method_and_preset_has_its_row_as_its_record_has_it(rivals):
         assert row.method == "retrain" or row.remain_acc_before == first["remain_acc"]
         of_weights = [r for r in record["changed"] if r["name"].endswith((".weight", ".bias"))]
         moved = sum(r["distance"] ** 2 for r in of_weights) ** 0.5
-        assert row.moved == pytest.approx(moved)
+        if row.method == "retrain":  # it starts elsewhere, and no length is said of it
+            assert np.isnan(row.moved) and not moved
+        else:
+            assert row.moved == pytest.approx(moved)
         epochs = [e["seconds"] for e in record["history"] if e["seconds"]]
         tuned = np.median(epochs) * len(epochs) if epochs else 0
         own = record["seconds"]["method"] + record.get("spared", 0)
