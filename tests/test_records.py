@@ -504,7 +504,7 @@ def test_a_machine_without_git_is_no_obstacle(monkeypatch):
 def test_committed_records_are_those_of_their_settings_and_their_weights_are_small():
     root = Path(fisher_unlearn.__file__).parent.parent
     kept = list((root / "data" / "checkpoints").glob("*.json"))
-    assert sum(p.stat().st_size for p in (root / "data" / "checkpoints").iterdir()) <= 20e6
+    assert sum(p.stat().st_size for p in (root / "data" / "checkpoints").iterdir()) <= 40e6
     records = [
         json.loads(p.read_text(encoding="utf-8"))
         for p in [*(root / "figures").glob("*/records/*.json"), *kept]
