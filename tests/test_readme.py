@@ -364,7 +364,7 @@ def test_what_a_class_of_mnist_says_of_the_masks():
     digits = table("paper_bfloat16/table1", setting="ResNet20/MNIST", window="fine_tuning")["mean"]
     before = digits.xs("before_ft", level="phase")
     code, control = (before.loc[name] for name in ("FisherMask (authors_code)", "MaskClassifier"))
-    assert (code - control).abs().max() < 2 and code.forget_acc < 1 < before.forget_acc["w*"]
+    assert (code - control).abs().max() < 5 and code.forget_acc < 1 < before.forget_acc["w*"]
     assert before.forget_acc["FisherMask (paper)"] > 5
     last = table("paper_bfloat16/table1", setting="ResNet20/MNIST", window="last")["mean"]
     last = last.xs("after_ft", level="phase").forget_acc
