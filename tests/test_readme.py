@@ -369,6 +369,17 @@ def test_what_a_class_of_mnist_says_of_the_masks():
     last = table("paper_bfloat16/table1", setting="ResNet20/MNIST", window="last")["mean"]
     last = last.xs("after_ft", level="phase").forget_acc
     assert last["Finetune"] < 50
+    runs = outcomes(
+        [
+            r
+            for r in read_kept(FIGURES / "paper_bfloat16/table1.parquet")
+            if r["settings"]["dataset"] == "mnist"
+        ]
+    )
+    masked = runs.pivot(index="label", columns="seed", values="forget_acc_before")
+    assert len(runs) == 39 and (masked.loc["FisherMask (authors_code)"] < 0.1).all()
+    assert masked.loc["MaskClassifier"].max() < 10
+    assert (masked.loc["FisherMask (paper)"] > masked.loc["MaskClassifier"] - 1).all()
     losses = {"mnist": [], "cifar10": []}
     for record in read_kept(FIGURES / "paper_bfloat16/table1.parquet"):
         if record["training"]:
